@@ -1,0 +1,146 @@
+"""The nonlinear Hamiltonian recurrent unit (Eq. 18): independent oscillators with a saturating force, UnICORNN-like."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from models.hamiltonian import AbstractHamiltonian
+from models.layer import AbstractHRULayer, init_ports
+from models.rhel import RHEL, AbstractLearningAlgorithm
+from models.stack import HRU, HRUBlock
+
+
+@jax.custom_jvp
+def log_cosh(x: Array) -> Array:
+    """log cosh x, finite for every finite x; its slope is tanh x to full relative precision, also near zero."""
+    return jnp.logaddexp(x, -x) - jnp.asarray(jnp.log(2.0), x.dtype)
+
+
+log_cosh.defjvps(lambda x_dot, _, x: x_dot * jnp.tanh(x))
+
+
+class SaturatingOscillators(AbstractHamiltonian):
+    """T = p^2 / 2,  V = alpha q^2 / 2 + log cosh(W q + v + b) / W  for each oscillator, times its own step.
+
+    W is the paper's A (the published code's W_diag). Stable while step^2 (alpha + W) < 4.
+    """
+
+    W_diag: Float[Array, " P"]
+    b: Float[Array, " P"]
+    alpha: Float[Array, " P"]
+    step: Float[Array, " P"]
+
+    def kinetic(self, p):
+        """step * p^2 / 2, summed."""
+        return 0.5 * jnp.sum(self.step * p**2)
+
+    def potential(self, q, drive):
+        """step * (alpha q^2 / 2 + log cosh(W q + v + b) / W), summed."""
+        well = 0.5 * self.alpha * q**2
+        return jnp.sum(self.step * (well + log_cosh(self.W_diag * q + drive + self.b) / self.W_diag))
+
+    def kinetic_contrast(self, p, dp):
+        """2 step p dp, summed."""
+        return 2 * jnp.sum(self.step * p * dp)
+
+    def potential_contrast(self, q, dq, drive):
+        """By log cosh(x + y) - log cosh(x - y) = 2 artanh(tanh x tanh y)."""
+        saturated = jnp.arctanh(jnp.tanh(self.W_diag * q + drive + self.b) * jnp.tanh(self.W_diag * dq))
+        return 2 * jnp.sum(self.step * (self.alpha * q * dq + saturated / self.W_diag))
+
+
+def _inverse_softplus(x):
+    return jnp.log(jnp.expm1(x))
+
+
+def _logit(x):
+    return jnp.log(x) - jnp.log1p(-x)
+
+
+class NonlinHRULayer(AbstractHRULayer):
+    """Trainable nonlinear unit. W_diag, alpha > 0 through softplus, the step in (0, 1) through the logistic function.
+
+    The step is one number for all oscillators, `step_init` at first. With `gate` each oscillator's step is multiplied
+    by sigmoid(c), c of its own: the gate of the published code and of UnICORNN, which Eq. 18 does not have.
+    """
+
+    W_diag: Float[Array, " P"]
+    b: Float[Array, " P"]
+    c: Float[Array, " P"] | None
+    alpha: Float[Array, " P"]
+    step: Float[Array, ""]
+    B: Float[Array, "P H"]
+    C: Float[Array, "H P"]
+    D: Float[Array, " H"]
+    learning_algorithm: AbstractLearningAlgorithm
+    train_steps: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        ssm_dim: int,
+        *,
+        step_init: float = 0.1,
+        gate: bool = False,
+        train_steps: bool = True,
+        learning_algorithm: AbstractLearningAlgorithm | None = None,
+        key: PRNGKeyArray,
+    ):
+        if not 0 < step_init < 1:
+            raise ValueError(f"step_init must lie strictly between 0 and 1, got {step_init!r}")
+        W_key, c_key, alpha_key, ports_key = jax.random.split(key, 4)
+        self.W_diag = _inverse_softplus(jax.random.uniform(W_key, (ssm_dim,), minval=0.5, maxval=1))
+        self.b = jnp.zeros(ssm_dim)
+        self.c = jax.random.uniform(c_key, (ssm_dim,), minval=-1, maxval=1) if gate else None
+        self.alpha = _inverse_softplus(jax.random.uniform(alpha_key, (ssm_dim,), minval=0.1, maxval=1))
+        self.step = _logit(jnp.asarray(step_init))
+        self.B, self.C, self.D = init_ports(hidden_dim, ssm_dim, key=ports_key)
+        self.learning_algorithm = RHEL() if learning_algorithm is None else learning_algorithm
+        self.train_steps = train_steps
+
+    def hamiltonian(self) -> SaturatingOscillators:
+        """W_diag and alpha through softplus, step through the logistic function and, if there is one, the gate."""
+        step = jax.nn.sigmoid(self.step)
+        if not self.train_steps:
+            step = jax.lax.stop_gradient(step)
+        gate = jnp.ones_like(self.b) if self.c is None else jax.nn.sigmoid(self.c)
+        return SaturatingOscillators(
+            W_diag=jax.nn.softplus(self.W_diag), b=self.b, alpha=jax.nn.softplus(self.alpha), step=step * gate
+        )
+
+
+class NonlinHRUBlock(HRUBlock):
+    """The shared block around a `NonlinHRULayer`."""
+
+    unit: NonlinHRULayer
+
+
+class NonlinHRU(HRU):
+    """The shared stack of `NonlinHRUBlock`s. `options` are those of `models.stack.HRU`."""
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        ssm_dim: int,
+        *,
+        step_init=0.1,
+        gate=False,
+        train_steps=True,
+        learning_algorithm=None,
+        **options,
+    ):
+        def block(key, **block_options):
+            unit_key, block_key = jax.random.split(key)
+            unit = NonlinHRULayer(
+                hidden_dim,
+                ssm_dim,
+                step_init=step_init,
+                gate=gate,
+                train_steps=train_steps,
+                learning_algorithm=learning_algorithm,
+                key=unit_key,
+            )
+            return NonlinHRUBlock(unit, key=block_key, **block_options)
+
+        super().__init__(block, hidden_dim, **options)

@@ -1,0 +1,89 @@
+"""Models by name."""
+
+import math
+from typing import Literal
+
+import equinox as eqx
+from jaxtyping import PRNGKeyArray
+
+from models.LinHRU import LinHRU
+from models.NonlinHRU import NonlinHRU
+from models.rhel import make_learning_algorithm
+from models.stack import HRU
+
+MODELS: dict[str, type[HRU]] = {"LinHRU": LinHRU, "NonlinHRU": NonlinHRU}
+BATCHNORM_MODES = ("ema", "batch")
+
+
+def create_model(
+    model_name: str,
+    data_dim: int,
+    label_dim: int,
+    hidden_dim: int,
+    num_blocks: int,
+    ssm_dim: int,
+    *,
+    classification: bool,
+    output_step: int = 1,
+    learning_algorithm: str = "RHEL",
+    epsilon: float | None = None,
+    complex_ssm: bool = True,
+    train_steps: bool = True,
+    step_init: float | None = None,
+    gate: bool = False,
+    batchnorm: Literal["ema", "batch"] = "batch",
+    dropout_rate: float = 0.05,
+    key: PRNGKeyArray,
+) -> tuple[HRU, eqx.nn.State]:
+    """A model and its initial BatchNorm state.
+
+    Call it on one sequence x (L, data_dim), under `jax.vmap(model, axis_name="batch", in_axes=(0, None, 0),
+    out_axes=(0, None))`, as model(x, state, key) -> (output, state): logits (label_dim,) for classification, else
+    (L // output_step, label_dim) through tanh.
+
+    - `learning_algorithm`, `epsilon`: see `models.rhel`. The forward pass is the same for all algorithms.
+    - `complex_ssm` concerns LinHRU alone: Eq. 18 of NonlinHRU is real.
+    - `step_init` (default 0.1) and `gate` concern NonlinHRU alone.
+    - `train_steps=False` freezes the time steps, whatever the algorithm.
+    - `batchnorm`: "ema" reproduces the published code, "batch" normalises by the batch at hand while training.
+
+    Raises `ValueError` for unknown names and impossible sizes.
+    """
+    if model_name not in MODELS:
+        raise ValueError(f"unknown model_name {model_name!r}; one of {', '.join(MODELS)}")
+    if batchnorm not in BATCHNORM_MODES:
+        raise ValueError(f"unknown batchnorm {batchnorm!r}; one of {', '.join(BATCHNORM_MODES)}")
+    sizes = {
+        "data_dim": data_dim,
+        "label_dim": label_dim,
+        "hidden_dim": hidden_dim,
+        "num_blocks": num_blocks,
+        "ssm_dim": ssm_dim,
+        "output_step": output_step,
+    }
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+    if not (0 <= dropout_rate < 1 and math.isfinite(dropout_rate)):
+        raise ValueError(f"dropout_rate must lie in [0, 1), got {dropout_rate!r}")
+    if model_name == "NonlinHRU":
+        unit_options = {"gate": gate} | ({} if step_init is None else {"step_init": step_init})
+    elif step_init is not None or gate:
+        raise ValueError(f"step_init and gate are options of NonlinHRU, not of {model_name}")
+    else:
+        unit_options = {"complex_ssm": complex_ssm}
+    return eqx.nn.make_with_state(MODELS[model_name])(
+        hidden_dim,
+        ssm_dim,
+        **unit_options,
+        train_steps=train_steps,
+        learning_algorithm=make_learning_algorithm(learning_algorithm, epsilon),
+        data_dim=data_dim,
+        label_dim=label_dim,
+        num_blocks=num_blocks,
+        classification=classification,
+        output_step=output_step,
+        batchnorm=batchnorm,
+        dropout_rate=dropout_rate,
+        key=key,
+    )

@@ -1,0 +1,303 @@
+"""Recurrent Hamiltonian Echo Learning: the gradient of a driven Hamiltonian system from forward passes alone.
+
+Pourcel & Ernoult, "Learning long range dependencies through time reversal symmetry breaking", NeurIPS 2025,
+arXiv 2506.05259. Symbols as in `models.hamiltonian`.
+
+Derivation. Let s = (q, p), the free pass s_{t+1} = F(s_t, v_t; theta) with the leapfrog F, the loss L(q_1, .., q_L),
+and g_t = dL/dq_{t+1}. F is reversible: with the momentum flip R (p -> -p), R F R is the inverse of F, so the flow from
+the flipped final state over the drives in reverse order retraces the free pass. Whenever the echo is at q_{t+1}, add
+the nudge +a g_t to its momentum, and -a g_t in a second echo. Because F is symplectic, the half-difference of the two
+echoes divided by a is, up to the flip, the adjoint state of the free pass (Theorem 3.2), and the gradient is the
+response of the energy with the trajectories held fixed (Eqs. 13-14, Algorithm 1):
+
+    E     = sum_t  kinetic(p before the kick) / 2 + potential(q_half, v_t) + kinetic(p after the kick) / 2
+    dL/dx = -(dE/dx at the +a echo - dE/dx at the -a echo) / (2 a)       x: parameters, time steps, drives
+
+up to O(a^2), and without error where the energy is quadratic. The two halves of the kinetic energy are the two drifts
+of a step. It is at the half step, not at its end, that the parameters act.
+
+Numbers. (1) Scaling the nudges scales nothing in the result, so the amplitude a is chosen relative to the state and to
+the incoming gradient: the scale of the loss cancels. (2) The pair is carried as mean m and half-difference d (plus =
+m + d, minus = m - d): the same two trajectories in coordinates that do not cancel. With the contrast
+Vc(m, d) = V(m + d) - V(m - d), the mean force is -dVc/dd / 2, half the difference of the forces is -dVc/dm / 2, and the
+difference of the energy gradients is dVc/dtheta: one scalar function carries the echo and its readout.
+
+Nothing of size time x oscillators outlives a chunk of steps: the free pass keeps the inputs and the final state; the
+echo walks back chunk by chunk and adds up the gradients.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from models.hamiltonian import AbstractHamiltonian, State, flow, leapfrog
+
+CHUNK = 128
+"""Steps walked at a time: what is kept per step is kept for this many."""
+
+
+class AbstractSystem(eqx.Module):
+    """A Hamiltonian with its ports: how inputs drive it and how its positions are read.
+
+    `readout` must be linear in the positions. Both ports see stretches of a sequence and treat every step alike.
+    """
+
+    hamiltonian: eqx.AbstractVar[AbstractHamiltonian]
+
+    @abstractmethod
+    def drive(self, inputs: Float[Array, "time in"]) -> Float[Array, "time osc"]:
+        """Drives v_t of the inputs u_t."""
+
+    @abstractmethod
+    def readout(self, positions: Float[Array, "time osc"], inputs: Float[Array, "time in"]) -> Float[Array, "time out"]:
+        """Outputs o_t of the positions q_{t+1} and the inputs u_t."""
+
+
+class BareSystem(AbstractSystem):
+    """A Hamiltonian whose inputs are its drives and whose outputs are its positions."""
+
+    hamiltonian: AbstractHamiltonian
+
+    def drive(self, inputs):
+        """The inputs."""
+        return inputs
+
+    def readout(self, positions, inputs):
+        """The positions."""
+        return positions
+
+
+class AbstractLearningAlgorithm(eqx.Module):
+    """How the response of a system is differentiated. The response is the same for all."""
+
+    @abstractmethod
+    def __call__(self, system: AbstractSystem, inputs: Float[Array, "time in"]) -> Float[Array, "time out"]:
+        """Outputs of the system, from rest, to a sequence of at least one input."""
+
+
+class BPTT(AbstractLearningAlgorithm):
+    """Backpropagation through time: reverse mode of the integrator, all states kept."""
+
+    def __call__(self, system, inputs):
+        """Outputs of the system, from rest, to a sequence of at least one input."""
+        outputs, _ = _free_pass(system, inputs)
+        return outputs
+
+
+class RHEL(AbstractLearningAlgorithm):
+    """Recurrent Hamiltonian Echo Learning.
+
+    - `epsilon`: size of the nudges. 1 means that all the nudges of a sequence together, added up as if they were
+      uncorrelated, are as large as the state; by default 1e-6 for a Hamiltonian with closed contrasts, where smaller is
+      better, else 1e-2, where O(epsilon^2) and cancellation balance in float32.
+    - `literal`: run two trajectories, as a physical machine would, instead of their mean and half-difference.
+    """
+
+    epsilon: float | None = eqx.field(default=None, static=True)
+    literal: bool = eqx.field(default=False, static=True)
+
+    def __check_init__(self):
+        if self.epsilon is not None and not (math.isfinite(self.epsilon) and self.epsilon > 0):
+            raise ValueError(
+                f"epsilon must be a positive number or None for the automatic choice, got {self.epsilon!r}"
+            )
+
+    def __call__(self, system, inputs):
+        """Outputs of the system, from rest, to a sequence of at least one input."""
+        return _echoed((system, inputs), self)
+
+
+LEARNING_ALGORITHMS = ("RHEL", "BPTT")
+
+
+def make_learning_algorithm(name: str, epsilon: float | None = None) -> AbstractLearningAlgorithm:
+    """A learning algorithm by name. `epsilon` concerns RHEL alone. Raises `ValueError` for another name."""
+    if name == "RHEL":
+        return RHEL(epsilon)
+    if name == "BPTT":
+        return BPTT()
+    raise ValueError(f"unknown learning_algorithm {name!r}; one of {', '.join(LEARNING_ALGORITHMS)}")
+
+
+def evolve(
+    hamiltonian: AbstractHamiltonian,
+    drives: Float[Array, "time osc"],
+    *,
+    learning_algorithm: str | AbstractLearningAlgorithm = "RHEL",
+    epsilon: float | None = None,
+) -> Float[Array, "time osc"]:
+    """Positions q_1, .., q_L of a Hamiltonian, from rest, under a sequence of drives.
+
+    Differentiable in reverse mode, by the learning algorithm, with respect to every floating-point array of the
+    Hamiltonian and to the drives. The positions have the shape of the drives. Raises `ValueError` for an empty sequence
+    and for an unknown algorithm.
+    """
+    if isinstance(learning_algorithm, str):
+        learning_algorithm = make_learning_algorithm(learning_algorithm, epsilon)
+    return learning_algorithm(BareSystem(hamiltonian), drives)
+
+
+# The free pass
+
+
+def _scan_chunks(body: Callable, carry: PyTree, xs: PyTree, *, reverse: bool = False) -> tuple[PyTree, PyTree]:
+    """As `jax.lax.scan`, with a body that takes `CHUNK` steps at a time, or what is left in the last chunk."""
+    length = jax.tree.leaves(xs)[0].shape[0]
+    if length == 0:
+        raise ValueError("the sequence is empty: it has no steps")
+    count, rest = divmod(length, min(CHUNK, length))
+    chunks = jax.tree.map(lambda x: x[: length - rest].reshape(count, -1, *x.shape[1:]), xs)
+    last = jax.tree.map(lambda x: x[length - rest :], xs)
+    if rest and reverse:
+        carry, last = body(carry, last)
+    carry, ys = jax.lax.scan(body, carry, chunks, reverse=reverse)
+    if rest and not reverse:
+        carry, last = body(carry, last)
+    ys = jax.tree.map(lambda y: y.reshape(length - rest, *y.shape[2:]), ys)
+    return carry, jax.tree.map(lambda y, z: jnp.concatenate([y, z]), ys, last) if rest else ys
+
+
+def _rest(system: AbstractSystem, inputs: Float[Array, "time in"]) -> State:
+    """Zero position and momentum, of the shape of a drive."""
+    drive = jax.eval_shape(system.drive, inputs[:1])
+    dtypes = [x.dtype for x in jax.tree.leaves((drive, eqx.filter(system.hamiltonian, eqx.is_inexact_array)))]
+    zeros = jnp.zeros(drive.shape[1:], jnp.result_type(*dtypes))
+    return zeros, zeros
+
+
+def _free_pass(system: AbstractSystem, inputs: Float[Array, "time in"]) -> tuple[Float[Array, "time out"], State]:
+    """Outputs, and the final state. The forward pass of every learning algorithm."""
+
+    def body(state, inputs):
+        state, positions = flow(system.hamiltonian, state, system.drive(inputs))
+        return state, system.readout(positions, inputs)
+
+    state, outputs = _scan_chunks(body, _rest(system, inputs), inputs)
+    return outputs, state
+
+
+# The echo pair, in either of two coordinates
+
+
+class _MeanAndHalfDifference(eqx.Module):
+    """(m, d): the echoes are m + d and m - d. No digits are lost however small d is."""
+
+    hamiltonian: AbstractHamiltonian
+
+    def start(self, x):
+        return x, jnp.zeros_like(x)
+
+    def nudge(self, p, nudge):
+        return p[0], p[1] + nudge
+
+    def velocity(self, p):
+        d_mean, d_half = jax.grad(self.hamiltonian.kinetic_contrast, (0, 1))(*p)
+        return 0.5 * d_half, 0.5 * d_mean
+
+    def force(self, q, drive):
+        d_mean, d_half = jax.grad(self.hamiltonian.potential_contrast, (0, 1))(*q, drive)
+        return -0.5 * d_half, -0.5 * d_mean
+
+    def mean_and_half_difference(self, x):
+        return x
+
+
+class _TwoTrajectories(eqx.Module):
+    """Both echoes as they are, stacked: what a physical machine runs."""
+
+    hamiltonian: AbstractHamiltonian
+
+    def start(self, x):
+        return jnp.stack([x, x])
+
+    def nudge(self, p, nudge):
+        return p + jnp.stack([nudge, -nudge])
+
+    def velocity(self, p):
+        return jax.vmap(self.hamiltonian.velocity)(p)
+
+    def force(self, q, drive):
+        return jax.vmap(self.hamiltonian.force, in_axes=(0, None))(q, drive)
+
+    def mean_and_half_difference(self, x):
+        return 0.5 * (x[0] + x[1]), 0.5 * (x[0] - x[1])
+
+
+# The custom gradient
+
+
+@eqx.filter_custom_vjp
+def _echoed(system_and_inputs, algorithm):
+    outputs, _ = _free_pass(*system_and_inputs)
+    return outputs
+
+
+@_echoed.def_fwd
+def _echoed_fwd(perturbed, system_and_inputs, algorithm):
+    return _free_pass(*system_and_inputs)
+
+
+@_echoed.def_bwd
+def _echoed_bwd(final, outputs_grad, perturbed, system_and_inputs, algorithm):
+    system, inputs = system_and_inputs
+    hamiltonian = system.hamiltonian
+    pair = (_TwoTrajectories if algorithm.literal else _MeanAndHalfDifference)(hamiltonian)
+    amplitude = _nudge_amplitude(system, inputs, final, outputs_grad, algorithm)
+    q, p = final
+
+    def echo_step(state, drive_and_nudge):
+        drive, nudge = drive_and_nudge
+        q_end, p_end = state
+        p_nudged = pair.nudge(p_end, nudge)
+        state, q_half = leapfrog(pair.velocity, pair.force, (q_end, p_nudged), drive)
+        return state, jax.tree.map(pair.mean_and_half_difference, (q_end, p_nudged, q_half, state[1]))
+
+    def response(system_and_inputs, trace, outputs_grad):
+        """Its gradient at a fixed trace is the answer: readout times incoming gradient, minus the energy contrast."""
+        system, inputs = system_and_inputs
+        (q_end, _), p_before, q_half, p_after = trace
+        kinetic_contrast = jax.vmap(system.hamiltonian.kinetic_contrast)
+        potential_contrast = jax.vmap(system.hamiltonian.potential_contrast)
+        contrast = (
+            0.5 * kinetic_contrast(*p_before)
+            + potential_contrast(*q_half, system.drive(inputs))
+            + 0.5 * kinetic_contrast(*p_after)
+        )
+        return jnp.vdot(outputs_grad, system.readout(q_end, inputs)) - jnp.sum(contrast) / (2 * amplitude)
+
+    def body(carry, chunk):
+        state, total = carry
+        inputs, outputs_grad = chunk
+        _, readout_vjp = jax.vjp(lambda q: system.readout(q, inputs), jnp.zeros((inputs.shape[0], *q.shape), q.dtype))
+        (nudges,) = readout_vjp(outputs_grad)
+        state, trace = jax.lax.scan(echo_step, state, (system.drive(inputs), amplitude * nudges), reverse=True)
+        system_grad, inputs_grad = eqx.filter_grad(response)((system, inputs), trace, outputs_grad)
+        return (state, jax.tree.map(jnp.add, total, system_grad)), inputs_grad
+
+    echo = (pair.start(q), pair.start(-p))
+    nothing = jax.tree.map(jnp.zeros_like, eqx.filter(system, eqx.is_inexact_array))
+    (_, system_grad), inputs_grad = _scan_chunks(body, (echo, nothing), (inputs, outputs_grad), reverse=True)
+    return system_grad, inputs_grad
+
+
+def _nudge_amplitude(system, inputs, final, outputs_grad, algorithm):
+    """The factor a between incoming gradient and nudge: epsilon, relative to the state and to the whole of the nudges.
+
+    The nudges of a sequence are bounded, in root-sum-square over time, by the gain of the readout times the incoming
+    gradient. A zero incoming gradient gives zero nudges at any a; one that is not finite gives an a that is not.
+    """
+    epsilon = algorithm.epsilon
+    if epsilon is None:
+        closed = type(system.hamiltonian).potential_contrast is not AbstractHamiltonian.potential_contrast
+        epsilon = 1e-6 if closed and not algorithm.literal else 1e-2
+    state_scale = jnp.maximum(*(jnp.max(jnp.abs(x)) for x in final))
+    largest = jnp.max(jnp.abs(outputs_grad))
+    gain = jax.jacobian(lambda q: system.readout(q[None], inputs[:1])[0])(jnp.zeros_like(final[0]))
+    gain = jnp.max(jnp.linalg.norm(gain, axis=0))
+    total = largest * gain * jnp.linalg.norm(outputs_grad / jnp.where(largest > 0, largest, 1))
+    return jnp.where(total == 0, 1, epsilon * jnp.where(state_scale > 0, state_scale, 1) / total)
