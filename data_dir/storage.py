@@ -1,10 +1,11 @@
 """Where the data lie, how a folder is written in one piece, and the error that every user mistake ends in."""
 
+import errno
 import hashlib
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 DEFAULT_DATA_DIR = Path(__file__).resolve().parent
@@ -39,12 +40,12 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def new_folder(target: Path, *, keep_existing: bool = False) -> Iterator[Path]:
+def new_folder(target: Path, *, keep: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """Yields a temporary folder beside ``target`` that takes its place once the block ends without an error.
 
-    After an error, or if the process is killed, ``target`` is what it was before. Of several processes writing the same
-    target the last one wins; with ``keep_existing`` the first one does, and nobody ever sees the target missing.
-    The temporary folder's name starts with a dot.
+    After an error, or if the process is killed, ``target`` is what it was before. Several processes may write the same
+    target: the last one wins, or the first one where ``keep(target)`` says that what is there by now may stay. The
+    temporary folder's name starts with a dot.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:12]
@@ -53,22 +54,25 @@ def new_folder(target: Path, *, keep_existing: bool = False) -> Iterator[Path]:
     fresh.mkdir()
     try:
         yield fresh
-        if keep_existing and target.exists():
-            return
-        try:
-            fresh.rename(target)
-        except OSError:
-            # A folder is renamed onto an empty one only: the target exists, perhaps since a moment ago.
-            if not target.exists():
-                raise
-            if keep_existing:
-                return
-            target.rename(former)
-            try:
-                fresh.rename(target)
-            except OSError:
-                former.rename(target)
-                raise
+        while not _moved(fresh, target):
+            if keep is not None and keep(target):
+                break
+            shutil.rmtree(former, ignore_errors=True)
+            with suppress(FileNotFoundError):  # Another process may have just moved it away.
+                target.rename(former)
     finally:
+        if former.exists() and not target.exists():
+            former.rename(target)
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(former, ignore_errors=True)
+
+
+def _moved(folder: Path, target: Path) -> bool:
+    """Renames ``folder``; False if a folder that is not empty has the name already."""
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True

@@ -1,0 +1,291 @@
+"""create_dataset: from a processed folder to three loaders, or a message that says what to do."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_dir import datasets
+from data_dir.datasets import BUNDLED, create_dataset, processed_datasets
+from data_dir.pickles import read_arrays
+from data_dir.splits import split_by_seed
+from data_dir.storage import DataError
+
+RNG = np.random.default_rng(0)
+PARTS = ("train", "validation", "test")
+
+
+@pytest.fixture(scope="session")
+def bundled(tmp_path_factory) -> Path:
+    """A data folder in which BasicMotions is processed."""
+    data_dir = tmp_path_factory.mktemp("bundled")
+    create_dataset(data_dir, "BasicMotions", seed=2345, time=False)
+    return data_dir
+
+
+def store(data_dir: Path, name: str = "Toy", collection: str = "UEA", **arrays) -> Path:
+    """Writes arrays as the published scripts do."""
+    folder = data_dir / "processed" / collection / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, array in arrays.items():
+        (folder / f"{file}.pkl").write_bytes(pickle.dumps(array))
+    return folder
+
+
+def toy(n: int = 20) -> np.ndarray:
+    return RNG.normal(size=(n, 6, 2)).astype(np.float32)
+
+
+def load(data_dir: Path, name: str = "Toy", **options):
+    return create_dataset(data_dir, name, **{"seed": 2345, "time": False, **options})
+
+
+def test_bundled_set_is_served(bundled):
+    dataset = load(bundled, "BasicMotions", time=True)
+    assert (dataset.name, dataset.length, dataset.data_dim, dataset.label_dim) == ("BasicMotions", 100, 7, 4)
+    assert dataset.classification
+    assert dataset.class_names == ["badminton", "running", "standing", "walking"]
+    assert [getattr(dataset, part).size for part in PARTS] == [56, 12, 12]
+    expected = split_by_seed(80, 2345)
+    stored = read_arrays(bundled / "processed" / "UEA" / "BasicMotions" / "data.pkl")
+    for part in PARTS:
+        loader = getattr(dataset, part)
+        np.testing.assert_array_equal(dataset.split[part], expected[part])
+        np.testing.assert_array_equal(loader.data[:, :, 1:], stored[expected[part]])
+        np.testing.assert_array_equal(
+            loader.data[:, :, 0], np.tile((np.arange(100) / 100).astype(np.float32), (loader.size, 1))
+        )
+        assert loader.data.dtype == loader.labels.dtype == np.float32
+        assert np.all(loader.labels.sum(axis=1) == 1)
+    labels = np.concatenate([getattr(dataset, part).labels for part in PARTS])
+    assert labels.sum(axis=0).tolist() == [20, 20, 20, 20]
+
+
+def test_bundled_set_without_the_time_channel(bundled):
+    dataset = load(bundled, "BasicMotions")
+    assert dataset.data_dim == 6
+    assert dataset.train.data.shape == (56, 100, 6)
+    other = load(bundled, "BasicMotions", seed=3456)
+    assert other.split["train"].tolist() != dataset.split["train"].tolist()
+
+
+def test_bundled_set_is_processed_once(bundled, monkeypatch):
+    def fail(*arguments, **options):
+        raise AssertionError("processed again")
+
+    monkeypatch.setattr(datasets, "process_dataset", fail)
+    assert load(bundled, "BasicMotions").train.size == 56
+    with pytest.raises(AssertionError, match="processed again"):
+        load(bundled, "GunPoint")
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_every_bundled_set_needs_no_download(tmp_path, name, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("reached for the network"))
+    dataset = load(tmp_path, name)
+    assert dataset.train.size > dataset.test.size > 0
+    assert processed_datasets(tmp_path) == [name]
+    assert [entry.name for entry in (tmp_path / "processed" / "UEA").iterdir()] == [name], "nothing else is left"
+    info = json.loads((tmp_path / "processed" / "UEA" / name / "dataset.json").read_text())
+    assert sum(info["class_counts"]) == info["n_samples"] == sum(getattr(dataset, part).size for part in PARTS)
+
+
+def test_a_half_written_bundled_set_is_processed_again(tmp_path):
+    folder = store(tmp_path, "GunPoint", labels=np.arange(3))
+    assert load(tmp_path, "GunPoint").train.size == 140
+    assert (folder / "data.pkl").exists()
+
+
+def test_a_missing_set_names_folder_and_commands(tmp_path):
+    with pytest.raises(DataError) as caught:
+        load(tmp_path, "SelfRegulationSCP1")
+    message = str(caught.value)
+    assert f"{tmp_path}/processed/*/SelfRegulationSCP1" in message
+    assert f"python data_dir/download_uea.py --datasets SelfRegulationSCP1 --data_dir {tmp_path}" in message
+    assert f"python data_dir/process_uea.py --datasets SelfRegulationSCP1 --data_dir {tmp_path}" in message
+
+
+def test_a_missing_set_with_raw_files_needs_processing_only(tmp_path):
+    raw = tmp_path / "raw" / "UEA" / "Multivariate_arff" / "Heartbeat"
+    raw.mkdir(parents=True)
+    for part in ("TRAIN", "TEST"):
+        (raw / f"Heartbeat_{part}.arff").touch()
+    with pytest.raises(DataError, match=r"process_uea\.py --datasets Heartbeat") as caught:
+        load(tmp_path, "Heartbeat")
+    assert "download" not in str(caught.value)
+
+
+def test_a_missing_set_that_no_command_fetches(tmp_path):
+    with pytest.raises(DataError, match=r"Put EigenWorms_TRAIN\.ts and EigenWorms_TEST\.ts"):
+        load(tmp_path, "EigenWorms")
+    with pytest.raises(DataError, match=r"put X_train\.pkl, y_train\.pkl, .* into .*PPG/ppg"):
+        load(tmp_path, "ppg", classification=False)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("BasicMotion", "BasicMotions"), ("selfregulationscp2", "SelfRegulationSCP2"), ("PPG", "ppg")]
+)
+def test_a_typing_error_gets_the_nearest_name(tmp_path, typed, meant):
+    with pytest.raises(DataError, match=f"'{typed}'.*Did you mean '{meant}'"):
+        load(tmp_path, typed)
+
+
+def test_the_nearest_name_may_be_a_processed_set(tmp_path):
+    store(tmp_path, "MyOwnSeries", data=toy(), labels=np.arange(20) % 2)
+    with pytest.raises(DataError, match="Did you mean 'MyOwnSeries'"):
+        load(tmp_path, "MyOwnSerie")
+
+
+@pytest.mark.parametrize("name", ["", "../Toy", "UEA/Toy", "/etc", ".hidden", ".."])
+def test_a_name_is_not_a_path(tmp_path, name):
+    store(tmp_path, data=toy(), labels=np.arange(20) % 2)
+    with pytest.raises(DataError, match="must be the name of a folder"):
+        load(tmp_path, name)
+
+
+def test_a_name_found_twice_is_ambiguous(tmp_path):
+    store(tmp_path, data=toy(), labels=np.arange(20) % 2)
+    store(tmp_path, collection="Other", data=toy(), labels=np.arange(20) % 2)
+    with pytest.raises(DataError, match=r"found twice, as .*Other/Toy and .*UEA/Toy"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.arange(20) % 3,
+        (np.arange(20) % 3 + 4).astype(np.int8),
+        (np.arange(20) % 3).astype(np.float64),
+        np.arange(20)[:, None] % 3,
+        np.eye(3)[np.arange(20) % 3],
+        jnp.arange(20) % 3,
+        jnp.eye(3)[jnp.arange(20) % 3],
+        [int(row) for row in np.arange(20) % 3],
+    ],
+    ids=["int64", "int8 from 4", "float", "column", "one-hot", "jax", "jax one-hot", "list"],
+)
+def test_labels_as_integers_or_one_hot(tmp_path, labels):
+    store(tmp_path, data=jnp.asarray(toy()), labels=labels)
+    dataset = load(tmp_path)
+    assert (dataset.label_dim, dataset.class_names) == (3, None)
+    for part in PARTS:
+        np.testing.assert_array_equal(getattr(dataset, part).labels, np.eye(3)[dataset.split[part] % 3])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": toy()[0]}, r"data\.pkl: shape \(6, 2\); needed is \(samples, time steps, channels\)"),
+        ({"data": toy()[:, :0]}, r"data\.pkl: shape \(20, 0, 2\)"),
+        ({"data": np.where(np.arange(2) == 1, np.nan, toy())}, r"data\.pkl: 120 values are not finite"),
+        ({"data": toy().astype(float) * 1e300}, r"data\.pkl: 240 values are not finite"),
+        ({"data": toy(19)}, r"labels\.pkl: labels of shape \(20,\) for the 19 samples of data\.pkl"),
+        ({"labels": np.array(1)}, r"labels\.pkl: labels of shape \(\)"),
+        ({"labels": np.full(20, np.nan)}, r"labels\.pkl: 20 values are not finite"),
+        ({"labels": np.linspace(0, 1, 20)}, r"labels\.pkl: class labels must be integers or one-hot rows"),
+        ({"labels": np.ones((20, 3))}, r"labels\.pkl: class labels of shape \(20, 3\)"),
+        ({"labels": np.full((20, 2), 0.5)}, r"labels\.pkl: class labels of shape \(20, 2\)"),
+        ({"labels": np.ones((20, 3, 1))}, r"labels\.pkl: class labels of shape \(20, 3, 1\)"),
+        ({"data": toy(3), "labels": np.arange(3)}, r"data\.pkl: 3 samples are too few"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(tmp_path, change, message):
+    folder = store(tmp_path, **{"data": toy(), "labels": np.arange(20) % 2, **change})
+    with pytest.raises(DataError, match=message) as caught:
+        load(tmp_path)
+    assert str(caught.value).startswith(str(folder)), "the message names the file"
+
+
+def test_the_number_of_classes_must_be_that_of_the_names(tmp_path):
+    folder = store(tmp_path, data=toy(), labels=np.arange(20) % 3)
+    (folder / "dataset.json").write_text('{"class_names": ["a", "b"]}')
+    with pytest.raises(DataError, match=r"labels\.pkl: 3 classes, but dataset\.json beside it names 2"):
+        load(tmp_path)
+    (folder / "dataset.json").write_text('{"class_names": ["a", "b", "c"]}')
+    assert load(tmp_path).class_names == ["a", "b", "c"]
+    with pytest.raises(DataError, match="needs classification True"):
+        load(tmp_path, classification=False)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"class_names": 3}', "\xff"])
+def test_a_damaged_description_is_refused(tmp_path, text):
+    folder = store(tmp_path, data=toy(), labels=np.arange(20) % 3)
+    (folder / "dataset.json").write_bytes(text.encode("latin1"))
+    with pytest.raises(DataError, match=r"dataset\.json: "):
+        load(tmp_path)
+
+
+def test_damaged_and_missing_files_are_refused(tmp_path):
+    folder = store(tmp_path, data=toy(), labels=np.arange(20) % 3)
+    whole = (folder / "data.pkl").read_bytes()
+    (folder / "data.pkl").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"data\.pkl: not a pickle of arrays, or cut short"):
+        load(tmp_path)
+    (folder / "data.pkl").write_bytes(whole)
+    (folder / "labels.pkl").unlink()
+    with pytest.raises(DataError, match=r"labels\.pkl: cannot be read \(No such file"):
+        load(tmp_path)
+
+
+def ppg(counts=(6, 4, 5), length: int = 64, step: int = 8) -> dict[str, np.ndarray]:
+    """Arrays of PPG-DaLiA's layout, short."""
+    arrays = {}
+    for part, n in zip(("train", "val", "test"), counts, strict=True):
+        arrays[f"X_{part}"] = RNG.normal(size=(n, length, 6)).astype(np.float32)
+        arrays[f"y_{part}"] = RNG.uniform(-1, 1, size=(n, length // step))
+    return arrays
+
+
+def test_ppg_is_served_in_its_own_parts(tmp_path):
+    arrays = ppg()
+    store(tmp_path, "ppg", "PPG", **arrays)
+    dataset = load(tmp_path, "ppg", classification=False, output_step=8, time=True)
+    assert (dataset.data_dim, dataset.label_dim, dataset.length) == (7, 1, 64)
+    assert dataset.split is None
+    assert dataset.class_names is None
+    assert not dataset.classification
+    for part, stored in zip(PARTS, ("train", "val", "test"), strict=True):
+        loader = getattr(dataset, part)
+        np.testing.assert_array_equal(loader.data[:, :, 1:], arrays[f"X_{stored}"])
+        np.testing.assert_array_equal(loader.data[0, :, 0], np.arange(64, dtype=np.float32) / 64)
+        np.testing.assert_array_equal(loader.labels, arrays[f"y_{stored}"].astype(np.float32))
+    assert processed_datasets(tmp_path) == ["ppg"]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({}, {"output_step": 1}, r"output_step 1 does not fit: 64 time steps carry 8 labels, so it must be 8"),
+        ({}, {"output_step": 0}, "output_step 0 does not fit"),
+        ({}, {"classification": True}, r"y_train\.pkl: class labels of shape .* needs classification False"),
+        ({"y_val": np.zeros((4, 7))}, {}, "the validation part has .* 7 labels each, the train part .* and 8"),
+        ({"X_test": np.zeros((5, 64, 5))}, {}, r"the test part has samples of shape \(64, 5\)"),
+        ({"y_test": np.zeros((4, 8))}, {}, r"y_test\.pkl: labels of shape \(4, 8\) for the 5 samples"),
+        ({"y_train": np.zeros(6)}, {}, r"y_train\.pkl: labels of shape \(6,\)"),
+        ({"X_val": np.zeros((0, 64, 6))}, {}, r"X_val\.pkl: shape \(0, 64, 6\)"),
+    ],
+)
+def test_ppg_arrays_that_do_not_fit_are_refused(tmp_path, change, options, message):
+    store(tmp_path, "ppg", "PPG", **{**ppg(), **change})
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, "ppg", **{"classification": False, "output_step": 8, **options})
+
+
+def test_a_missing_part_is_named(tmp_path):
+    folder = store(tmp_path, "ppg", "PPG", **ppg())
+    (folder / "y_val.pkl").unlink()
+    with pytest.raises(DataError, match=r"y_val\.pkl: cannot be read"):
+        load(tmp_path, "ppg", classification=False, output_step=8)
+
+
+def test_processed_sets_are_listed(bundled, tmp_path):
+    assert processed_datasets(tmp_path) == []
+    shutil.copytree(bundled / "processed", tmp_path / "processed")
+    store(tmp_path, ".Unfinished.new", data=toy())
+    store(tmp_path, "Empty")
+    store(tmp_path, "ppg", "PPG", **ppg())
+    assert processed_datasets(tmp_path) == ["BasicMotions", "ppg"]
