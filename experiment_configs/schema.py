@@ -1,0 +1,266 @@
+"""What an experiment config may say, and the one place where it is checked.
+
+`load_config` reads a file, `ExperimentConfig.replace` lays the command line over it; both end in the same validation, and
+both report every problem at once with file, field, value and what is allowed. Numbers and booleans may be written as
+strings ("0.0001", "True"), as the published files do.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from . import LEARNING_ALGORITHMS, MODEL_NAMES, scheduler
+
+DEFAULT_OUTPUT_DIR = "outputs"
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used. The message names the file (or the command line), each field, its value and what fits."""
+
+
+def _unquote(value: Any) -> Any:
+    """Read "True", "none", "64" and "1e-4" as what they spell; leave any other value alone."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip().lower()
+    if text in ("true", "false"):
+        return text == "true"
+    if text in ("none", "null"):
+        return None
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return value
+
+
+_Unquoted = BeforeValidator(_unquote)
+_Flag = Annotated[bool, Field(strict=True, description="true or false"), _Unquoted]
+_Count = Annotated[int, Field(strict=True, gt=0, description="a positive whole number"), _Unquoted]
+_Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32), _Unquoted]
+_Positive = Annotated[
+    float, Field(strict=True, gt=0, allow_inf_nan=False, description="a positive number"), _Unquoted
+]
+_Folder = Annotated[str, Field(strict=True, description="the path of a folder")]
+
+
+class ExperimentConfig(BaseModel):
+    """One experiment: a model, a data set, and how the one is trained on the other.
+
+    The fields without a default must be in the file; those with one are the options this project adds to the published
+    ones. The defaults of the whole project stand here.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_name: Literal[MODEL_NAMES] = Field(description=f"one of {', '.join(MODEL_NAMES)}")
+    dataset_name: str = Field(strict=True, min_length=1, description="the name of a data set")
+    learning_algorithm: Literal[LEARNING_ALGORITHMS] = Field(
+        LEARNING_ALGORITHMS[0], description=f"one of {', '.join(LEARNING_ALGORITHMS)}"
+    )
+    seeds: tuple[_Seed, ...] = Field(
+        min_length=1, description="a list of different whole numbers from 0 to 4294967295, at least one"
+    )
+    data_dir: _Folder
+    output_parent_dir: _Folder
+
+    # training
+    lr: _Positive
+    lr_scheduler: str = Field(strict=True, description=scheduler.ALLOWED)
+    num_steps: _Count
+    print_steps: _Count
+    batch_size: _Count
+    metric: Literal["accuracy", "mse"] = Field(description="accuracy or mse")
+
+    # data
+    classification: _Flag
+    time: _Flag
+    output_step: _Count
+
+    # model
+    num_blocks: _Count
+    hidden_dim: _Count
+    ssm_dim: _Count
+    complex_ssm: _Flag
+    train_steps: _Flag
+    epsilon: Annotated[
+        _Positive | None, Field(description="a positive number, or null for the automatic choice"), _Unquoted
+    ]
+    step_init: Annotated[
+        Annotated[float, Field(strict=True, gt=0, lt=1)] | None,
+        Field(description="a number between 0 and 1, or null for the model's own choice"),
+        _Unquoted,
+    ] = None
+    gate: _Flag = False
+    batchnorm: Literal["ema", "batch"] = Field("batch", description="ema or batch")
+    dropout_rate: Annotated[
+        float, Field(strict=True, ge=0, lt=1, description="a number from 0 up to but not including 1"), _Unquoted
+    ] = 0.05
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds):
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("a seed is listed twice")
+        return seeds
+
+    @field_validator("lr_scheduler", mode="before")
+    @classmethod
+    def _scheduler_as_text(cls, rule):
+        return scheduler.normalise(rule)
+
+    @field_validator("output_parent_dir")
+    @classmethod
+    def _output_default(cls, folder):
+        # The published files write "" and mean their own default.
+        return folder or DEFAULT_OUTPUT_DIR
+
+    @model_validator(mode="after")
+    def _fields_agree(self):
+        for clash, field, reason in (
+            (self.classification and self.metric != "accuracy", "metric", "classification is measured by accuracy"),
+            (not self.classification and self.metric != "mse", "metric", "a regression is measured by mse"),
+            (
+                self.classification and self.output_step != 1,
+                "output_step",
+                "a classification has one output per sequence: output_step is 1",
+            ),
+            (
+                self.complex_ssm and self.model_name == "NonlinHRU",
+                "complex_ssm",
+                "NonlinHRU is real: complex_ssm is false there",
+            ),
+            (
+                self.step_init is not None and self.model_name == "LinHRU",
+                "step_init",
+                "only NonlinHRU has it; LinHRU draws one step per oscillator: leave it out or null",
+            ),
+            (self.gate and self.model_name == "LinHRU", "gate", "only NonlinHRU has it: leave it out or false"),
+        ):
+            if clash:
+                raise ValueError(_Clash(field, getattr(self, field), reason))
+        try:
+            self.learning_rate()
+        except scheduler.SchedulerError as error:
+            raise ValueError(
+                _Clash("lr_scheduler", self.lr_scheduler, f"{error}; allowed is {scheduler.ALLOWED}")
+            ) from error
+        return self
+
+    def learning_rate(self):
+        """Give what an optax optimiser takes as its learning rate: a float or an optax schedule."""
+        return scheduler.build(self.lr_scheduler, self.lr, self.num_steps)
+
+    def model_options(self) -> dict:
+        """Give the keyword arguments of `models.create_model` that the config decides."""
+        names = (
+            *("model_name", "hidden_dim", "num_blocks", "ssm_dim", "classification", "output_step"),
+            *("learning_algorithm", "epsilon", "complex_ssm", "train_steps", "step_init", "gate"),
+            *("batchnorm", "dropout_rate"),
+        )
+        return {name: getattr(self, name) for name in names}
+
+    def replace(self, changes: Mapping[str, Any], source: str = "command line") -> "ExperimentConfig":
+        """Give a copy with some fields changed, checked as a whole.
+
+        **Raises:** `ConfigError`, naming `source`, if the changed config is not valid.
+        """
+        return validate({**self.model_dump(), **changes}, source)
+
+
+class _Clash(str):
+    """Fields that do not fit each other: the message of a validator that looks at the whole config."""
+
+    def __new__(cls, field, value, reason):
+        return super().__new__(cls, f"{field} is {json.dumps(value)}: {reason}")
+
+
+def validate(fields: Mapping[str, Any], source: str) -> ExperimentConfig:
+    """Check the fields of a config; `source` says in messages where they come from.
+
+    **Raises:** `ConfigError` with every problem found.
+    """
+    try:
+        return ExperimentConfig.model_validate(dict(fields))
+    except ValidationError as error:
+        problems = dict.fromkeys(_describe(problem) for problem in error.errors(include_url=False))
+        raise ConfigError(f"{source}: " + "; ".join(problems)) from None
+
+
+def load_config(path: str | Path, model_name: str | None = None) -> ExperimentConfig:
+    """Read and check one config file.
+
+    The model is `model_name`, or else the folder that the file lies in (`.../LinHRU/EigenWorms.json`); a file that names
+    its model must name that one.
+
+    **Raises:** `ConfigError` for a file that is missing, is not JSON (with line and column), repeats a field, or holds a
+    field that is unknown, missing, of the wrong type or impossible.
+    """
+    path = Path(path)
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not JSON, line {error.lineno} column {error.colno}: {error.msg}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a config: {error}") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path}: a config is a JSON object of fields, not {json.dumps(fields)[:60]}")
+    if model_name is None and path.resolve().parent.name in MODEL_NAMES:
+        model_name = path.resolve().parent.name
+    if model_name is not None and fields.setdefault("model_name", model_name) != model_name:
+        raise ConfigError(f"{path}: model_name is {json.dumps(fields['model_name'])}, but this is a file of {model_name}")
+    return validate(fields, str(path))
+
+
+def config_path(config_dir: str | Path, model_name: str, dataset_name: str) -> Path:
+    """Find the config of a model and a data set in a group of configs.
+
+    **Raises:** `ConfigError` that lists the data sets of the group (and the nearest name) if there is none.
+    """
+    folder = Path(config_dir) / model_name
+    names = sorted(path.stem for path in folder.glob("*.json"))
+    if dataset_name in names:
+        return folder / f"{dataset_name}.json"
+    if not names:
+        raise ConfigError(f"{folder}: no configs here; a group of configs is a folder <group>/<model_name>/<data set>.json")
+    near = difflib.get_close_matches(dataset_name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"{folder}: no config for the data set {dataset_name!r}.{hint} There are: {', '.join(names)}")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"the field {', '.join(repeated)} is given twice")
+    return fields
+
+
+def _describe(problem: Mapping[str, Any]) -> str:
+    """Put one finding of pydantic into words: field, value, what is allowed."""
+    if not problem["loc"]:
+        return str(problem["ctx"]["error"])
+    name, value = problem["loc"][0], problem["input"]
+    fields = ExperimentConfig.model_fields
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, fields, n=1, cutoff=0.7)
+        hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(fields)}"
+        return f"unknown field {name} ({_shown(value)}): {hint}"
+    allowed = fields[name].description
+    if problem["type"] == "missing":
+        return f"missing field {name}: {allowed}"
+    detail = f" ({problem['ctx']['error']})" if problem["type"] == "value_error" else ""
+    return f"{name} is {_shown(value)}{detail}: allowed is {allowed}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."

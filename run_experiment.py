@@ -1,0 +1,247 @@
+"""Train models on data sets, as a config says: `python run_experiment.py --help`.
+
+Without a flag it trains LinHRU by RHEL on those of the six UEA sets of the published experiments that are processed, and
+where none is, on BasicMotions, which needs no download. Every run leaves its files in its folder (see `runs`); a run that is
+finished there is kept and reported. Exit status: 0, or 1 if a run failed, or 2 if what was asked for cannot be done.
+"""
+
+import argparse
+import contextlib
+import statistics
+import sys
+from pathlib import Path
+
+from experiment_configs import LEARNING_ALGORITHMS, MODEL_NAMES
+
+CONFIG_DIR = Path(__file__).resolve().parent / "experiment_configs" / "repeats"
+FALLBACK_SET = "BasicMotions"
+OVERRIDES = ("learning_algorithm", "seeds", "data_dir", "output_parent_dir", "num_steps", "print_steps", "batch_size")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise ValueError
+    return value
+
+
+_positive.__name__ = "positive whole number"
+_seed.__name__ = "seed from 0 to 4294967295"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line. Flags that are not given leave the config as it is."""
+    result = _Parser(
+        prog="run_experiment.py",
+        description="Train models on data sets. A flag overrides the field of the same name in the config.",
+        epilog="Exit status: 0; 1 if a run failed; 2 if what was asked for cannot be done.",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    unset = {"default": argparse.SUPPRESS}
+    add = result.add_argument
+    add("--model_name", choices=MODEL_NAMES, default=MODEL_NAMES[0], help="the model")
+    add(
+        *("--dataset_name",),
+        **unset,
+        nargs="+",
+        metavar="NAME",
+        help=f"one or several data sets (without it: the UEA sets that are processed, else {FALLBACK_SET})",
+    )
+    add("--learning_algorithm", **unset, choices=LEARNING_ALGORITHMS, help="how the gradient is found (default: RHEL)")
+    add("--seeds", **unset, nargs="+", type=_seed, metavar="SEED", help="one run per seed (without it: those of the config)")
+    add(
+        "--config_dir",
+        type=Path,
+        default=CONFIG_DIR,
+        metavar="DIR",
+        help="group of configs: DIR/<model_name>/<dataset_name>.json",
+    )
+    add("--data_dir", **unset, metavar="DIR", help="folder of the data, with raw/ and processed/")
+    add("--output_parent_dir", **unset, metavar="DIR", help="folder that the runs are written below")
+    add("--num_steps", **unset, type=_positive, metavar="N", help="steps of training, at most")
+    add("--print_steps", **unset, type=_positive, metavar="N", help="steps from one evaluation to the next")
+    add("--batch_size", **unset, type=_positive, metavar="N", help="samples per step")
+    add("--double_precision", action="store_true", help="compute in float64")
+    add("--overwrite", action="store_true", help="redo runs that are finished")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit status. Flags that cannot be parsed raise `SystemExit`, as argparse does."""
+    arguments = parser().parse_args(argv)
+    # From here on and not at the top, so that --help and a mistyped flag answer at once.
+    import jax
+
+    from data_dir.storage import DataError
+    from experiment_configs.schema import ConfigError
+
+    precision = jax.enable_x64(True) if arguments.double_precision else contextlib.nullcontext()
+    try:
+        with precision:
+            return _run_all(arguments)
+    except (ConfigError, DataError) as error:
+        print(f"run_experiment.py: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"run_experiment.py: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command redoes the unfinished run and keeps the finished ones.", file=sys.stderr)
+        return 130
+
+
+def _run_all(arguments: argparse.Namespace) -> int:
+    configs = _configs(arguments)
+    results = [(config, [_run(config, seed, arguments.overwrite) for seed in config.seeds]) for config in configs]
+    print(f"\n{_table(results)}")
+    failed = sum(result["status"] != "completed" for _, of_seeds in results for result in of_seeds)
+    if failed:
+        print(f"{failed} of {sum(len(of_seeds) for _, of_seeds in results)} runs failed.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _configs(arguments: argparse.Namespace) -> list:
+    """The configs to run, with the flags laid over them; what can be checked before the first run is checked here."""
+    from data_dir.datasets import BUNDLED, PUBLISHED_UEA, create_dataset, processed_datasets
+    from data_dir.download_uea import FETCHABLE
+    from data_dir.storage import script_command
+    from experiment_configs.schema import ConfigError, config_path, load_config
+
+    given = vars(arguments)
+    changes = {name: given[name] for name in OVERRIDES if name in given}
+
+    def load(name):
+        path = config_path(arguments.config_dir, arguments.model_name, name)
+        config = load_config(path, arguments.model_name)
+        if config.dataset_name != name:
+            raise ConfigError(f'{path}: dataset_name is "{config.dataset_name}": allowed is the name of the file, {name}')
+        return config.replace(changes, source=f"{path} with the flags") if changes else config
+
+    def is_processed(config):
+        return config.dataset_name in processed_datasets(config.data_dir)
+
+    if "dataset_name" in given:
+        configs = [load(name) for name in dict.fromkeys(given["dataset_name"])]
+        for config in configs:
+            if config.dataset_name not in BUNDLED and not is_processed(config):
+                # It raises and says how to get the set; better now than after hours spent on the sets before.
+                create_dataset(config.data_dir, config.dataset_name, seed=config.seeds[0], time=config.time)
+        return configs
+
+    configs = [config for config in map(load, PUBLISHED_UEA) if is_processed(config)]
+    if configs:
+        print("Processed UEA sets:", ", ".join(config.dataset_name for config in configs))
+        return configs
+    fallback = load(FALLBACK_SET)
+    print(
+        f"None of the six UEA sets is processed in {fallback.data_dir}. These two commands fetch and process two of them:\n"
+        f"    {script_command('download_uea.py', fallback.data_dir, '--datasets', *FETCHABLE)}\n"
+        f"    {script_command('process_uea.py', fallback.data_dir)}\n"
+        f"Running {FALLBACK_SET}, which needs no download."
+    )
+    return [fallback]
+
+
+def _run(config, seed: int, overwrite: bool) -> dict:
+    """One run with its progress on stderr and a line on stdout; a finished one is only reported."""
+    import runs
+
+    folder = runs.run_folder(config, seed)
+    name = f"{config.dataset_name} {config.model_name} {config.learning_algorithm} seed {seed}"
+    finished = None if overwrite else runs.finished_result(folder)
+    if finished is not None:
+        print(f"{name}: kept, {_outcome(config, finished)} ({folder})")
+        changed = runs.changed_fields(config, folder)
+        if changed:
+            differences = "; ".join(f"{field} {there!r}, now {now!r}" for field, (there, now) in changed.items())
+            print(f"    It was made with another config ({differences}). --overwrite redoes it.")
+        return finished
+    with _Progress(name, config) as progress:
+        result = runs.run_seed(config, seed, on_step=progress.step, on_evaluation=progress.evaluation)
+    if result["status"] == "completed":
+        print(f"{name}: {_outcome(config, result)}, {result['seconds']:.1f} s ({folder})")
+    else:
+        print(f"{name}: FAILED, {result['error']} ({folder})")
+    return result
+
+
+class _Progress:
+    """A bar with loss and metric on a terminal; one line per evaluation where stderr goes elsewhere."""
+
+    def __init__(self, name: str, config):
+        from tqdm import tqdm
+
+        self.name, self.config = name, config
+        self.interactive = sys.stderr.isatty()
+        self.bar = tqdm(total=config.num_steps, desc=name, unit="step", disable=not self.interactive, leave=False)
+        self.validation = ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+    def step(self, _, loss: float) -> None:
+        self.bar.set_postfix_str(f"loss {loss:.4f}{self.validation}", refresh=False)
+        self.bar.update()
+
+    def evaluation(self, evaluation) -> None:
+        metric = self.config.metric
+        self.validation = f", validation {metric} {evaluation.val_metric:.4f}"
+        if not self.interactive:
+            print(
+                f"{self.name} step {evaluation.step}/{self.config.num_steps}: loss {evaluation.loss:.4f}, {metric} on train"
+                f" {evaluation.train_metric:.4f}, on validation {evaluation.val_metric:.4f}, {evaluation.seconds:.1f} s",
+                file=sys.stderr,
+            )
+
+
+def _outcome(config, result: dict) -> str:
+    return (
+        f"test {config.metric} {result['test_metric']:.4f}, validation {result['val_metric']:.4f} at step"
+        f" {result['best_step']} of {result['steps']}"
+    )
+
+
+def _table(results: list) -> str:
+    """Mean and sample standard deviation over the completed seeds, one line per data set."""
+    rows = [("data set", "model", "algorithm", "seeds", "failed", "metric", "test", "validation")]
+    for config, of_seeds in results:
+        completed = [result for result in of_seeds if result["status"] == "completed"]
+        scale, metric = (100, "accuracy, %") if config.classification else (1, "mse")
+        columns = [[scale * result[f"{split}_metric"] for result in completed] for split in ("test", "val")]
+        rows.append(
+            (
+                *(config.dataset_name, config.model_name, config.learning_algorithm),
+                *(str(len(completed)), str(len(of_seeds) - len(completed)), metric),
+                *(_mean_and_std(column, digits=1 if config.classification else 4) for column in columns),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "test and validation: mean ± sample standard deviation over the seeds, best model by validation"])
+
+
+def _mean_and_std(values: list[float], digits: int) -> str:
+    if not values:
+        return "-"
+    std = f"{statistics.stdev(values):.{digits}f}" if len(values) > 1 else "n/a"
+    return f"{statistics.fmean(values):.{digits}f} ± {std}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,298 @@
+"""Training: the loss, one step, one evaluation for every split, and the loop. Nothing here prints or touches a file.
+
+Everything random in a run derives from its seed:
+
+    data, model, training, _ = split(PRNGKey(seed), 4)
+    data         which samples belong to which split (drawn where the data set is made)
+    model        the initial parameters
+    training     loader, dropout = split(training): the order of the batches, and the dropout masks;
+                 step n uses fold_in(dropout, n), split once more so that every sample of the batch has its own key
+
+A step is a function of the training state, its batch and its number alone, so a loop that starts again from a saved state
+and loader position walks the same path.
+"""
+
+import functools
+import math
+import operator
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+PATIENCE = 10  # evaluations without improvement that are forgiven; one more stops the run
+
+# Steps sent to the device before the loss of an earlier one is read. At 0 the device would wait for the host at every
+# step; the more, the later a run notices that it has diverged.
+LOSSES_IN_FLIGHT = 2
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A loss that is infinite or not a number.
+
+    `step` is the step it was met at, counted from 1, and `where` names the loss: that of a training batch or of a split.
+    """
+
+    def __init__(self, step: int, where: str):
+        self.step = step
+        self.where = where
+        super().__init__(f"the {where} loss is not finite at step {step}")
+
+
+class SeedKeys(NamedTuple):
+    """The independent random keys of one seed."""
+
+    data: PRNGKeyArray
+    model: PRNGKeyArray
+    training: PRNGKeyArray
+
+
+def seed_keys(seed: int) -> SeedKeys:
+    """Derive the keys of a seed, as the published experiments do: the first three of four."""
+    return SeedKeys(*jax.random.split(jax.random.PRNGKey(seed), 4)[:3])
+
+
+class TrainingState(eqx.Module):
+    """All that a step changes."""
+
+    model: eqx.Module
+    state: eqx.nn.State
+    optimiser: optax.OptState
+    step: Array  # steps done
+
+
+class Evaluation(NamedTuple):
+    """What is known after `step` steps. The losses and metrics are means over whole splits, without dropout."""
+
+    step: int
+    loss: float  # mean loss of the training batches since the evaluation before
+    train_loss: float
+    train_metric: float
+    val_loss: float
+    val_metric: float
+    seconds: float  # since the start of the training
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished training: the best model by validation, and its one look at the test set."""
+
+    model: eqx.Module
+    state: eqx.nn.State
+    best_step: int
+    val_metric: float
+    test_loss: float
+    test_metric: float
+    steps: int
+    stop_reason: str  # "num_steps" or "early_stopping"
+    history: list[Evaluation] = field(repr=False)
+
+
+def sample_loss(output: Array, label: Array, classification: bool) -> Float[Array, ""]:
+    """Loss of one sample: cross-entropy of logits (classes,), or the squared error averaged over a regression's outputs.
+
+    A regression's `output` (n_outputs, 1) and `label` (n_outputs,) hold the same number of values; other sizes raise.
+    """
+    if classification:
+        return optax.softmax_cross_entropy(output, label)
+    return jnp.mean((output.reshape(label.shape) - label) ** 2)
+
+
+@functools.lru_cache
+def adam(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Adam. The same rate gives the same object, so that the step compiled for one seed serves the next."""
+    return optax.adam(learning_rate)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def train_step(
+    batch: tuple[Float[Array, "batch time channels"], Float[Array, "batch labels"], PRNGKeyArray],
+    training: TrainingState,
+    optimiser: optax.GradientTransformation,
+    classification: bool,
+) -> tuple[TrainingState, Float[Array, ""]]:
+    """One step of the optimiser on one batch. The old training state is used up: its buffers hold the new one.
+
+    **Arguments:** `batch` is (x, y, dropout key of the run).
+
+    **Returns:** the new training state, and the loss of the batch before the step.
+    """
+    x, y, key = batch
+    keys = jax.random.split(jax.random.fold_in(key, training.step), len(x))
+
+    def batch_loss(model):
+        forward = jax.vmap(model, axis_name="batch", in_axes=(0, None, 0), out_axes=(0, None))
+        output, state = forward(x, training.state, keys)
+        losses = jax.vmap(sample_loss, in_axes=(0, 0, None))(output, y, classification)
+        return jnp.mean(losses), state
+
+    (loss, state), gradient = eqx.filter_value_and_grad(batch_loss, has_aux=True)(training.model)
+    updates, optimiser_state = optimiser.update(
+        gradient, training.optimiser, eqx.filter(training.model, eqx.is_inexact_array)
+    )
+    model = eqx.apply_updates(training.model, updates)
+    return TrainingState(model, state, optimiser_state, training.step + 1), loss
+
+
+@eqx.filter_jit
+def _evaluate_batch(model, state, x, y, weights, classification):
+    """Sums of loss and metric over the samples whose weight is 1."""
+    forward = jax.vmap(model, axis_name="batch", in_axes=(0, None, None), out_axes=(0, None))
+    output, _ = forward(x, state, None)
+    losses = jax.vmap(sample_loss, in_axes=(0, 0, None))(output, y, classification)
+    metrics = jnp.argmax(output, axis=1) == jnp.argmax(y, axis=1) if classification else losses
+    return jnp.sum(weights * losses), jnp.sum(weights * metrics)
+
+
+def evaluate(
+    model: eqx.Module, state: eqx.nn.State, data: Any, *, batch_size: int, classification: bool
+) -> tuple[float, float]:
+    """Mean loss and metric (accuracy, or mean squared error) over every sample of a split, without dropout.
+
+    `data` is a `Dataloader`. Its last batch is filled up with repeated samples of weight 0, so all splits share one
+    compiled program. A loss that is not finite is returned, not raised.
+
+    **Raises:** `ValueError` for a split without samples.
+    """
+    if data.size == 0:
+        raise ValueError("a split without samples cannot be evaluated")
+    model = eqx.nn.inference_mode(model)
+    sums = []
+    for x, y in data.loop_epoch(batch_size):
+        rows = np.arange(batch_size)
+        filled = np.where(rows < len(x), rows, 0)
+        weights = _to_device(rows < len(x))
+        sums.append(_evaluate_batch(model, state, _to_device(x[filled]), _to_device(y[filled]), weights, classification))
+    losses, metrics = zip(*jax.device_get(sums), strict=True)
+    return math.fsum(losses) / data.size, math.fsum(metrics) / data.size
+
+
+def train(
+    model: eqx.Module,
+    state: eqx.nn.State,
+    dataset: Any,
+    *,
+    learning_rate: optax.ScalarOrSchedule,
+    num_steps: int,
+    print_steps: int,
+    batch_size: int,
+    key: PRNGKeyArray,
+    patience: int = PATIENCE,
+    on_step: Callable[[int, float], None] | None = None,
+    on_evaluation: Callable[[Evaluation], None] | None = None,
+) -> TrainingResult:
+    """Train with Adam, keep the model that is best on the validation set, and test that one, once.
+
+    Evaluates train and validation set every `print_steps` steps and after the last step. Only a strictly better
+    validation metric counts as an improvement: the first of equals is kept. More than `patience` evaluations in a row
+    without one stop the training.
+
+    **Arguments:** the model and its state as `models.create_model` gives them (left intact); a `Dataset`; `key`, the
+    training key of `seed_keys`. `on_step(step, loss)` is called for every step, a few steps after the device has begun it;
+    `on_evaluation(evaluation)` after every evaluation.
+
+    **Raises:** `NonFiniteLoss` when the loss of a batch or of a whole split is not finite; what the loader raises when
+    the training set has fewer samples than one batch.
+    """
+    start = time.perf_counter()
+    better = operator.gt if dataset.classification else operator.lt
+    loader_key, dropout_key = jax.random.split(key)
+    batches = dataset.train.loop(batch_size, key=loader_key)
+    optimiser = adam(learning_rate)
+    optimiser_state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
+    training = _copy(TrainingState(model, state, optimiser_state, jnp.array(0)))
+
+    def evaluate_split(split, name, training):
+        loss, metric = evaluate(
+            training.model,
+            training.state,
+            split,
+            batch_size=batch_size,
+            classification=dataset.classification,
+        )
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(step, name)
+        return loss, metric
+
+    history: list[Evaluation] = []
+    losses: list[float] = []
+    in_flight: deque = deque()
+
+    def read_losses(leave):
+        while len(in_flight) > leave:
+            done, loss = in_flight.popleft()
+            loss = float(loss)
+            if not math.isfinite(loss):
+                raise NonFiniteLoss(done, "training")
+            losses.append(loss)
+            if on_step is not None:
+                on_step(done, loss)
+
+    best, best_evaluation = None, None
+    evaluations_since_best = 0
+    stop_reason = "num_steps"
+    for step in range(1, num_steps + 1):
+        x, y = next(batches)
+        batch = (_to_device(x), _to_device(y), dropout_key)
+        training, loss = train_step(batch, training, optimiser, dataset.classification)
+        in_flight.append((step, loss))
+        read_losses(leave=LOSSES_IN_FLIGHT)
+        if step % print_steps and step != num_steps:
+            continue
+
+        read_losses(leave=0)
+        evaluation = Evaluation(
+            step,
+            math.fsum(losses) / len(losses),
+            *evaluate_split(dataset.train, "training set", training),
+            *evaluate_split(dataset.validation, "validation set", training),
+            time.perf_counter() - start,
+        )
+        losses.clear()
+        history.append(evaluation)
+        if on_evaluation is not None:
+            on_evaluation(evaluation)
+        if best_evaluation is None or better(evaluation.val_metric, best_evaluation.val_metric):
+            best, best_evaluation = _copy(training), evaluation
+            evaluations_since_best = 0
+        else:
+            evaluations_since_best += 1
+        if evaluations_since_best > patience:
+            stop_reason = "early_stopping"
+            break
+
+    test_loss, test_metric = evaluate_split(dataset.test, "test set", best)
+    return TrainingResult(
+        model=best.model,
+        state=best.state,
+        best_step=best_evaluation.step,
+        val_metric=best_evaluation.val_metric,
+        test_loss=test_loss,
+        test_metric=test_metric,
+        steps=step,
+        stop_reason=stop_reason,
+        history=history,
+    )
+
+
+def count_parameters(model: eqx.Module) -> int:
+    """Number of trainable values in a model."""
+    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))
+
+
+def _to_device(values: np.ndarray) -> Array:
+    """Put values on the device in the precision that jax is set to."""
+    return jnp.asarray(values, dtype=float)
+
+
+def _copy(tree):
+    """Copy every array, so that a step that uses up the original leaves the copy alone."""
+    return jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, tree)
