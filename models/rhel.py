@@ -248,6 +248,7 @@ def _echoed_bwd(final, outputs_grad, perturbed, system_and_inputs, algorithm):
     hamiltonian = system.hamiltonian
     pair = (_TwoTrajectories if algorithm.literal else _MeanAndHalfDifference)(hamiltonian)
     amplitude = _nudge_amplitude(system, inputs, final, outputs_grad, algorithm)
+    weight = jnp.where(amplitude == 0, 0, 0.5 / jnp.where(amplitude == 0, 1, amplitude))
     q, p = final
 
     def echo_step(state, drive_and_nudge):
@@ -268,7 +269,7 @@ def _echoed_bwd(final, outputs_grad, perturbed, system_and_inputs, algorithm):
             + potential_contrast(*q_half, system.drive(inputs))
             + 0.5 * kinetic_contrast(*p_after)
         )
-        return jnp.vdot(outputs_grad, system.readout(q_end, inputs)) - jnp.sum(contrast) / (2 * amplitude)
+        return jnp.vdot(outputs_grad, system.readout(q_end, inputs)) - weight * jnp.sum(contrast)
 
     def body(carry, chunk):
         state, total = carry
@@ -300,4 +301,4 @@ def _nudge_amplitude(system, inputs, final, outputs_grad, algorithm):
     gain = jax.jacobian(lambda q: system.readout(q[None], inputs[:1])[0])(jnp.zeros_like(final[0]))
     gain = jnp.max(jnp.linalg.norm(gain, axis=0))
     total = largest * gain * jnp.linalg.norm(outputs_grad / jnp.where(largest > 0, largest, 1))
-    return jnp.where(total == 0, 1, epsilon * jnp.where(state_scale > 0, state_scale, 1) / total)
+    return jnp.where(total == 0, 0, epsilon * jnp.where(state_scale > 0, state_scale, 1) / total)
