@@ -71,11 +71,11 @@ def create_dataset(
     """Loads a processed set and splits it by ``seed`` (see ``data_dir.splits``).
 
     ``data_dir`` holds raw/ and processed/. A folder processed/{collection}/{dataset_name} is read in either of two
-    forms: data.pkl (n, L, C) with labels.pkl (n, K) one-hot or (n,) integers, split here; or already split, as
-    PPG-DaLiA is, {X,y}_{train,val,test}.pkl with X (n, L, C) and y (n, L // output_step). The sets in ``BUNDLED`` are
-    processed on first use. ``time`` puts the channel t/L, t = 0..L-1, in front of the others. In regression
-    (``classification`` False) there must be one label for every ``output_step`` time steps; classification does not
-    look at ``output_step``.
+    forms: data.pkl (n, L, C) with labels.pkl (n, K) one-hot or (n,) integers, split here; or, in regression only,
+    already split as PPG-DaLiA is, {X,y}_{train,val,test}.pkl with X (n, L, C) and y (n, L // output_step). The sets in
+    ``BUNDLED`` are processed on first use. ``time`` puts the channel t/L, t = 0..L-1, in front of the others. In
+    regression (``classification`` False) there must be one label for every ``output_step`` time steps; classification
+    does not look at ``output_step``.
 
     Everything is held in memory as float32. Raises DataError, naming the file and the way out, if the set is missing,
     a file is damaged, or the arrays do not fit together or to what was asked.
@@ -92,6 +92,10 @@ def create_dataset(
             raise DataError(f"{folder / _WHOLE[0]}: {error}") from error
         parts = {part: (data[rows], labels[rows]) for part, rows in split.items()}
     else:
+        if classification:
+            raise DataError(
+                f"{folder}: sets that are already split are read for regression; it needs classification False."
+            )
         split = None
         parts = {part: _read_part(folder, _CUT[part], info, classification) for part in PARTS}
     length, channels = parts["train"][0].shape[1:]

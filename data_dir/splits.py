@@ -15,14 +15,14 @@ def split_by_seed(n: int, seed: int) -> dict[str, np.ndarray]:
     the train rows are the first int(0.7 n) of ``order``, the validation rows those up to int(0.85 n).
 
     Generator and bits are those that jax uses by default since 0.5, whatever the process has configured (generator,
-    partitionable bits, 64-bit types).
+    partitionable bits); 64-bit types make no difference.
 
     Returns int64 arrays that partition range(n). Raises DataError if a part would be empty (n < 4) or for a seed
     outside [0, 2^32).
     """
     if not 0 <= seed < 2**32:
         raise DataError(f"seed {seed}: must lie in [0, 2^32).")
-    with jax.threefry_partitionable(True), jax.enable_x64(False):
+    with jax.threefry_partitionable(True):
         key = jax.random.key(np.uint32(seed), impl="threefry2x32")
         data_key = jax.random.split(key, 4)[0]
         order = np.asarray(jax.random.permutation(jax.random.split(data_key)[0], n)).astype(np.int64)

@@ -26,7 +26,7 @@ def series_text(*rows: tuple[list[list[float]], str]) -> str:
     return "".join(":".join([*(",".join(map(str, channel)) for channel in row), label]) + "\n" for row, label in rows)
 
 
-TRAIN = series_text(([[3, 1, 2], [0, 0, 1]], "b"), ([[1, 2, 3], [4, 5, 6]], "a"))
+TRAIN = series_text(([[3, 1, 2], [0, 0, 1]], "a"), ([[1, 2, 3], [4, 5, 6]], "a"))
 TEST = series_text(([[2, 2, 2], [1, 1, 1]], "a"), ([[-1, 0, 0], [0, 0, 0]], "b"))
 
 
@@ -52,7 +52,7 @@ def test_a_set_is_merged_sorted_and_written(tmp_path):
     assert data.dtype == np.float32
     assert data[:, :, 0].tolist() == [[-1, 0, 0], [1, 2, 3], [2, 2, 2], [3, 1, 2]]
     assert data[:, :, 1].tolist() == [[0, 0, 0], [4, 5, 6], [1, 1, 1], [0, 0, 1]]
-    assert labels.tolist() == [[0, 1], [1, 0], [1, 0], [0, 1]]
+    assert labels.tolist() == [[0, 1], [1, 0], [1, 0], [1, 0]]
     assert [rows.tolist() for rows in read_arrays(folder / "original_idxs.pkl")] == [[1, 3], [], [0, 2]]
     assert json.loads((folder / "dataset.json").read_text()) == info
     assert info["class_names"] == ["a", "b"]
@@ -71,13 +71,13 @@ def test_duplicates_go_and_the_first_label_stays(tmp_path):
     info = process_dataset("Toy", *put_raw(tmp_path, test=HEADER + again + TEST + again), tmp_path)
     folder = tmp_path / "processed" / "UEA" / "Toy"
     assert info["duplicates_removed"] == 2
-    assert read_arrays(folder / "labels.pkl").tolist() == [[0, 1], [1, 0], [1, 0], [0, 1]]
+    assert read_arrays(folder / "labels.pkl").tolist() == [[0, 1], [1, 0], [1, 0], [1, 0]]
     assert [rows.tolist() for rows in read_arrays(folder / "original_idxs.pkl")] == [[1, 3], [], [0, 2]]
 
 
 def test_arff_says_the_same_as_ts(tmp_path):
     header = "@relation toy\n@attribute r relational\n@attribute v numeric\n@end r\n@attribute class {a,b}\n@data\n"
-    train = "'3,1,2\\n0,0,1',b\n'1,2,3\\n4,5,6',a\n"
+    train = "'3,1,2\\n0,0,1',a\n'1,2,3\\n4,5,6',a\n"
     test = "'2,2,2\\n1,1,1',a\n'-1,0,0\\n0,0,0',b\n"
     files = put_raw(tmp_path, "Arff", header + train, header + test, suffix=".arff")
     assert files[0].suffix == ".arff"
@@ -199,6 +199,23 @@ def test_of_two_writers_the_first_stays_where_it_may(tmp_path):
     with new_folder(target, keep=lambda folder: (folder / "a").exists()) as late:
         (late / "a").write_text("late")
     assert files_below(tmp_path) == ["set", "set/a"]
+
+
+def test_a_writer_goes_on_if_another_has_just_moved_the_old_away(tmp_path, monkeypatch):
+    target = tmp_path / "set"
+    target.mkdir()
+    (target / "a").write_text("old")
+    rename = Path.rename
+
+    def another_was_faster(self, to):
+        if self == target:
+            rename(self, tmp_path / "moved by another")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", another_was_faster)
+    with new_folder(target) as folder:
+        (folder / "a").write_text("new")
+    assert (target / "a").read_text() == "new"
 
 
 def test_what_was_there_returns_if_the_new_cannot_take_its_place(tmp_path, monkeypatch):

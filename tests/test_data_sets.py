@@ -261,7 +261,7 @@ def test_ppg_is_served_in_its_own_parts(tmp_path):
     [
         ({}, {"output_step": 1}, r"output_step 1 does not fit: 64 time steps carry 8 labels, so it must be 8"),
         ({}, {"output_step": 0}, "output_step 0 does not fit"),
-        ({}, {"classification": True}, r"y_train\.pkl: class labels of shape .* needs classification False"),
+        ({}, {"classification": True}, "PPG/ppg: .* needs classification False"),
         ({"y_val": np.zeros((4, 7))}, {}, "the validation part has .* 7 labels each, the train part .* and 8"),
         ({"X_test": np.zeros((5, 64, 5))}, {}, r"the test part has samples of shape \(64, 5\)"),
         ({"y_test": np.zeros((4, 8))}, {}, r"y_test\.pkl: labels of shape \(4, 8\) for the 5 samples"),
