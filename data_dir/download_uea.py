@@ -4,6 +4,9 @@
 
 writes raw/UEA/Multivariate_ts/NAME/NAME_{TRAIN,TEST}.ts. Every file is checked against a pinned sha256 before it is put
 in its place; what is there already is not fetched again.
+
+A defect of the archive itself: in SelfRegulationSCP1 and SCP2 (C channels) channel k + 1 is channel k shifted by C
+samples, X[:, C:, k] == X[:, :-C, k + 1] on every value. They are kept so: the published numbers were made on them.
 """
 
 import argparse
