@@ -1,8 +1,9 @@
 """Train models on data sets, as a config says: `python run_experiment.py --help`.
 
-Without a flag it trains LinHRU by RHEL on those of the six UEA sets of the published experiments that are processed, and
-where none is, on BasicMotions, which needs no download. Every run leaves its files in its folder (see `runs`); a run that is
-finished there is kept and reported. Exit status: 0, or 1 if a run failed, or 2 if what was asked for cannot be done.
+Without a flag it trains LinHRU by RHEL on those of the six UEA sets of the published experiments that are processed,
+and where none is, on BasicMotions, which needs no download. Every run leaves its files in its folder (see `runs`); a
+run that is finished there is kept and reported. Exit status: 0, or 1 if a run failed, or 2 if what was asked for cannot
+be done.
 """
 
 import argparse
@@ -54,14 +55,21 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("--model_name", choices=MODEL_NAMES, default=MODEL_NAMES[0], help="the model")
     add(
-        *("--dataset_name",),
+        "--dataset_name",
         **unset,
         nargs="+",
         metavar="NAME",
         help=f"one or several data sets (without it: the UEA sets that are processed, else {FALLBACK_SET})",
     )
     add("--learning_algorithm", **unset, choices=LEARNING_ALGORITHMS, help="how the gradient is found (default: RHEL)")
-    add("--seeds", **unset, nargs="+", type=_seed, metavar="SEED", help="one run per seed (without it: those of the config)")
+    add(
+        "--seeds",
+        **unset,
+        nargs="+",
+        type=_seed,
+        metavar="SEED",
+        help="a run for each (without it: those of the config)",
+    )
     add(
         "--config_dir",
         type=Path,
@@ -80,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit status. Flags that cannot be parsed raise `SystemExit`, as argparse does."""
+    """Run the command line and return its exit status. A flag that is wrong raises `SystemExit`, as argparse does."""
     arguments = parser().parse_args(argv)
     # From here on and not at the top, so that --help and a mistyped flag answer at once.
     import jax
@@ -127,7 +135,9 @@ def _configs(arguments: argparse.Namespace) -> list:
         path = config_path(arguments.config_dir, arguments.model_name, name)
         config = load_config(path, arguments.model_name)
         if config.dataset_name != name:
-            raise ConfigError(f'{path}: dataset_name is "{config.dataset_name}": allowed is the name of the file, {name}')
+            raise ConfigError(
+                f'{path}: dataset_name is "{config.dataset_name}": allowed is the name of the file, {name}'
+            )
         return config.replace(changes, source=f"{path} with the flags") if changes else config
 
     def is_processed(config):
@@ -147,7 +157,7 @@ def _configs(arguments: argparse.Namespace) -> list:
         return configs
     fallback = load(FALLBACK_SET)
     print(
-        f"None of the six UEA sets is processed in {fallback.data_dir}. These two commands fetch and process two of them:\n"
+        f"None of the six UEA sets is processed in {fallback.data_dir}. These commands fetch and process two of them:\n"
         f"    {script_command('download_uea.py', fallback.data_dir, '--datasets', *FETCHABLE)}\n"
         f"    {script_command('process_uea.py', fallback.data_dir)}\n"
         f"Running {FALLBACK_SET}, which needs no download."
@@ -204,8 +214,8 @@ class _Progress:
         self.validation = f", validation {metric} {evaluation.val_metric:.4f}"
         if not self.interactive:
             print(
-                f"{self.name} step {evaluation.step}/{self.config.num_steps}: loss {evaluation.loss:.4f}, {metric} on train"
-                f" {evaluation.train_metric:.4f}, on validation {evaluation.val_metric:.4f}, {evaluation.seconds:.1f} s",
+                f"{self.name} step {evaluation.step}/{self.config.num_steps}: loss {evaluation.loss:.4f}, {metric} "
+                f"{evaluation.train_metric:.4f} (validation {evaluation.val_metric:.4f}), {evaluation.seconds:.1f} s",
                 file=sys.stderr,
             )
 
@@ -233,7 +243,9 @@ def _table(results: list) -> str:
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "test and validation: mean ± sample standard deviation over the seeds, best model by validation"])
+    return "\n".join(
+        [*lines, "test and validation: mean ± sample standard deviation over the seeds, best model by validation"]
+    )
 
 
 def _mean_and_std(values: list[float], digits: int) -> str:

@@ -1,18 +1,19 @@
 """One run: a config and a seed, trained in a folder of its own.
 
-    <output_parent_dir>/<dataset>/<model>_<algorithm>/seed_<n>/
-        config.json      the effective config, the shape of the data, precision, versions and device
-        metrics.jsonl    one line per evaluation (the fields of `train.Evaluation`)
-        model.eqx        the model and its state that were best on the validation set
-        curves.png       loss and metric against the step
-        result.json      how it ended; written last, in one piece: a folder without it is unfinished
+<output_parent_dir>/<dataset>/<model>_<algorithm>/seed_<n>/
+    config.json      the effective config, the shape of the data, precision, versions and device
+    metrics.jsonl    one line per evaluation (the fields of `train.Evaluation`)
+    model.eqx        the model and its state that were best on the validation set
+    curves.png       loss and metric against the step
+    result.json      how it ended; written last, in one piece: a folder without it is unfinished
 """
 
 import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def run_folder(config: ExperimentConfig, seed: int) -> Path:
 
 
 def finished_result(folder: Path) -> dict | None:
-    """The result of a run that was completed in this folder, or None: unfinished, failed and damaged runs count as none."""
+    """The result of a run that was completed in this folder; None for one that is unfinished, failed or damaged."""
     try:
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -161,9 +162,7 @@ def run_seed(
     return result
 
 
-def draw_curves(
-    history: list[train.Evaluation], path: Path, *, title: str, metric: str, best_step: int | None
-) -> None:
+def draw_curves(history: list[train.Evaluation], path: Path, *, title: str, metric: str, best_step: int | None) -> None:
     """Draw the loss and the metric of the training and validation set against the step into a PNG file."""
     steps = [evaluation.step for evaluation in history]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -205,21 +204,15 @@ def _effective_config(config: ExperimentConfig, seed: int, dataset: Any) -> dict
     }
 
 
-class _replacing:  # noqa: N801 -- reads as a verb where it is used
-    """Give the path of a temporary file that takes the place of `path` when the block ends well."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.temporary = path.with_name(f".{path.name}.tmp")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind, error, trace) -> None:
-        if kind is None:
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give the path of a temporary file that takes the place of `path` once the block has ended well."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -8,8 +8,8 @@ Everything random in a run derives from its seed:
     training     loader, dropout = split(training): the order of the batches, and the dropout masks;
                  step n uses fold_in(dropout, n), split once more so that every sample of the batch has its own key
 
-A step is a function of the training state, its batch and its number alone, so a loop that starts again from a saved state
-and loader position walks the same path.
+A step is a function of the training state, its batch and its number alone, so a loop that starts again from a saved
+state and loader position walks the same path.
 """
 
 import functools
@@ -38,7 +38,7 @@ LOSSES_IN_FLIGHT = 2
 class NonFiniteLoss(ArithmeticError):
     """A loss that is infinite or not a number.
 
-    `step` is the step it was met at, counted from 1, and `where` names the loss: that of a training batch or of a split.
+    `step` is the step it was met at, counted from 1; `where` names the loss: that of a training batch or of a split.
     """
 
     def __init__(self, step: int, where: str):
@@ -97,7 +97,7 @@ class TrainingResult:
 
 
 def sample_loss(output: Array, label: Array, classification: bool) -> Float[Array, ""]:
-    """Loss of one sample: cross-entropy of logits (classes,), or the squared error averaged over a regression's outputs.
+    """Loss of one sample: cross-entropy of logits (classes,), or the mean squared error of a regression's outputs.
 
     A regression's `output` (n_outputs, 1) and `label` (n_outputs,) hold the same number of values; other sizes raise.
     """
@@ -170,7 +170,9 @@ def evaluate(
         rows = np.arange(batch_size)
         filled = np.where(rows < len(x), rows, 0)
         weights = _to_device(rows < len(x))
-        sums.append(_evaluate_batch(model, state, _to_device(x[filled]), _to_device(y[filled]), weights, classification))
+        sums.append(
+            _evaluate_batch(model, state, _to_device(x[filled]), _to_device(y[filled]), weights, classification)
+        )
     losses, metrics = zip(*jax.device_get(sums), strict=True)
     return math.fsum(losses) / data.size, math.fsum(metrics) / data.size
 
@@ -196,8 +198,8 @@ def train(
     without one stop the training.
 
     **Arguments:** the model and its state as `models.create_model` gives them (left intact); a `Dataset`; `key`, the
-    training key of `seed_keys`. `on_step(step, loss)` is called for every step, a few steps after the device has begun it;
-    `on_evaluation(evaluation)` after every evaluation.
+    training key of `seed_keys`. `on_step(step, loss)` is called for every step, a few steps after the device has begun
+    it; `on_evaluation(evaluation)` after every evaluation.
 
     **Raises:** `NonFiniteLoss` when the loss of a batch or of a whole split is not finite; what the loader raises when
     the training set has fewer samples than one batch.
@@ -265,7 +267,7 @@ def train(
             evaluations_since_best = 0
         else:
             evaluations_since_best += 1
-        if evaluations_since_best > patience:
+        if evaluations_since_best > patience and step < num_steps:
             stop_reason = "early_stopping"
             break
 

@@ -100,7 +100,7 @@ def normalise(rule) -> str:
         raise SchedulerError('it is text or {"name": .., "args": {..}}')
     name, arguments = rule["name"], rule["args"]
     if not isinstance(name, str) or not name.isidentifier() or not isinstance(arguments, dict):
-        raise SchedulerError('in {"name": .., "args": {..}} name is the name of a schedule and args its named arguments')
+        raise SchedulerError('in {"name": .., "args": {..}} name is a schedule and args its arguments by name')
     return f"{name}({', '.join(f'{key}={value}' for key, value in arguments.items())})"
 
 
@@ -110,11 +110,11 @@ def build(rule: str, lr: float, num_steps: int):
 
     **Arguments:** the text of the rule, the base rate `lr` of the config, and the number of steps it has to serve.
 
-    **Returns:** a float, or an optax schedule (a function of the number of steps done); the same arguments give the same
-    object.
+    **Returns:** a float, or an optax schedule (a function of the number of steps done); the same object for the same
+    arguments.
 
-    **Raises:** `SchedulerError` if the text is outside the language, does not use lr, or gives a rate that is not finite,
-    negative, or (for a constant rate) zero.
+    **Raises:** `SchedulerError` if the text is outside the language, does not use lr, or gives a rate that is not
+    finite, negative, or (for a constant rate) zero.
     """
     body = _body(rule)
     name, arguments = _call(body, lr) if isinstance(body, ast.Call) else (None, {"rate": _number(body, lr)})

@@ -1,7 +1,7 @@
 """What an experiment config may say, and the one place where it is checked.
 
-`load_config` reads a file, `ExperimentConfig.replace` lays the command line over it; both end in the same validation, and
-both report every problem at once with file, field, value and what is allowed. Numbers and booleans may be written as
+`load_config` reads a file, `ExperimentConfig.replace` lays the command line over it; both end in the same validation
+and report every problem at once with file, field, value and what is allowed. Numbers and booleans may be written as
 strings ("0.0001", "True"), as the published files do.
 """
 
@@ -19,7 +19,7 @@ DEFAULT_OUTPUT_DIR = "outputs"
 
 
 class ConfigError(ValueError):
-    """A config that cannot be used. The message names the file (or the command line), each field, its value and what fits."""
+    """A config that cannot be used. The message names its source, each bad field, its value and what is allowed."""
 
 
 def _unquote(value: Any) -> Any:
@@ -43,9 +43,7 @@ _Unquoted = BeforeValidator(_unquote)
 _Flag = Annotated[bool, Field(strict=True, description="true or false"), _Unquoted]
 _Count = Annotated[int, Field(strict=True, gt=0, description="a positive whole number"), _Unquoted]
 _Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32), _Unquoted]
-_Positive = Annotated[
-    float, Field(strict=True, gt=0, allow_inf_nan=False, description="a positive number"), _Unquoted
-]
+_Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, description="a positive number"), _Unquoted]
 _Folder = Annotated[str, Field(strict=True, description="the path of a folder")]
 
 
@@ -188,18 +186,18 @@ def validate(fields: Mapping[str, Any], source: str) -> ExperimentConfig:
     try:
         return ExperimentConfig.model_validate(dict(fields))
     except ValidationError as error:
-        problems = dict.fromkeys(_describe(problem) for problem in error.errors(include_url=False))
+        problems = dict.fromkeys(_describe(problem, fields) for problem in error.errors(include_url=False))
         raise ConfigError(f"{source}: " + "; ".join(problems)) from None
 
 
 def load_config(path: str | Path, model_name: str | None = None) -> ExperimentConfig:
     """Read and check one config file.
 
-    The model is `model_name`, or else the folder that the file lies in (`.../LinHRU/EigenWorms.json`); a file that names
-    its model must name that one.
+    The model is `model_name`, or else the folder that the file lies in (`.../LinHRU/EigenWorms.json`); a file that
+    names its model must name that one.
 
-    **Raises:** `ConfigError` for a file that is missing, is not JSON (with line and column), repeats a field, or holds a
-    field that is unknown, missing, of the wrong type or impossible.
+    **Raises:** `ConfigError` for a file that is missing, is not JSON (with line and column), repeats a field, lacks
+    one, or holds one that is unknown, of the wrong type or impossible.
     """
     path = Path(path)
     try:
@@ -215,7 +213,9 @@ def load_config(path: str | Path, model_name: str | None = None) -> ExperimentCo
     if model_name is None and path.resolve().parent.name in MODEL_NAMES:
         model_name = path.resolve().parent.name
     if model_name is not None and fields.setdefault("model_name", model_name) != model_name:
-        raise ConfigError(f"{path}: model_name is {json.dumps(fields['model_name'])}, but this is a file of {model_name}")
+        raise ConfigError(
+            f"{path}: model_name is {json.dumps(fields['model_name'])}, but this is a file of {model_name}"
+        )
     return validate(fields, str(path))
 
 
@@ -229,7 +229,7 @@ def config_path(config_dir: str | Path, model_name: str, dataset_name: str) -> P
     if dataset_name in names:
         return folder / f"{dataset_name}.json"
     if not names:
-        raise ConfigError(f"{folder}: no configs here; a group of configs is a folder <group>/<model_name>/<data set>.json")
+        raise ConfigError(f"{folder}: no configs here; they are files GROUP/<model_name>/<dataset_name>.json")
     near = difflib.get_close_matches(dataset_name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise ConfigError(f"{folder}: no config for the data set {dataset_name!r}.{hint} There are: {', '.join(names)}")
@@ -244,21 +244,23 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict:
     return fields
 
 
-def _describe(problem: Mapping[str, Any]) -> str:
-    """Put one finding of pydantic into words: field, value, what is allowed."""
+def _describe(problem: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
+    """Put one finding of pydantic into words: field, value as it was given, what is allowed."""
     if not problem["loc"]:
         return str(problem["ctx"]["error"])
-    name, value = problem["loc"][0], problem["input"]
-    fields = ExperimentConfig.model_fields
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, fields, n=1, cutoff=0.7)
-        hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(fields)}"
-        return f"unknown field {name} ({_shown(value)}): {hint}"
-    allowed = fields[name].description
+    name, *items = problem["loc"]
+    known = ExperimentConfig.model_fields
     if problem["type"] == "missing":
-        return f"missing field {name}: {allowed}"
+        return f"missing field {name}: {known[name].description}"
+    value = fields[name]
+    for item in items:
+        value = value[item]
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+        hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(known)}"
+        return f"unknown field {name} ({_shown(value)}): {hint}"
     detail = f" ({problem['ctx']['error']})" if problem["type"] == "value_error" else ""
-    return f"{name} is {_shown(value)}{detail}: allowed is {allowed}"
+    return f"{name} is {_shown(value)}{detail}: allowed is {known[name].description}"
 
 
 def _shown(value: Any) -> str:
