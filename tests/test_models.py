@@ -1,0 +1,232 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from systems import assert_close, assert_directional_derivatives, relative_error
+
+from models import create_model
+from models.LinHRU import LinHRULayer
+from models.NonlinHRU import NonlinHRULayer
+from models.rhel import BPTT, RHEL
+
+MODELS = ["LinHRU", "NonlinHRU"]
+KEY = jax.random.PRNGKey(0)
+
+
+def make(model_name, algorithm="RHEL", **options):
+    sizes = {"data_dim": 3, "label_dim": 4, "hidden_dim": 6, "num_blocks": 2, "ssm_dim": 5} | {
+        name: options.pop(name)
+        for name in ("data_dim", "label_dim", "hidden_dim", "num_blocks", "ssm_dim")
+        if name in options
+    }
+    options = {"classification": True, "dropout_rate": 0.0, "key": KEY} | options
+    return create_model(model_name, *sizes.values(), learning_algorithm=algorithm, **options)
+
+
+def forward(model, state, x, keys=None):
+    in_axes = (0, None, None if keys is None else 0)
+    return jax.vmap(model, axis_name="batch", in_axes=in_axes, out_axes=(0, None))(x, state, keys)
+
+
+def batch(length, size=4, channels=3, seed=1):
+    """Smooth sequences, as sensors give them."""
+    noise = jax.random.normal(jax.random.PRNGKey(seed), (size, length, channels))
+    return jnp.cumsum(noise, axis=1) / length**0.5
+
+
+@eqx.filter_jit
+@eqx.filter_grad
+def gradient(model, state, x, scale):
+    output, _ = forward(model, state, x)
+    target = jax.nn.one_hot(jnp.arange(x.shape[0]) % output.shape[-1], output.shape[-1])
+    return scale * -jnp.mean(jnp.sum(target * jax.nn.log_softmax(output), axis=-1))
+
+
+@pytest.mark.parametrize("batchnorm", ["ema", "batch"])
+@pytest.mark.parametrize(("model_name", "tolerance"), [("LinHRU", 1e-8), ("NonlinHRU", 1e-5)])
+def test_six_blocks_get_the_gradient_of_bptt(x64, model_name, tolerance, batchnorm):
+    options = {"num_blocks": 6, "batchnorm": batchnorm} | ({"gate": True} if model_name == "NonlinHRU" else {})
+    x = batch(200)
+    values = [gradient(*make(model_name, name, **options), x, 1.0) for name in ("RHEL", "BPTT")]
+    for leaf in jax.tree.leaves(values[1]):
+        assert np.any(leaf != 0)
+    assert_close(*values, tolerance)
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+def test_model_gradient_against_finite_differences(x64, model_name):
+    model, state = make(model_name)
+    x = batch(60)
+    target = jax.nn.one_hot(jnp.arange(4), 4)
+
+    def loss(model):
+        return -jnp.mean(jnp.sum(target * jax.nn.log_softmax(forward(model, state, x)[0]), axis=-1))
+
+    assert_directional_derivatives(loss, model, gradient(model, state, x, 1.0), 1e-4, step=1e-5)
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+def test_float32_with_default_settings_and_a_tiny_loss(model_name):
+    x = batch(896)
+    model, state = make(model_name, num_blocks=6)
+    plain, tiny = gradient(model, state, x, 1.0), gradient(model, state, x, 1e-6)
+    with jax.enable_x64(True):
+        exact_model, exact_state = make(model_name, "BPTT", num_blocks=6)
+        arrays, rest = eqx.partition(exact_model, eqx.is_inexact_array)
+        same_numbers = [leaf.astype(jnp.float64) for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))]
+        exact_model = eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), same_numbers), rest)
+        reference = gradient(exact_model, exact_state, x.astype(jnp.float64), 1.0)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(plain))
+    assert_close(plain, reference, 1e-3)
+    assert_close(jax.tree.map(lambda leaf: leaf * 1e6, tiny), reference, 1e-3)
+
+
+@pytest.mark.parametrize("algorithm", ["RHEL", "BPTT"])
+@pytest.mark.parametrize("train_steps", [True, False])
+@pytest.mark.parametrize("model_name", MODELS)
+def test_only_frozen_leaves_have_no_gradient(model_name, train_steps, algorithm):
+    value = gradient(*make(model_name, algorithm, train_steps=train_steps), batch(50), 1.0)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        frozen = jax.tree_util.keystr(path).endswith(".step") and not train_steps
+        assert np.all(leaf == 0) if frozen else np.any(leaf != 0), jax.tree_util.keystr(path)
+
+
+def test_complex_unit_follows_the_complex_recurrence(x64):
+    """Re(C q) + D u of complex oscillators driven by complex B u, written out in numpy."""
+    H, P = 3, 5
+    layer = LinHRULayer(H, P, complex_ssm=True, key=KEY)
+    u = np.asarray(batch(100, size=1)[0])
+    A, step = np.maximum(layer.A, 0), 1 / (1 + np.exp(-np.asarray(layer.step)))
+    B, C = layer.B[:P] + 1j * layer.B[P:], layer.C[:, :P] - 1j * layer.C[:, P:]
+    q, p, expected = np.zeros(P, complex), np.zeros(P, complex), []
+    for v, inputs in zip(u @ B.T, u, strict=True):
+        q = q + 0.5 * step * p
+        p = p - step * (A * q - v)
+        q = q + 0.5 * step * p
+        expected.append((C @ q).real + layer.D * inputs)
+    assert relative_error(layer(jnp.asarray(u)), np.array(expected)) < 1e-12
+
+
+def test_complex_unit_is_a_doubled_real_one(x64):
+    tied = LinHRULayer(3, 5, complex_ssm=True, key=KEY)
+    free = LinHRULayer(3, 10, complex_ssm=False, key=KEY)
+    free = eqx.tree_at(
+        lambda layer: (layer.A, layer.step, layer.B, layer.C, layer.D),
+        free,
+        (jnp.tile(tied.A, 2), jnp.tile(tied.step, 2), tied.B, tied.C, tied.D),
+    )
+    u = batch(200, size=1)[0]
+    assert relative_error(tied(u), free(u)) < 1e-12
+    tied_grad, free_grad = (eqx.filter_grad(lambda layer: jnp.sum(layer(u) ** 2))(layer) for layer in (tied, free))
+    for name in ("A", "step"):
+        assert relative_error(getattr(tied_grad, name), getattr(free_grad, name).reshape(2, 5).sum(0)) < 1e-12
+    for name in ("B", "C", "D"):
+        assert relative_error(getattr(tied_grad, name), getattr(free_grad, name)) < 1e-12
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+@pytest.mark.parametrize("algorithm", ["RHEL", "BPTT"])
+def test_outputs_depend_on_the_past_alone(x64, model_name, algorithm):
+    model, state = make(model_name, algorithm, classification=False)
+    model = eqx.nn.inference_mode(model)
+    x = batch(40, size=1)[0]
+    before, _ = model(x, state)
+    after, _ = model(x.at[20].add(1.0), state)
+    np.testing.assert_array_equal(before[:20], after[:20])
+    assert np.all(np.any(before[20:] != after[20:], axis=1))
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+def test_dropout_differs_within_a_batch(model_name):
+    model, state = make(model_name, dropout_rate=0.5)
+    x = jnp.repeat(batch(30, size=1), 2, axis=0)
+    training, _ = forward(model, state, x, jax.random.split(KEY, 2))
+    assert np.all(training[0] != training[1])
+    inference, _ = forward(eqx.nn.inference_mode(model), state, x)
+    np.testing.assert_array_equal(inference[0], inference[1])
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+def test_shapes_of_outputs(model_name):
+    model, state = make(model_name)
+    assert forward(model, state, batch(50))[0].shape == (4, 4)
+    model, state = make(model_name, classification=False, output_step=8, label_dim=1)
+    output, _ = forward(model, state, batch(50))
+    assert output.shape == (4, 50 // 8, 1)
+    assert np.all(np.abs(output) < 1)
+
+
+def test_output_step_reads_the_last_position_of_each_stretch():
+    sparse, state = make("LinHRU", classification=False, output_step=8)
+    dense, _ = make("LinHRU", classification=False)
+    np.testing.assert_array_equal(forward(sparse, state, batch(50))[0], forward(dense, state, batch(50))[0][:, 7::8])
+
+
+@pytest.mark.parametrize("mode", ["ema", "batch"])
+def test_batchnorm_mode_is_the_one_asked_for(mode):
+    model, state = make("LinHRU", batchnorm=mode)
+    assert [block.norm.mode for block in model.blocks] == [mode, mode]
+    x, shifted = batch(50), batch(50) + 3
+    first, _ = forward(model, state, shifted)
+    _, seen = forward(model, state, x)
+    moved, _ = forward(model, seen, shifted)
+    # Batch statistics do not remember the batch before; running ones do.
+    assert np.allclose(moved, first, atol=1e-6) == (mode == "batch")
+
+
+@pytest.mark.parametrize("raw", [-1e3, -1.0, 0.0, 1.0, 1e3])
+def test_constraints_hold_for_any_parameter(raw):
+    def filled(layer):
+        return jax.tree.map(lambda x: jnp.full_like(x, raw) if eqx.is_inexact_array(x) else x, layer)
+
+    linear = filled(LinHRULayer(3, 5, key=KEY)).hamiltonian()
+    assert np.all(linear.A >= 0)
+    saturating = filled(NonlinHRULayer(3, 5, gate=True, key=KEY)).hamiltonian()
+    assert np.all(saturating.W_diag >= 0)
+    assert np.all(saturating.alpha >= 0)
+    for step in (linear.step, saturating.step):
+        assert np.all((step >= 0) & (step <= 1))
+
+
+def test_initial_values_are_the_published_ones():
+    layer = LinHRULayer(100, 200, key=KEY)
+    unit = layer.hamiltonian()
+    assert 0 <= unit.A.min() < 0.1 < 0.9 < unit.A.max() <= 1
+    assert 0.5 <= unit.step.min() < unit.step.max() <= 1 / (1 + np.exp(-1))
+    assert 0.09 < np.abs(layer.B).max() <= 0.1
+    assert 0.06 < np.abs(layer.C).max() <= 200**-0.5
+    layer = NonlinHRULayer(100, 200, step_init=1e-4, gate=True, key=KEY)
+    unit = layer.hamiltonian()
+    assert 0.5 <= unit.W_diag.min() < 0.55 < 0.95 < unit.W_diag.max() <= 1 + 1e-6
+    assert 0.1 - 1e-6 <= unit.alpha.min() < 0.15 < 0.95 < unit.alpha.max() <= 1 + 1e-6
+    assert np.all(unit.b == 0)
+    np.testing.assert_allclose(unit.step, 1e-4 / (1 + np.exp(-np.asarray(layer.c))), rtol=1e-5)
+    assert -1 <= layer.c.min() < -0.9 < 0.9 < layer.c.max() <= 1
+
+
+def test_algorithm_reaches_every_unit():
+    assert all(block.unit.learning_algorithm == RHEL(0.1) for block in make("LinHRU", epsilon=0.1)[0].blocks)
+    assert all(isinstance(b.unit.learning_algorithm, BPTT) for b in make("NonlinHRU", "BPTT", epsilon=0.1)[0].blocks)
+
+
+@pytest.mark.parametrize(
+    ("model_name", "options", "message"),
+    [
+        ("LinOSS", {}, r"unknown model_name 'LinOSS'; one of LinHRU, NonlinHRU"),
+        ("LinHRU", {"algorithm": "backprop"}, r"unknown learning_algorithm 'backprop'; one of RHEL, BPTT"),
+        ("LinHRU", {"batchnorm": "layer"}, r"unknown batchnorm 'layer'; one of ema, batch"),
+        ("LinHRU", {"hidden_dim": 0}, "hidden_dim must be a whole number of at least 1, got 0"),
+        ("LinHRU", {"num_blocks": True}, "num_blocks must be a whole number of at least 1, got True"),
+        ("NonlinHRU", {"ssm_dim": 2.0}, "ssm_dim must be a whole number of at least 1, got 2.0"),
+        ("NonlinHRU", {"output_step": -1}, "output_step must be a whole number of at least 1, got -1"),
+        ("NonlinHRU", {"dropout_rate": 1.0}, r"dropout_rate must lie in \[0, 1\), got 1.0"),
+        ("NonlinHRU", {"step_init": 1.0}, "step_init must lie strictly between 0 and 1, got 1.0"),
+        ("LinHRU", {"step_init": 0.1}, "step_init and gate are options of NonlinHRU, not of LinHRU"),
+        ("LinHRU", {"gate": True}, "step_init and gate are options of NonlinHRU, not of LinHRU"),
+        ("LinHRU", {"epsilon": -1.0}, "epsilon must be a positive number .* got -1.0"),
+    ],
+)
+def test_bad_arguments_are_named(model_name, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(model_name, **options)
