@@ -22,8 +22,10 @@ m + d, minus = m - d): the same two trajectories in coordinates that do not canc
 Vc(m, d) = V(m + d) - V(m - d), the mean force is -dVc/dd / 2, half the difference of the forces is -dVc/dm / 2, and the
 difference of the energy gradients is dVc/dtheta: one scalar function carries the echo and its readout.
 
-Nothing of size time x oscillators outlives a chunk of steps: the free pass keeps the inputs and the final state; the
-echo walks back chunk by chunk and adds up the gradients.
+Nothing of size time x oscillators outlives a chunk of steps: the free pass keeps the inputs and the state at the end of
+every chunk; the echo walks back chunk by chunk and adds up the gradients. The mean of the pair goes on from the kept
+state at each chunk, so that rounding errors, which a chaotic system multiplies, do not add up over the whole way back:
+float32 gradients are then those of float32 backpropagation. The literal pair has no such help; nor has a machine.
 """
 
 import math
@@ -93,7 +95,7 @@ class RHEL(AbstractLearningAlgorithm):
     """Recurrent Hamiltonian Echo Learning.
 
     - `epsilon`: size of the nudges. 1 means that all the nudges of a sequence together, added up as if they were
-      uncorrelated, are as large as the state; by default 1e-6 for a Hamiltonian with closed contrasts, where smaller is
+      uncorrelated, are as large as the state; by default 1e-8 for a Hamiltonian with closed contrasts, where smaller is
       better, else 1e-2, where O(epsilon^2) and cancellation balance in float32.
     - `literal`: run two trajectories, as a physical machine would, instead of their mean and half-difference.
     """
@@ -145,21 +147,33 @@ def evolve(
 # The free pass
 
 
-def _scan_chunks(body: Callable, carry: PyTree, xs: PyTree, *, reverse: bool = False) -> tuple[PyTree, PyTree]:
-    """As `jax.lax.scan`, with a body that takes `CHUNK` steps at a time, or what is left in the last chunk."""
+def _chunked(xs: PyTree) -> list[PyTree]:
+    """Cuts the leading axis into stacks of chunks, (count, CHUNK, ..) and, where steps are left over, (1, rest, ..)."""
     length = jax.tree.leaves(xs)[0].shape[0]
     if length == 0:
         raise ValueError("the sequence is empty: it has no steps")
-    count, rest = divmod(length, min(CHUNK, length))
-    chunks = jax.tree.map(lambda x: x[: length - rest].reshape(count, -1, *x.shape[1:]), xs)
-    last = jax.tree.map(lambda x: x[length - rest :], xs)
-    if rest and reverse:
-        carry, last = body(carry, last)
-    carry, ys = jax.lax.scan(body, carry, chunks, reverse=reverse)
-    if rest and not reverse:
-        carry, last = body(carry, last)
-    ys = jax.tree.map(lambda y: y.reshape(length - rest, *y.shape[2:]), ys)
-    return carry, jax.tree.map(lambda y, z: jnp.concatenate([y, z]), ys, last) if rest else ys
+    whole = length - length % CHUNK
+    cuts = [(0, whole, CHUNK), (whole, length, length - whole)]
+    return [
+        jax.tree.map(lambda x, i=start, j=stop, n=size: x[i:j].reshape(-1, n, *x.shape[1:]), xs)
+        for start, stop, size in cuts
+        if start < stop
+    ]
+
+
+def _joined(stacks: list[PyTree]) -> PyTree:
+    """The inverse of `_chunked`."""
+    return jax.tree.map(lambda *xs: jnp.concatenate([x.reshape(-1, *x.shape[2:]) for x in xs]), *stacks)
+
+
+def _scan_chunks(body: Callable, carry: PyTree, stacks: list[PyTree], *, reverse: bool = False):
+    """As `jax.lax.scan` over all chunks of all stacks; the outputs come stacked in the same way."""
+    order = slice(None, None, -1) if reverse else slice(None)
+    outputs = []
+    for stack in stacks[order]:
+        carry, output = jax.lax.scan(body, carry, stack, reverse=reverse)
+        outputs.append(output)
+    return carry, outputs[order]
 
 
 def _rest(system: AbstractSystem, inputs: Float[Array, "time in"]) -> State:
@@ -170,15 +184,15 @@ def _rest(system: AbstractSystem, inputs: Float[Array, "time in"]) -> State:
     return zeros, zeros
 
 
-def _free_pass(system: AbstractSystem, inputs: Float[Array, "time in"]) -> tuple[Float[Array, "time out"], State]:
-    """Outputs, and the final state. The forward pass of every learning algorithm."""
+def _free_pass(system: AbstractSystem, inputs: Float[Array, "time in"]) -> tuple[Float[Array, "time out"], list[State]]:
+    """Outputs, and the states at the ends of the chunks, stacked. The forward pass of every learning algorithm."""
 
     def body(state, inputs):
         state, positions = flow(system.hamiltonian, state, system.drive(inputs))
-        return state, system.readout(positions, inputs)
+        return state, (system.readout(positions, inputs), state)
 
-    state, outputs = _scan_chunks(body, _rest(system, inputs), inputs)
-    return outputs, state
+    _, stacks = _scan_chunks(body, _rest(system, inputs), _chunked(inputs))
+    return _joined([outputs for outputs, _ in stacks]), [ends for _, ends in stacks]
 
 
 # The echo pair, in either of two coordinates
@@ -191,6 +205,9 @@ class _MeanAndHalfDifference(eqx.Module):
 
     def start(self, x):
         return x, jnp.zeros_like(x)
+
+    def restart(self, x, end):
+        return end, x[1]
 
     def nudge(self, p, nudge):
         return p[0], p[1] + nudge
@@ -214,6 +231,9 @@ class _TwoTrajectories(eqx.Module):
 
     def start(self, x):
         return jnp.stack([x, x])
+
+    def restart(self, x, end):
+        return x
 
     def nudge(self, p, nudge):
         return p + jnp.stack([nudge, -nudge])
@@ -243,13 +263,13 @@ def _echoed_fwd(perturbed, system_and_inputs, algorithm):
 
 
 @_echoed.def_bwd
-def _echoed_bwd(final, outputs_grad, perturbed, system_and_inputs, algorithm):
+def _echoed_bwd(ends, outputs_grad, perturbed, system_and_inputs, algorithm):
     system, inputs = system_and_inputs
     hamiltonian = system.hamiltonian
+    q, p = jax.tree.map(lambda x: x[-1], ends[-1])
     pair = (_TwoTrajectories if algorithm.literal else _MeanAndHalfDifference)(hamiltonian)
-    amplitude = _nudge_amplitude(system, inputs, final, outputs_grad, algorithm)
+    amplitude = _nudge_amplitude(system, inputs, (q, p), outputs_grad, algorithm)
     weight = jnp.where(amplitude == 0, 0, 0.5 / jnp.where(amplitude == 0, 1, amplitude))
-    q, p = final
 
     def echo_step(state, drive_and_nudge):
         drive, nudge = drive_and_nudge
@@ -272,18 +292,20 @@ def _echoed_bwd(final, outputs_grad, perturbed, system_and_inputs, algorithm):
         return jnp.vdot(outputs_grad, system.readout(q_end, inputs)) - weight * jnp.sum(contrast)
 
     def body(carry, chunk):
-        state, total = carry
-        inputs, outputs_grad = chunk
+        (q_pair, p_pair), total = carry
+        inputs, outputs_grad, (q_end, p_end) = chunk
         _, readout_vjp = jax.vjp(lambda q: system.readout(q, inputs), jnp.zeros((inputs.shape[0], *q.shape), q.dtype))
         (nudges,) = readout_vjp(outputs_grad)
+        state = (pair.restart(q_pair, q_end), pair.restart(p_pair, -p_end))
         state, trace = jax.lax.scan(echo_step, state, (system.drive(inputs), amplitude * nudges), reverse=True)
         system_grad, inputs_grad = eqx.filter_grad(response)((system, inputs), trace, outputs_grad)
         return (state, jax.tree.map(jnp.add, total, system_grad)), inputs_grad
 
     echo = (pair.start(q), pair.start(-p))
     nothing = jax.tree.map(jnp.zeros_like, eqx.filter(system, eqx.is_inexact_array))
-    (_, system_grad), inputs_grad = _scan_chunks(body, (echo, nothing), (inputs, outputs_grad), reverse=True)
-    return system_grad, inputs_grad
+    chunks = [(*chunk, end) for chunk, end in zip(_chunked((inputs, outputs_grad)), ends, strict=True)]
+    (_, system_grad), inputs_grad = _scan_chunks(body, (echo, nothing), chunks, reverse=True)
+    return system_grad, _joined(inputs_grad)
 
 
 def _nudge_amplitude(system, inputs, final, outputs_grad, algorithm):
@@ -295,7 +317,7 @@ def _nudge_amplitude(system, inputs, final, outputs_grad, algorithm):
     epsilon = algorithm.epsilon
     if epsilon is None:
         closed = type(system.hamiltonian).potential_contrast is not AbstractHamiltonian.potential_contrast
-        epsilon = 1e-6 if closed and not algorithm.literal else 1e-2
+        epsilon = 1e-8 if closed and not algorithm.literal else 1e-2
     state_scale = jnp.maximum(*(jnp.max(jnp.abs(x)) for x in final))
     largest = jnp.max(jnp.abs(outputs_grad))
     gain = jax.jacobian(lambda q: system.readout(q[None], inputs[:1])[0])(jnp.zeros_like(final[0]))
