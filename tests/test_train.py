@@ -1,0 +1,433 @@
+"""The training loop: what it keeps, when it stops, what it evaluates, and that it says where it diverged."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import train
+from data_dir.dataloaders import Dataloader
+from data_dir.datasets import Dataset
+from data_dir.splits import split_by_seed
+from data_dir.storage import DataError
+from models import create_model
+
+MODELS = ("LinHRU", "NonlinHRU")
+LENGTH, CHANNELS, CLASSES, OUTPUT_STEP = 12, 2, 3, 4
+
+
+class Toy(eqx.Module):
+    """A model that compiles in no time: dropout and one linear map of the whole sequence."""
+
+    linear: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+    classification: bool = eqx.field(static=True)
+
+    def __init__(self, key, classification=True, dropout_rate=0.0):
+        self.linear = eqx.nn.Linear(LENGTH * CHANNELS, CLASSES, key=key)
+        self.dropout = eqx.nn.Dropout(dropout_rate)
+        self.classification = classification
+
+    def __call__(self, x, state, key):
+        output = self.linear(self.dropout(x.reshape(-1), key=key))
+        return output if self.classification else output[:, None], state
+
+
+def toy(classification=True, dropout_rate=0.0):
+    make = functools.partial(Toy, classification=classification, dropout_rate=dropout_rate)
+    return eqx.nn.make_with_state(make)(jax.random.PRNGKey(0))
+
+
+def hru(model_name, classification=True, **options):
+    return create_model(
+        *(model_name, CHANNELS, CLASSES if classification else 1, 4, 1, 3),
+        classification=classification,
+        output_step=1 if classification else OUTPUT_STEP,
+        key=jax.random.PRNGKey(0),
+        **options,
+    )
+
+
+def loader(size, classification=True, seed=0):
+    """Random samples; the labels are learnable: the class, or the values, come from the sums of the sequence."""
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(size, LENGTH, CHANNELS))
+    sums = x.reshape(size, CLASSES, -1).sum(axis=2)
+    return Dataloader(x, np.eye(CLASSES)[sums.argmax(axis=1)] if classification else np.tanh(sums))
+
+
+def dataset(sizes=(16, 7, 9), classification=True):
+    train_set, validation, test = (loader(size, classification, seed) for seed, size in enumerate(sizes))
+    return Dataset(
+        name="random",
+        train=train_set,
+        validation=validation,
+        test=test,
+        data_dim=CHANNELS,
+        label_dim=CLASSES if classification else 1,
+        length=LENGTH,
+        classification=classification,
+        split=None,
+        class_names=None,
+    )
+
+
+OPTIONS = {"learning_rate": 1e-2, "num_steps": 8, "print_steps": 2, "batch_size": 8, "key": jax.random.PRNGKey(1)}
+
+
+def arrays(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array))]
+
+
+def same(left, right):
+    return all(np.array_equal(*pair) for pair in zip(arrays(left), arrays(right), strict=True))
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Let the validation metrics be a given list; returns what was evaluated, as (split, copy of the model)."""
+
+    def script(data, metrics):
+        names = {id(data.train): "train", id(data.validation): "validation", id(data.test): "test"}
+        seen, metrics = [], iter(metrics)
+
+        def evaluate(model, state, split, **_):
+            name = names[id(split)]
+            seen.append((name, jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, model)))
+            return 0.0, next(metrics) if name == "validation" else 0.25
+
+        monkeypatch.setattr(train, "evaluate", evaluate)
+        return seen
+
+    return script
+
+
+# The model that is kept
+
+
+def test_the_first_of_equal_validation_metrics_is_kept(scripted):
+    data = dataset()
+    seen = scripted(data, [0.5, 0.7, 0.7, 0.6])
+    result = train.train(*toy(), data, **OPTIONS)
+    assert (result.best_step, result.val_metric, result.steps, result.stop_reason) == (4, 0.7, 8, "num_steps")
+    validated = [model for name, model in seen if name == "validation"]
+    assert same(result.model, validated[1])
+    assert not same(result.model, validated[2])
+
+
+def test_a_regression_keeps_the_smallest_error(scripted):
+    data = dataset(classification=False)
+    scripted(data, [0.5, 0.3, 0.3, 0.6])
+    result = train.train(*toy(classification=False), data, **OPTIONS)
+    assert (result.best_step, result.val_metric) == (4, 0.3)
+
+
+def test_the_test_set_is_read_once_at_the_end_by_the_best_model(scripted):
+    data = dataset()
+    seen = scripted(data, [0.5, 0.7, 0.6, 0.6])
+    result = train.train(*toy(), data, **OPTIONS)
+    assert [name for name, _ in seen] == ["train", "validation"] * 4 + ["test"]
+    assert same(seen[-1][1], result.model)
+    assert result.test_metric == 0.25
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+def test_the_result_is_that_of_the_returned_model_and_state(model_name):
+    data = dataset()
+    result = train.train(*hru(model_name), data, **OPTIONS)
+    options = {"batch_size": 5, "classification": True}
+    assert train.evaluate(result.model, result.state, data.validation, **options)[1] == pytest.approx(result.val_metric)
+    test_loss, test_metric = train.evaluate(result.model, result.state, data.test, **options)
+    assert test_metric == pytest.approx(result.test_metric)
+    assert test_loss == pytest.approx(result.test_loss, rel=1e-5)
+
+
+def test_the_model_that_is_handed_in_stays_as_it_was():
+    model, state = hru("LinHRU")
+    before = [leaf.copy() for leaf in arrays((model, state))]
+    result = train.train(model, state, dataset(), **OPTIONS)
+    assert all(np.array_equal(*pair) for pair in zip(before, arrays((model, state)), strict=True))
+    assert not same(result.model, model)
+
+
+# When it stops
+
+
+@pytest.mark.parametrize(
+    ("metrics", "evaluations"),
+    [
+        ([0.5] * 99, 1 + 11),
+        ([0.5] * 11 + [0.6] * 88, 11 + 1 + 11),  # ten are forgiven, and an improvement starts the count anew
+        ([0.5] + [0.4] * 98, 1 + 11),
+    ],
+)
+def test_more_than_ten_evaluations_without_improvement_stop_it(scripted, metrics, evaluations):
+    data = dataset()
+    scripted(data, metrics)
+    result = train.train(*toy(), data, **{**OPTIONS, "num_steps": 198})
+    assert result.stop_reason == "early_stopping"
+    assert len(result.history) == evaluations
+    assert result.steps == 2 * evaluations
+
+
+def test_patience_can_be_changed(scripted):
+    data = dataset()
+    scripted(data, [0.5] * 99)
+    assert len(train.train(*toy(), data, **OPTIONS, patience=1).history) == 3
+
+
+@pytest.mark.parametrize(("num_steps", "print_steps", "steps"), [(5, 2, [2, 4, 5]), (4, 2, [2, 4]), (3, 10, [3])])
+def test_it_evaluates_at_every_print_step_and_after_the_last(num_steps, print_steps, steps):
+    records, losses = [], []
+    result = train.train(
+        *toy(),
+        dataset(),
+        **{**OPTIONS, "num_steps": num_steps, "print_steps": print_steps},
+        on_step=lambda step, loss: losses.append((step, loss)),
+        on_evaluation=records.append,
+    )
+    assert [evaluation.step for evaluation in result.history] == steps
+    assert records == result.history
+    assert [step for step, _ in losses] == list(range(1, num_steps + 1))
+    first = [loss for step, loss in losses if step <= steps[0]]
+    assert result.history[0].loss == pytest.approx(np.mean(first))
+    last = [loss for step, loss in losses if step > ([0, *steps])[-2]]
+    assert result.history[-1].loss == pytest.approx(np.mean(last))
+
+
+# What it evaluates
+
+
+@pytest.mark.parametrize("classification", [True, False])
+@pytest.mark.parametrize(("size", "batch_size"), [(7, 4), (8, 4), (9, 4), (5, 16)])
+def test_evaluation_covers_every_sample_once(classification, size, batch_size):
+    model, state = hru("LinHRU", classification)
+    data = loader(size, classification)
+    loss, metric = train.evaluate(model, state, data, batch_size=batch_size, classification=classification)
+
+    forward = jax.vmap(eqx.nn.inference_mode(model), axis_name="batch", in_axes=(0, None, None), out_axes=(0, None))
+    output = np.asarray(forward(jnp.asarray(data.data), state, None)[0], dtype=np.float64)
+    if classification:
+        logarithms = np.log(np.exp(output).sum(axis=1)) - (output * data.labels).sum(axis=1)
+        assert loss == pytest.approx(logarithms.mean(), rel=1e-5)
+        assert metric == np.mean(output.argmax(axis=1) == data.labels.argmax(axis=1))
+    else:
+        assert output.shape == (size, LENGTH // OUTPUT_STEP, 1)
+        assert loss == metric == pytest.approx(np.mean((output[:, :, 0] - data.labels) ** 2), rel=1e-5)
+
+
+def test_the_last_batch_weighs_what_it_holds():
+    """A model that is right on the odd sample alone: the fill of the last batch must not count, the sample must."""
+    data = loader(9)
+    data.labels[:] = np.eye(CLASSES)[0]
+    data.labels[8] = np.eye(CLASSES)[1]
+    model, state = toy()
+    zero = jnp.zeros_like(model.linear.weight)
+    model = eqx.tree_at(lambda m: (m.linear.weight, m.linear.bias), model, (zero, jnp.array([0.0, 5.0, 0.0])))
+    _, accuracy = train.evaluate(model, state, data, batch_size=4, classification=True)
+    assert accuracy == 1 / 9
+
+
+def test_all_splits_share_one_compiled_evaluation(monkeypatch):
+    traces = []
+    sample_loss = train.sample_loss
+    monkeypatch.setattr(train, "sample_loss", lambda *args: traces.append(1) or sample_loss(*args))
+    model, state = toy(dropout_rate=0.125)
+    for size in (3, 6, 7, 11):
+        train.evaluate(model, state, loader(size), batch_size=6, classification=True)
+    assert len(traces) == 1
+
+
+def test_dropout_is_off_in_evaluation():
+    data = loader(7)
+    expected = train.evaluate(*toy(dropout_rate=0.0), data, batch_size=4, classification=True)
+    assert train.evaluate(*toy(dropout_rate=0.9), data, batch_size=4, classification=True) == expected
+
+
+def test_an_empty_split_cannot_be_evaluated():
+    empty = Dataloader(np.zeros((0, LENGTH, CHANNELS)), np.zeros((0, CLASSES)))
+    with pytest.raises(DataError, match="no samples"):
+        train.evaluate(*toy(), empty, batch_size=4, classification=True)
+
+
+# A step
+
+
+@pytest.mark.parametrize("classification", [True, False])
+def test_a_step_is_adam_on_the_mean_loss_of_the_batch(classification):
+    model, state = toy(classification)
+    data = loader(5, classification)
+    x, y = jnp.asarray(data.data), jnp.asarray(data.labels)
+    optimiser = train.adam(1e-2)
+    start = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
+
+    def mean_loss(weight, bias):
+        output = x.reshape(5, -1) @ weight.T + jnp.broadcast_to(bias, (5, CLASSES))
+        if classification:
+            return -jnp.mean(jnp.sum(y * jax.nn.log_softmax(output), axis=1))
+        return jnp.mean((output - y) ** 2)
+
+    parameters = (model.linear.weight, model.linear.bias)
+    expected_loss, gradient = jax.value_and_grad(mean_loss, argnums=(0, 1))(*parameters)
+    adam = optax.adam(1e-2)
+    updates, _ = adam.update(gradient, adam.init(parameters))
+    expected = optax.apply_updates(parameters, updates)
+
+    training, loss = train.train_step(
+        (x, y, jax.random.PRNGKey(0)), train.TrainingState(model, state, start, jnp.array(0)), optimiser, classification
+    )
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    np.testing.assert_allclose(training.model.linear.weight, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(training.model.linear.bias, expected[1], rtol=1e-5)
+    assert training.step == 1
+
+
+@pytest.fixture
+def outputs_of_a_step(monkeypatch):
+    """What the model gives for every sample of a batch of equal samples in one training step."""
+    sample_loss = train.sample_loss
+
+    def outputs(model, state, step=0):
+        seen = []
+
+        def record(output, label, classification):
+            jax.debug.callback(lambda value: seen.append(np.asarray(value)), output)
+            return sample_loss(output, label, classification)
+
+        monkeypatch.setattr(train, "sample_loss", record)
+        jax.clear_caches()  # a step that is compiled already would not call the one above
+        x = jnp.broadcast_to(loader(1).data, (4, LENGTH, CHANNELS))
+        y = jnp.broadcast_to(loader(1).labels, (4, CLASSES))
+        training = train.TrainingState(
+            model,
+            state,
+            train.adam(1e-2).init(eqx.filter(model, eqx.is_inexact_array)),
+            jnp.array(step),
+        )
+        copy = jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, training)
+        train.train_step((x, y, jax.random.PRNGKey(3)), copy, train.adam(1e-2), True)
+        jax.effects_barrier()
+        assert len(seen) == 4
+        return np.array(sorted(output.tolist() for output in seen))
+
+    return outputs
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+def test_every_sample_of_a_batch_has_its_own_dropout(outputs_of_a_step, model_name):
+    dropped = outputs_of_a_step(*hru(model_name, dropout_rate=0.5))
+    assert len(np.unique(dropped, axis=0)) == 4
+    kept = outputs_of_a_step(*hru(model_name, dropout_rate=0.0))
+    np.testing.assert_allclose(kept, np.broadcast_to(kept[:1], kept.shape), rtol=1e-5)
+
+
+def test_every_step_has_its_own_dropout_and_repeats_it(outputs_of_a_step):
+    model, state = toy(dropout_rate=0.5)
+    first = outputs_of_a_step(model, state, step=0)
+    np.testing.assert_array_equal(first, outputs_of_a_step(model, state, step=0))
+    assert not np.array_equal(first, outputs_of_a_step(model, state, step=1))
+
+
+def test_the_loss_is_finite_for_logits_that_softmax_would_flatten():
+    loss = train.sample_loss(jnp.array([0.0, 1e4, 0.0]), jnp.array([1.0, 0.0, 0.0]), True)
+    assert loss == 1e4
+
+
+def test_outputs_that_do_not_fit_the_labels_are_refused():
+    with pytest.raises(TypeError, match="reshape"):
+        train.sample_loss(jnp.zeros((3, 1)), jnp.zeros(4), False)
+
+
+def test_a_batch_larger_than_the_training_set_is_refused():
+    with pytest.raises(DataError, match="batch_size 17"):
+        train.train(*toy(), dataset(), **{**OPTIONS, "batch_size": 17})
+
+
+# Divergence
+
+
+@pytest.mark.parametrize(
+    ("print_steps", "where", "seen_steps"),
+    [(100, "training", [1, 2, 3]), (3, "training set", [1, 2, 3])],
+)
+def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step(print_steps, where, seen_steps):
+    # The third update is infinite, so the fourth batch is the first with a bad loss, unless an evaluation comes before.
+    def rate(count):
+        return jnp.where(count == 2, jnp.inf, 1e-3)
+
+    steps = []
+    with pytest.raises(train.NonFiniteLoss) as error:
+        train.train(
+            *toy(),
+            dataset(),
+            **{**OPTIONS, "learning_rate": rate, "num_steps": 50, "print_steps": print_steps},
+            on_step=lambda step, loss: steps.append(step),
+        )
+    step = 4 if where == "training" else 3
+    assert (error.value.step, error.value.where) == (step, where)
+    assert str(error.value) == f"the {where} loss is not finite at step {step}"
+    assert steps == seen_steps
+
+
+def test_a_bad_sample_in_training_or_validation_stops_it():
+    data = dataset()
+    data.train.data[0, 0, 0] = np.nan
+    with pytest.raises(train.NonFiniteLoss, match="the training loss is not finite at step 1"):
+        train.train(*toy(), data, **{**OPTIONS, "batch_size": 16})
+    data = dataset()
+    data.validation.data[0, 0, 0] = np.inf
+    with pytest.raises(train.NonFiniteLoss, match="the validation set loss is not finite at step 2"):
+        train.train(*toy(), data, **OPTIONS)
+
+
+# Repeatability and precision
+
+
+def timeless(history):
+    return [evaluation._replace(seconds=0) for evaluation in history]
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+def test_the_same_key_gives_the_same_training(model_name):
+    first, second = (train.train(*hru(model_name), dataset(), **OPTIONS) for _ in range(2))
+    assert timeless(first.history) == timeless(second.history)
+    assert same((first.model, first.state), (second.model, second.state))
+    other = train.train(*hru(model_name), dataset(), **{**OPTIONS, "key": jax.random.PRNGKey(2)})
+    assert timeless(other.history) != timeless(first.history)
+
+
+def test_two_seeds_share_one_compiled_step(monkeypatch):
+    traces = []
+    sample_loss = train.sample_loss
+    monkeypatch.setattr(train, "sample_loss", lambda *args: traces.append(1) or sample_loss(*args))
+    for seed in (1, 2):
+        train.train(*toy(dropout_rate=0.0625), dataset(), **{**OPTIONS, "key": jax.random.PRNGKey(seed)})
+    assert len(traces) == 2  # one of the step, one of the evaluation
+
+
+def test_it_learns():
+    result = train.train(*toy(), dataset((512, 64, 64)), **{**OPTIONS, "num_steps": 300, "print_steps": 50})
+    assert result.test_metric > 0.75
+    assert result.history[-1].train_loss < 0.5 * result.history[0].train_loss
+
+
+def test_double_precision_is_kept_throughout(x64):
+    result = train.train(*hru("LinHRU"), dataset(), **{**OPTIONS, "key": jax.random.PRNGKey(1)})
+    floating = [leaf for leaf in arrays((result.model, result.state)) if np.issubdtype(leaf.dtype, np.floating)]
+    assert {leaf.dtype for leaf in floating} == {np.dtype("float64")}
+    assert result.test_loss * 9 != float(np.float32(result.test_loss * 9))  # a sum of 9 losses in float64
+
+
+def test_the_keys_of_a_seed_are_those_of_the_split():
+    keys = train.seed_keys(2345)
+    assert len({tuple(np.asarray(key).tolist()) for key in keys}) == 3
+    order = np.asarray(jax.random.permutation(jax.random.split(keys.data)[0], 80))
+    np.testing.assert_array_equal(order[:56], split_by_seed(80, 2345)["train"])
+
+
+def test_parameters_are_counted():
+    assert train.count_parameters(toy()[0]) == LENGTH * CHANNELS * CLASSES + CLASSES
