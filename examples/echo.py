@@ -1,0 +1,116 @@
+"""One echo, drawn: python examples/echo.py [--output figures/echo.png]
+
+Six nonlinear oscillators follow a drive; the loss pulls their last positions to zero. Left: one oscillator on its way
+out, and the two echoes that run back over the same drive while the error nudges them apart. Right: the gradient read
+from the echoes against backpropagation through time, for every parameter and every drive.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from models import evolve
+from models.hamiltonian import flow, leapfrog
+from models.NonlinHRU import SaturatingOscillators
+
+LENGTH, OSCILLATORS, SHOWN = 300, 6, 2
+VISIBLE_NUDGE = 0.004  # far larger than training uses, so that the echoes part visibly
+
+
+def problem():
+    """Oscillators, a slow drive, and the gradient of the loss with respect to each position q_1, .., q_L."""
+    drive_key, phase_key = jax.random.split(jax.random.PRNGKey(3))
+    hamiltonian = SaturatingOscillators(
+        W_diag=jnp.linspace(0.5, 1, OSCILLATORS),
+        b=jnp.zeros(OSCILLATORS),
+        alpha=jnp.linspace(0.1, 1, OSCILLATORS),
+        step=jnp.full(OSCILLATORS, 0.1),
+    )
+    time = jnp.arange(LENGTH)[:, None]
+    phases = 2 * jnp.pi * jax.random.uniform(phase_key, (1, OSCILLATORS))
+    drives = jnp.sin(0.07 * time + phases) + 0.3 * jax.random.normal(drive_key, (LENGTH, OSCILLATORS))
+    positions = evolve(hamiltonian, drives)
+    incoming = jnp.where(time >= LENGTH - 100, positions, 0)
+    return hamiltonian, drives, incoming
+
+
+def echo(hamiltonian, drives, incoming, amplitude):
+    """Positions of one echo, at the times of the free pass that it retraces."""
+    rest = jnp.zeros(OSCILLATORS)
+    (q, p), _ = flow(hamiltonian, (rest, rest), drives)
+
+    def step(state, drive_and_gradient):
+        (q, p), (drive, gradient) = state, drive_and_gradient
+        state, _ = leapfrog(hamiltonian.velocity, hamiltonian.force, (q, p + amplitude * gradient), drive)
+        return state, q
+
+    _, positions = jax.lax.scan(step, (q, -p), (drives, incoming), reverse=True)
+    return positions
+
+
+def gradients(hamiltonian, drives):
+    """The gradient of the loss by each algorithm, in float64: {algorithm: {leaf: values}}."""
+
+    def loss(hamiltonian_and_drives, algorithm):
+        return 0.5 * jnp.sum(evolve(*hamiltonian_and_drives, learning_algorithm=algorithm)[-100:] ** 2)
+
+    result = {}
+    for algorithm in ("RHEL", "BPTT"):
+        by_parameter, by_drive = eqx.filter_grad(loss)((hamiltonian, drives), algorithm)
+        result[algorithm] = vars(by_parameter) | {"drives": by_drive}
+    return result
+
+
+def draw(output: Path) -> float:
+    """Writes the figure; returns the largest relative error of a leaf."""
+    hamiltonian, drives, incoming = problem()
+    free = evolve(hamiltonian, drives)
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    left.plot(free[:, SHOWN], color="black", lw=4, alpha=0.25, label="free pass")
+    for sign, color in ((1, "tab:red"), (-1, "tab:blue")):
+        positions = echo(hamiltonian, drives, incoming, sign * VISIBLE_NUDGE)
+        left.plot(positions[:, SHOWN], color=color, lw=1.2, label=f"echo, nudged by {'+' if sign > 0 else '-'}ε")
+    left.axvspan(LENGTH - 100, LENGTH, color="tab:orange", alpha=0.12, label="steps in the loss")
+    left.set(xlabel="step (the echoes run from right to left)", ylabel="position q", xlim=(0, LENGTH))
+    left.legend(loc="lower left", fontsize="small", ncols=2)
+
+    values = gradients(hamiltonian, drives)
+    errors = {}
+    for name, reference in values["BPTT"].items():
+        value, reference = np.asarray(values["RHEL"][name]).ravel(), np.asarray(reference).ravel()
+        errors[name] = np.linalg.norm(value - reference) / np.linalg.norm(reference)
+        scale = np.max(np.abs(reference))
+        right.plot(reference / scale, value / scale, ".", ms=7 if name != "drives" else 3, label=name)
+    right.axline((0, 0), slope=1, color="black", lw=0.5)
+    right.set(
+        xlabel="gradient by BPTT (scaled)",
+        ylabel="gradient by RHEL (scaled)",
+        title=f"largest relative error {max(errors.values()):.0e}",
+    )
+    right.legend(fontsize="small")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=110)
+    return max(errors.values())
+
+
+def main(arguments=None):
+    """Parses the command line, draws, says where the figure is."""
+    parser = argparse.ArgumentParser(description="Draw one echo and the gradient read from it.")
+    parser.add_argument("--output", type=Path, default=Path("outputs/examples/echo.png"), help="the PNG to write")
+    output = parser.parse_args(arguments).output
+    jax.config.update("jax_enable_x64", True)
+    error = draw(output)
+    print(f"largest relative error of a gradient, RHEL against BPTT in float64: {error:.1e}\nfigure: {output}")
+
+
+if __name__ == "__main__":
+    main()
