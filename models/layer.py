@@ -47,7 +47,8 @@ class AbstractHRULayer(eqx.Module):
 
     def __call__(self, inputs: Float[Array, "L H"]) -> Float[Array, "L H"]:
         """Outputs of the unit, from rest."""
-        return self.learning_algorithm(LinearPorts(self.hamiltonian(), self.B, self.C, self.D), inputs)
+        system = LinearPorts(self.hamiltonian(), self.B, self.C, self.D)
+        return self.learning_algorithm(system, inputs)
 
 
 def init_ports(

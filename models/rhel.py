@@ -136,8 +136,8 @@ def evolve(
     """Positions q_1, .., q_L of a Hamiltonian, from rest, under a sequence of drives.
 
     Differentiable in reverse mode, by the learning algorithm, with respect to every floating-point array of the
-    Hamiltonian and to the drives. The positions have the shape of the drives. Raises `ValueError` for an empty sequence
-    and for an unknown algorithm.
+    Hamiltonian and to the drives. The positions have the shape of the drives. Raises `ValueError` for an empty
+    sequence, an unknown algorithm and energies that are not scalars, `TypeError` for drives not floating-point.
     """
     if isinstance(learning_algorithm, str):
         learning_algorithm = make_learning_algorithm(learning_algorithm, epsilon)
@@ -176,11 +176,24 @@ def _scan_chunks(body: Callable, carry: PyTree, stacks: list[PyTree], *, reverse
     return carry, outputs[order]
 
 
-def _rest(system: AbstractSystem, inputs: Float[Array, "time in"]) -> State:
-    """Zero position and momentum, of the shape of a drive."""
-    drive = jax.eval_shape(system.drive, inputs[:1])
-    dtypes = [x.dtype for x in jax.tree.leaves((drive, eqx.filter(system.hamiltonian, eqx.is_inexact_array)))]
-    zeros = jnp.zeros(drive.shape[1:], jnp.result_type(*dtypes))
+def rest_state(system: AbstractSystem, inputs: Float[Array, "time in"]) -> State:
+    """Zero position and momentum, of the shape of a drive.
+
+    Raises `TypeError` for drives that are not floating-point and `ValueError` for energies that are not scalars.
+    """
+    hamiltonian = system.hamiltonian
+    drives = jax.eval_shape(system.drive, inputs[:1])
+    if not jnp.issubdtype(drives.dtype, jnp.floating):
+        raise TypeError(f"the drives must be floating-point, got {drives.dtype}: convert them with .astype(float)")
+    parameters = jax.tree.leaves(eqx.filter(hamiltonian, eqx.is_inexact_array))
+    state = jax.ShapeDtypeStruct(drives.shape[1:], jnp.result_type(drives.dtype, *(x.dtype for x in parameters)))
+    drive = jax.ShapeDtypeStruct(drives.shape[1:], drives.dtype)
+    for energy, arguments in ((hamiltonian.kinetic, (state,)), (hamiltonian.potential, (state, drive))):
+        value = jax.eval_shape(energy, *arguments)
+        if value.shape != ():
+            name = f"{type(hamiltonian).__name__}.{energy.__name__}"
+            raise ValueError(f"{name} must return a scalar, got shape {value.shape}: sum over the oscillators")
+    zeros = jnp.zeros(state.shape, state.dtype)
     return zeros, zeros
 
 
@@ -191,7 +204,7 @@ def _free_pass(system: AbstractSystem, inputs: Float[Array, "time in"]) -> tuple
         state, positions = flow(system.hamiltonian, state, system.drive(inputs))
         return state, (system.readout(positions, inputs), state)
 
-    _, stacks = _scan_chunks(body, _rest(system, inputs), _chunked(inputs))
+    _, stacks = _scan_chunks(body, rest_state(system, inputs), _chunked(inputs))
     return _joined([outputs for outputs, _ in stacks]), [ends for _, ends in stacks]
 
 

@@ -1,0 +1,157 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from systems import linear, pendulums, plain_saturating, saturating
+
+from models import create_model, evolve
+from models.check import (
+    InadmissibleHamiltonian,
+    RetraceWarning,
+    agreement,
+    agreement_by_leaf,
+    check_gradient,
+    check_hamiltonian,
+    retrace_error,
+    retrace_errors,
+)
+from models.hamiltonian import AbstractHamiltonian
+from models.rhel import BareSystem
+
+DRIVES = jax.random.normal(jax.random.PRNGKey(3), (60, 8))
+
+
+class Springs(AbstractHamiltonian):
+    """Harmonic oscillators whose energies a test replaces."""
+
+    k: jax.Array
+
+    def kinetic(self, p):
+        return 0.05 * jnp.sum(p**2)
+
+    def potential(self, q, drive):
+        return jnp.sum(0.1 * (0.5 * self.k * q**2 - q * drive))
+
+
+class UnevenKinetic(Springs):
+    def kinetic(self, p):
+        return 0.05 * jnp.sum(p**2 + 0.1 * p)
+
+
+class VectorPotential(Springs):
+    def potential(self, q, drive):
+        return 0.1 * (0.5 * self.k * q**2 - q * drive)
+
+
+class RootPotential(Springs):
+    def potential(self, q, drive):
+        return jnp.sum(jnp.sqrt(q))
+
+
+class CornerPotential(Springs):
+    def potential(self, q, drive):
+        return jnp.linalg.norm(q) * jnp.sum(self.k)
+
+
+class WrongContrast(Springs):
+    def potential_contrast(self, q, dq, drive):
+        return jnp.sum(self.k * q * dq)
+
+
+@pytest.mark.parametrize("system", [linear, saturating, plain_saturating, pendulums])
+def test_admissible_hamiltonians_pass(system):
+    check_hamiltonian(system(), DRIVES)
+
+
+@pytest.mark.parametrize(
+    ("hamiltonian", "drives", "message"),
+    [
+        (UnevenKinetic(jnp.ones(8)), DRIVES, r"UnevenKinetic.kinetic is not even: .* at p, .* at -p"),
+        (VectorPotential(jnp.ones(8)), DRIVES, r"VectorPotential.potential must return a scalar, got shape \(8,\)"),
+        (RootPotential(jnp.ones(8)), DRIVES, r"the gradient of RootPotential.potential by q is not finite at rest"),
+        (CornerPotential(jnp.ones(8)), DRIVES, r"the gradient of CornerPotential.potential by q is not finite at rest"),
+        (Springs(jnp.full(8, jnp.nan)), DRIVES, r"Springs.potential is nan at rest"),
+        (Springs(jnp.arange(8)), DRIVES, r"Springs.k is an array of int32 and would get no gradient: make it"),
+        (WrongContrast(jnp.ones(8)), DRIVES, r"WrongContrast.potential_contrast is .*, but .* differs by"),
+        (Springs(jnp.ones(8)), jnp.ones((5, 8), int), r"the drives must be floating-point, got int32"),
+    ],
+)
+def test_violated_assumptions_are_named(hamiltonian, drives, message):
+    with pytest.raises(InadmissibleHamiltonian, match=message):
+        check_gradient(hamiltonian, drives)
+
+
+def test_evolve_names_what_it_can_see_without_a_check():
+    with pytest.raises(ValueError, match=r"VectorPotential.potential must return a scalar, got shape \(8,\)"):
+        evolve(VectorPotential(jnp.ones(8)), DRIVES)
+    with pytest.raises(TypeError, match="the drives must be floating-point, got int32"):
+        evolve(Springs(jnp.ones(8)), jnp.ones((5, 8), int))
+
+
+@pytest.mark.parametrize(("system", "float32", "float64"), [(saturating, 1e-5, 1e-11), (pendulums, 2e-3, 1e-3)])
+def test_check_gradient_finds_the_errors_of_every_leaf(system, float32, float64):
+    errors = check_gradient(system(), DRIVES)
+    names = {field for field in vars(system())} | {"drives"}
+    assert set(errors) == names
+    for error in errors.values():
+        assert 0 < error.rhel <= float32
+        assert 0 < error.rhel_float64 <= float64
+        assert 0 < error.finite_differences <= 1e-6
+
+
+def test_check_gradient_sees_a_wrong_gradient():
+    """A contrast that is right in value but detached from one parameter gives that parameter a wrong gradient."""
+
+    class Detached(Springs):
+        def potential_contrast(self, q, dq, drive):
+            stopped = eqx.tree_at(lambda h: h.k, self, jax.lax.stop_gradient(self.k))
+            return stopped.potential(q + dq, drive) - stopped.potential(q - dq, drive)
+
+    errors = check_gradient(Detached(jnp.ones(8)), DRIVES)
+    assert errors["k"].rhel_float64 == 1
+    assert errors["drives"].rhel_float64 < 1e-6
+    assert errors["k"].finite_differences < 1e-6
+
+
+def test_agreement():
+    assert agreement([3.0, 4.0], [3.0, 4.0]) == (1, 1, 0)
+    assert agreement([0.0], [0.0]) == (1, 1, 0)
+    assert agreement([0.0, 0.0], [3.0, 4.0]) == (0, 0, 1)
+    assert agreement([1.0], [0.0]) == (0, np.inf, np.inf)
+    assert agreement([6.0, 8.0], [3.0, 4.0]) == pytest.approx((1, 2, 1))
+    assert agreement([-4.0, 3.0], [3.0, 4.0]) == pytest.approx((0, 1, 2**0.5))
+    assert np.isnan(agreement([np.nan, 1.0], [3.0, 4.0]).relative_error)
+    assert list(agreement_by_leaf({"a": [1.0], "b": [2.0]}, {"a": [1.0], "b": [1.0]})) == ["['a'][0]", "['b'][0]"]
+    with pytest.raises(ValueError, match="shorter"):
+        agreement_by_leaf([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize("system", [linear, saturating, pendulums])
+def test_echo_retraces_the_free_pass(system):
+    assert 0 < retrace_error(BareSystem(system()), DRIVES) < 1e-4
+    with jax.enable_x64(True):
+        drives = DRIVES.astype(jnp.float64)
+        wide = jax.tree.map(lambda x: x.astype(jnp.float64), system())
+        assert 0 < retrace_error(BareSystem(wide), drives) < 1e-12
+    assert retrace_error(BareSystem(linear()), 0 * DRIVES) == 0
+
+
+def test_retrace_errors_of_a_model():
+    model, state = create_model(
+        "NonlinHRU", 8, 3, 6, 2, 5, classification=True, dropout_rate=0.0, key=jax.random.PRNGKey(0)
+    )
+    x = jnp.stack([DRIVES, 2 * DRIVES, 3 * DRIVES])
+    errors = retrace_errors(model, state, x)
+    assert errors.shape == (3, 2)
+    assert np.all((errors > 0) & (errors < 1e-4))
+
+
+def test_an_echo_that_misses_is_warned_of():
+    model, state = create_model(
+        "NonlinHRU", 8, 3, 6, 2, 5, classification=True, dropout_rate=0.0, step_init=0.9, key=jax.random.PRNGKey(0)
+    )
+    x = jnp.tile(jnp.stack([DRIVES]), (1, 50, 1))
+    stiff = eqx.tree_at(lambda m: m.blocks[1].unit.alpha, model, jnp.full(5, 10.0))
+    with pytest.warns(RetraceWarning, match=r"the echo of unit 1 misses its initial state by .* make the step smaller"):
+        retrace_errors(stiff, state, x)
