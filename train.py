@@ -163,15 +163,14 @@ def evaluate(
     **Raises:** what the loader raises for a split without samples.
     """
     model = eqx.nn.inference_mode(model)
-    sums = []
+    rows = np.arange(batch_size)
+    losses, metrics = [], []
     for x, y in data.loop_epoch(batch_size):
-        rows = np.arange(batch_size)
         filled = np.where(rows < len(x), rows, 0)
-        weights = _to_device(rows < len(x))
-        sums.append(
-            _evaluate_batch(model, state, _to_device(x[filled]), _to_device(y[filled]), weights, classification)
-        )
-    losses, metrics = zip(*jax.device_get(sums), strict=True)
+        batch = (jnp.asarray(values) for values in (x[filled], y[filled], rows < len(x)))
+        loss, metric = _evaluate_batch(model, state, *batch, classification)
+        losses.append(float(loss))
+        metrics.append(float(metric))
     return math.fsum(losses) / data.size, math.fsum(metrics) / data.size
 
 
@@ -210,14 +209,8 @@ def train(
     optimiser_state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
     training = _copy(TrainingState(model, state, optimiser_state, jnp.array(0)))
 
-    def evaluate_split(split, name, training):
-        loss, metric = evaluate(
-            training.model,
-            training.state,
-            split,
-            batch_size=batch_size,
-            classification=dataset.classification,
-        )
+    def measure(name, split, step, model, state):
+        loss, metric = evaluate(model, state, split, batch_size=batch_size, classification=dataset.classification)
         if not math.isfinite(loss):
             raise NonFiniteLoss(step, name)
         return loss, metric
@@ -241,7 +234,7 @@ def train(
     stop_reason = "num_steps"
     for step in range(1, num_steps + 1):
         x, y = next(batches)
-        batch = (_to_device(x), _to_device(y), dropout_key)
+        batch = (jnp.asarray(x), jnp.asarray(y), dropout_key)
         training, loss = train_step(batch, training, optimiser, dataset.classification)
         in_flight.append((step, loss))
         read_losses(leave=LOSSES_IN_FLIGHT)
@@ -252,8 +245,8 @@ def train(
         evaluation = Evaluation(
             step,
             math.fsum(losses) / len(losses),
-            *evaluate_split(dataset.train, "training set", training),
-            *evaluate_split(dataset.validation, "validation set", training),
+            *measure("training set", dataset.train, step, training.model, training.state),
+            *measure("validation set", dataset.validation, step, training.model, training.state),
             time.perf_counter() - start,
         )
         losses.clear()
@@ -261,7 +254,7 @@ def train(
         if on_evaluation is not None:
             on_evaluation(evaluation)
         if best_evaluation is None or better(evaluation.val_metric, best_evaluation.val_metric):
-            best, best_evaluation = _copy(training), evaluation
+            best, best_evaluation = _copy((training.model, training.state)), evaluation
             evaluations_since_best = 0
         else:
             evaluations_since_best += 1
@@ -269,10 +262,11 @@ def train(
             stop_reason = "early_stopping"
             break
 
-    test_loss, test_metric = evaluate_split(dataset.test, "test set", best)
+    test_loss, test_metric = measure("test set", dataset.test, best_evaluation.step, *best)
+    model, state = best
     return TrainingResult(
-        model=best.model,
-        state=best.state,
+        model=model,
+        state=state,
         best_step=best_evaluation.step,
         val_metric=best_evaluation.val_metric,
         test_loss=test_loss,
@@ -286,11 +280,6 @@ def train(
 def count_parameters(model: eqx.Module) -> int:
     """Number of trainable values in a model."""
     return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))
-
-
-def _to_device(values: np.ndarray) -> Array:
-    """Put values on the device in the precision that jax is set to."""
-    return jnp.asarray(values, dtype=float)
 
 
 def _copy(tree):
