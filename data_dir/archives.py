@@ -1,0 +1,69 @@
+"""Zip archives, unpacked without trusting them."""
+
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PureWindowsPath
+
+from data_dir.storage import DataError
+
+# Far above any set of the archive (EigenWorms unpacks to 0.4 GB), far below what fills a disk unnoticed.
+MAX_UNPACKED_BYTES = 4 * 2**30
+
+
+@contextmanager
+def opened_zip(archive: Path) -> Iterator[zipfile.ZipFile]:
+    """Opens a zip archive of which no member is a link or would leave its folder.
+
+    Raises DataError, naming the archive and the member, if one is; and, in the block too, if the archive is damaged.
+    """
+    try:
+        with zipfile.ZipFile(archive) as zip_file:
+            for member in zip_file.infolist():
+                path = PureWindowsPath(member.filename)  # knows both kinds of slashes, and drives
+                is_link = member.external_attr >> 16 & 0o170000 == 0o120000
+                if path.drive or path.root or ".." in path.parts or is_link:
+                    raise DataError(f"{archive}: member {member.filename!r} is a link or would leave its folder.")
+            yield zip_file
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{archive}: not a sound zip archive ({error}). Fetch it again.") from error
+
+
+def extract_files(archive: Path, members: dict[str, str], folder: Path) -> None:
+    """Unpacks members of a zip archive into ``folder``; ``members`` maps the name there to that in the archive.
+
+    Raises DataError, naming the archive and the member, as ``opened_zip`` does, if a member is absent, or if together
+    they unpack to over ``MAX_UNPACKED_BYTES``; whoever calls throws ``folder`` away then.
+    """
+    with opened_zip(archive) as zip_file:
+        absent = sorted(set(members.values()) - set(zip_file.namelist()))
+        if absent:
+            raise DataError(f"{archive}: there is no member {absent[0]!r}.")
+        # zipfile never yields more bytes of a member than file_size announces.
+        if sum(zip_file.getinfo(member).file_size for member in members.values()) > MAX_UNPACKED_BYTES:
+            raise DataError(f"{archive}: the files wanted from it unpack to over {MAX_UNPACKED_BYTES} bytes.")
+        for name, member in members.items():
+            with zip_file.open(member) as source, open(folder / name, "wb") as target:
+                shutil.copyfileobj(source, target, 2**20)
+
+
+def series_members(archive: Path, name: str) -> dict[str, str]:
+    """The members that hold the series of a set: NAME_TRAIN and NAME_TEST, ts and arff, in whatever folder.
+
+    Descriptions, the files of single channels and all else are left out. Raises DataError as ``opened_zip`` does, if a
+    file occurs twice, and if there is no pair of train and test file.
+    """
+    members: dict[str, str] = {}
+    wanted = {f"{name}_{part}{suffix}" for part in ("TRAIN", "TEST") for suffix in (".ts", ".arff")}
+    with opened_zip(archive) as zip_file:
+        for member in zip_file.namelist():
+            file = PureWindowsPath(member).name
+            if file in wanted:
+                if file in members:
+                    raise DataError(f"{archive}: holds {file} twice, as {members[file]!r} and {member!r}.")
+                members[file] = member
+    if not any({f"{name}_TRAIN{suffix}", f"{name}_TEST{suffix}"} <= members.keys() for suffix in (".ts", ".arff")):
+        raise DataError(f"{archive}: holds no {name}_TRAIN with {name}_TEST, both .ts or both .arff.")
+    return members

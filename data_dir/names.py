@@ -1,0 +1,75 @@
+"""The names of the sets that this project knows, and what somebody may have meant who typed another one."""
+
+import difflib
+from collections.abc import Iterable
+
+# Real sets of equal length that sktime ships inside its package: no download.
+BUNDLED = ("BasicMotions", "ACSF1", "ArrowHead", "GunPoint", "ItalyPowerDemand", "OSULeaf")
+# The sets of the published experiments, by the names of the archive; ppg is PPG-DaLiA.
+PUBLISHED_UEA = (
+    "EigenWorms",
+    "SelfRegulationSCP1",
+    "SelfRegulationSCP2",
+    "EthanolConcentration",
+    "Heartbeat",
+    "MotorImagery",
+)
+PPG = "ppg"
+# The 30 multivariate sets of the archive's release of 2018.
+UEA_MULTIVARIATE = (
+    "ArticularyWordRecognition",
+    "AtrialFibrillation",
+    "BasicMotions",
+    "CharacterTrajectories",
+    "Cricket",
+    "DuckDuckGeese",
+    "ERing",
+    "EigenWorms",
+    "Epilepsy",
+    "EthanolConcentration",
+    "FaceDetection",
+    "FingerMovements",
+    "HandMovementDirection",
+    "Handwriting",
+    "Heartbeat",
+    "InsectWingbeat",
+    "JapaneseVowels",
+    "LSST",
+    "Libras",
+    "MotorImagery",
+    "NATOPS",
+    "PEMS-SF",
+    "PenDigits",
+    "PhonemeSpectra",
+    "RacketSports",
+    "SelfRegulationSCP1",
+    "SelfRegulationSCP2",
+    "SpokenArabicDigits",
+    "StandWalkJump",
+    "UWaveGestureLibrary",
+)
+# Spellings that are in use for sets of this list and too far from their names to be found by likeness.
+_ALSO_CALLED = {"ppgdalia": PPG, "ppgfieldstudy": PPG, "dalia": PPG, "worms": "EigenWorms", "ethanol": PUBLISHED_UEA[3]}
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """The one of the ``known`` names that ``name`` most probably stands for, or None.
+
+    Case, spaces, hyphens and underscores do not count. A part of exactly one name ("SCP1", "motor") stands for it;
+    otherwise the most similar name is taken, if it is similar.
+    """
+    plain = {_plain(candidate): candidate for candidate in sorted(known)}
+    wanted = _plain(name)
+    if wanted in plain:
+        return plain[wanted]
+    if _ALSO_CALLED.get(wanted) in plain.values():
+        return _ALSO_CALLED[wanted]
+    holding = [candidate for key, candidate in plain.items() if wanted in key] if len(wanted) >= 3 else []
+    if len(holding) == 1:
+        return holding[0]
+    similar = difflib.get_close_matches(wanted, plain, n=1, cutoff=0.7)
+    return plain[similar[0]] if similar else None
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
