@@ -3,29 +3,81 @@
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data_dir.storage import DataError
+
+Array = np.ndarray | jax.Array
 
 
 class Dataloader:
     """The samples of one part of a data set.
 
-    ``data`` (n, L, C) and ``labels`` (n, K) one-hot, or (n, n_outputs) in regression, are kept as float32 numpy arrays.
-    ``size`` is n. Raises DataError on other ranks and on counts that differ.
+    Served are ``rows`` of ``data`` (N, L, C) and ``labels`` (N, K) one-hot, or (N, n_outputs) in regression; all of
+    them in their order if ``rows`` is None. ``time`` puts the channel t/L, t = 0..L-1, in front of the others of a
+    batch. Batches are float32. The arrays are kept as they are, so that several loaders share them and memory-mapped
+    ones are read batch by batch. With ``inmemory`` the samples are copied to the device once, and batches are jax
+    arrays that are put together there.
+
+    ``size`` counts the samples. Raises DataError on other ranks, on counts that differ, and on rows that are not there.
     """
 
-    def __init__(self, data: np.ndarray, labels: np.ndarray):
-        self.data = np.asarray(data, dtype=np.float32)
-        self.labels = np.asarray(labels, dtype=np.float32)
-        if self.data.ndim != 3 or self.labels.ndim != 2:
+    def __init__(
+        self,
+        data: np.ndarray,
+        labels: np.ndarray,
+        *,
+        rows: np.ndarray | None = None,
+        time: bool = False,
+        inmemory: bool = False,
+    ):
+        data, labels = np.asarray(data, dtype=np.float32), np.asarray(labels, dtype=np.float32)
+        if data.ndim != 3 or labels.ndim != 2:
             raise DataError(
                 "data must be (samples, time steps, channels) and labels (samples, outputs), not "
-                f"{self.data.shape} and {self.labels.shape}."
+                f"{data.shape} and {labels.shape}."
             )
-        if len(self.data) != len(self.labels):
-            raise DataError(f"{len(self.data)} samples but {len(self.labels)} labels.")
-        self.size = len(self.data)
+        if len(data) != len(labels):
+            raise DataError(f"{len(data)} samples but {len(labels)} labels.")
+        if rows is not None and len(rows) and not 0 <= np.min(rows) <= np.max(rows) < len(data):
+            raise DataError(f"rows {np.min(rows)} to {np.max(rows)} of {len(data)} samples.")
+        self._data, self._labels, self._time = data, labels, time
+        self._rows = np.arange(len(data)) if rows is None else np.asarray(rows, dtype=np.int64)
+        self._served_whole = rows is None
+        self._device = None
+        if inmemory:
+            self._device = tuple(jnp.asarray(array) for array in self._gather(self._rows))
+        self.size = len(self._rows)
+
+    @property
+    def data(self) -> Array:
+        """All samples (n, L, C), with the time channel. A new copy on the host if there are ``rows`` or ``time``."""
+        if self._device is not None:
+            return self._device[0]
+        return self._data if self._served_whole and not self._time else self._gather(self._rows)[0]
+
+    @property
+    def labels(self) -> Array:
+        """All labels (n, K) or (n, n_outputs). A new copy on the host if there are ``rows``."""
+        if self._device is not None:
+            return self._device[1]
+        return self._labels if self._served_whole else self._labels[self._rows]
+
+    def batch(self, samples: np.ndarray) -> tuple[Array, Array]:
+        """Samples by their numbers in this part, 0..n-1, and their labels."""
+        if self._device is not None:
+            return self._device[0][samples], self._device[1][samples]
+        return self._gather(self._rows[samples])
+
+    def _gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        _, length, channels = self._data.shape
+        if not self._time:
+            return self._data[rows], self._labels[rows]
+        data = np.empty((len(rows), length, channels + 1), dtype=np.float32)
+        data[:, :, 0] = np.arange(length) / length
+        data[:, :, 1:] = self._data[rows]
+        return data, self._labels[rows]
 
     def loop(self, batch_size: int, *, key: jax.Array, position: dict[str, int] | None = None) -> "ShuffledBatches":
         """Endless batches (x, y) of exactly ``batch_size`` samples, every sample once per epoch.
@@ -39,14 +91,14 @@ class Dataloader:
         """
         return ShuffledBatches(self, batch_size, key, position)
 
-    def loop_epoch(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def loop_epoch(self, batch_size: int) -> Iterator[tuple[Array, Array]]:
         """Batches (x, y) in stored order, every sample once; the last batch may be short.
 
         Raises DataError, at the call, if there are no samples or ``batch_size`` < 1.
         """
         self._require_samples(batch_size)
         return (
-            (self.data[start : start + batch_size], self.labels[start : start + batch_size])
+            self.batch(np.arange(start, min(start + batch_size, self.size)))
             for start in range(0, self.size, batch_size)
         )
 
@@ -83,15 +135,15 @@ class ShuffledBatches:
     def __iter__(self) -> "ShuffledBatches":
         return self
 
-    def __next__(self) -> tuple[np.ndarray, np.ndarray]:
-        rows = self._order[self._offset : self._offset + self._batch_size]
+    def __next__(self) -> tuple[Array, Array]:
+        samples = self._order[self._offset : self._offset + self._batch_size]
         self._offset += self._batch_size
         if self._offset >= self._loader.size:
             self._epoch += 1
             self._offset -= self._loader.size
             self._order = self._permutation(self._epoch)
-            rows = np.concatenate([rows, self._order[: self._offset]])
-        return self._loader.data[rows], self._loader.labels[rows]
+            samples = np.concatenate([samples, self._order[: self._offset]])
+        return self._loader.batch(samples)
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return np.asarray(jax.random.permutation(jax.random.fold_in(self._key, epoch), self._loader.size))

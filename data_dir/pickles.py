@@ -7,7 +7,7 @@ numpy's arrays, types and scalars, and jax's arrays, in the spellings of every v
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -55,7 +55,7 @@ class _Name:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    def __init__(self, file, path: Path):
+    def __init__(self, file, path: Path | str):
         super().__init__(file, encoding="latin1")
         self.path = path
 
@@ -140,6 +140,37 @@ def read_arrays(path: str | Path) -> Any:
             f"{path}: not a pickle of arrays, or cut short ({type(error).__name__}: {error}). "
             "Remove its folder and process the data set again."
         ) from error
+
+
+def read_members(file: BinaryIO, path: Path | str, members: list[tuple[str, ...]]) -> list[np.ndarray]:
+    """Arrays out of the nested dicts in a pickle: ``members`` lists their keys, from the outermost dict on.
+
+    The pickle may hold text, numbers and arrays beside them. Only the wanted arrays are built, so that a file takes
+    little more memory than its own size. It may be one of Python 2. Raises DataError, naming ``path`` and the member,
+    as ``read_arrays`` does, and if there is no such member or it is no array of numbers.
+    """
+    try:
+        value = _ArrayUnpickler(file, path).load()
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path}: not a pickle, or cut short ({type(error).__name__}: {error}).") from error
+    found = []
+    for keys in members:
+        name = "".join(f"[{key!r}]" for key in keys)
+        inner = value
+        for key in keys:
+            if not isinstance(inner, dict) or key not in inner:
+                raise DataError(f"{path}: holds no {name}.")
+            inner = inner[key]
+        try:
+            array = np.asarray(_built(inner))
+        except Exception as error:  # The parts may be anything.
+            raise DataError(f"{path}: {name} is no array of numbers ({error}).") from error
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"{path}: {name} is no array of numbers.")
+        found.append(array)
+    return found
 
 
 def read_array(path: str | Path) -> np.ndarray:

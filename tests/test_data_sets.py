@@ -48,7 +48,7 @@ def test_bundled_set_is_served(bundled):
     dataset = load(bundled, "BasicMotions", time=True)
     assert (dataset.name, dataset.length, dataset.data_dim, dataset.label_dim) == ("BasicMotions", 100, 7, 4)
     assert dataset.classification
-    assert dataset.class_names == ["badminton", "running", "standing", "walking"]
+    assert dataset.class_names == ["Badminton", "Running", "Standing", "Walking"]
     assert [getattr(dataset, part).size for part in PARTS] == [56, 12, 12]
     expected = split_by_seed(80, 2345)
     stored = read_arrays(bundled / "processed" / "UEA" / "BasicMotions" / "data.pkl")
@@ -120,9 +120,9 @@ def test_a_missing_set_with_raw_files_needs_processing_only(tmp_path):
 
 
 def test_a_missing_set_that_no_command_fetches(tmp_path):
-    with pytest.raises(DataError, match=r"Put EigenWorms_TRAIN\.ts and EigenWorms_TEST\.ts"):
-        load(tmp_path, "EigenWorms")
-    with pytest.raises(DataError, match=r"put X_train\.pkl, y_train\.pkl, .* into .*PPG/ppg"):
+    with pytest.raises(DataError, match=r"Put QuietSeries_TRAIN\.ts and QuietSeries_TEST\.ts into "):
+        load(tmp_path, "QuietSeries")
+    with pytest.raises(DataError, match=r"fetched by hand .*\n    python data_dir/process_ppg"):
         load(tmp_path, "ppg", classification=False)
 
 

@@ -1,0 +1,162 @@
+"""The files of a processed set, read and checked against each other and against their description."""
+
+from pathlib import Path
+
+import numpy as np
+
+from data_dir.npy import read_npy
+from data_dir.pickles import read_array, read_arrays
+from data_dir.splits import PARTS
+from data_dir.storage import DataError, read_json, sha256_of
+
+# What makes a folder of processed/*/ a data set: all samples, to be split here, or three parts cut beforehand. Each
+# array is a pickle, or an npy file, which is memory-mapped.
+WHOLE = ("data", "labels")
+CUT = {"train": ("X_train", "y_train"), "validation": ("X_val", "y_val"), "test": ("X_test", "y_test")}
+_AGAIN = "Remove the folder and process the data set again."
+
+
+def array_file(folder: Path, stem: str) -> Path:
+    """The file of an array: ``stem``.npy if it is there, else ``stem``.pkl."""
+    npy = folder / f"{stem}.npy"
+    return npy if npy.exists() else folder / f"{stem}.pkl"
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether the folder holds a processed set, of either kind."""
+    return is_whole(folder) or array_file(folder, CUT["train"][0]).exists()
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the folder holds all samples in one array."""
+    return array_file(folder, WHOLE[0]).exists()
+
+
+def read_info(folder: Path) -> dict:
+    """dataset.json; empty if there is none, as in folders that the published scripts wrote.
+
+    Raises DataError if it is damaged, and if the files of the folder are not those that it describes: all are compared
+    by size, pickles by their sha256 too.
+    """
+    path = folder / "dataset.json"
+    if not path.exists():
+        return {}
+    try:
+        info = read_json(path)
+    except DataError as error:
+        raise DataError(f"{error} {_AGAIN}") from error
+    files = info.get("processed_files", {})
+    if not isinstance(info.get("class_names", []), list) or not isinstance(files, dict):
+        raise DataError(f"{path}: class_names must be a list and processed_files an object. {_AGAIN}")
+    for name, described in files.items():
+        file = folder / name
+        if not file.is_file():
+            raise DataError(f"{file}: no such file, but dataset.json beside it names it. {_AGAIN}")
+        if not isinstance(described, dict) or file.stat().st_size != described.get("bytes"):
+            raise DataError(f"{file}: has {file.stat().st_size} bytes, not those that dataset.json names. {_AGAIN}")
+        if file.suffix == ".pkl" and sha256_of(file) != described.get("sha256"):
+            raise DataError(f"{file}: was changed since it was processed (sha256). {_AGAIN}")
+    return info
+
+
+def read_samples(folder: Path, info: dict, stem: str = WHOLE[0]) -> np.ndarray:
+    """The samples (n, L, C) of one array, without labels."""
+    path = array_file(folder, stem)
+    data = _read_float32(path, path.name in info.get("processed_files", {}))
+    if data.ndim != 3 or 0 in data.shape:
+        raise DataError(f"{path}: shape {data.shape}; needed is (samples, time steps, channels), none of them 0.")
+    return data
+
+
+def read_whole(folder: Path, info: dict, classification: bool) -> tuple[np.ndarray, np.ndarray]:
+    """All samples (n, L, C) and labels (n, outputs)."""
+    return _read_part(folder, WHOLE, info, classification)
+
+
+def read_cut(folder: Path, info: dict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Samples (n, L, C) and labels (n, outputs) of each part; raises DataError if the parts have different shapes."""
+    parts = {part: _read_part(folder, CUT[part], info, False) for part in PARTS}
+    shape, outputs = parts["train"][0].shape[1:], parts["train"][1].shape[1]
+    for part, (data, labels) in parts.items():
+        if data.shape[1:] != shape or labels.shape[1] != outputs:
+            raise DataError(
+                f"{folder}: the {part} part has samples of shape {data.shape[1:]} and {labels.shape[1]} labels each, "
+                f"the train part {shape} and {outputs}."
+            )
+    return parts
+
+
+def read_original_idxs(folder: Path) -> list[np.ndarray]:
+    """The lists of rows in original_idxs.pkl. Raises DataError if the file is missing or holds no such lists."""
+    path = folder / "original_idxs.pkl"
+    value = read_arrays(path)
+    if not isinstance(value, list | tuple):
+        raise DataError(f"{path}: holds no list of rows for each part. {_AGAIN}")
+    return [np.asarray(rows) for rows in value]
+
+
+def read_mask(folder: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """mask.pkl (n, L) bool, which time steps belong to the series; None if the series were not padded."""
+    path = folder / "mask.pkl"
+    if not path.exists():
+        return None
+    mask = read_array(path)
+    if mask.shape != shape or mask.dtype != bool:
+        raise DataError(f"{path}: {mask.dtype} of shape {mask.shape}; needed is bool of shape {shape}. {_AGAIN}")
+    return mask
+
+
+def _read_part(folder: Path, stems: tuple[str, str], info: dict, classification: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Samples (n, L, C) and labels (n, outputs), checked against each other."""
+    data = read_samples(folder, info, stems[0])
+    data_file, labels_file = (array_file(folder, stem) for stem in stems)
+    labels = _read_float32(labels_file, labels_file.name in info.get("processed_files", {}))
+    if len(labels.shape) == 0 or len(labels) != len(data):
+        raise DataError(
+            f"{labels_file}: labels of shape {labels.shape} for the {len(data)} samples of {data_file.name}."
+        )
+    if classification:
+        labels = _one_hot(labels, labels_file, info.get("class_names"))
+    if labels.ndim != 2 or labels.shape[1] == 0:
+        raise DataError(f"{labels_file}: labels of shape {labels.shape}; needed is (samples, labels of a sample).")
+    return data, labels
+
+
+def _one_hot(labels: np.ndarray, path: Path, class_names: list[str] | None) -> np.ndarray:
+    """Class labels as one-hot rows (n, K): integers (n,) or (n, 1) are converted, one-hot rows (n, K > 1) checked."""
+    if labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1):
+        if np.any(labels != np.round(labels)):
+            raise DataError(
+                f"{path}: class labels must be integers or one-hot rows; a regression set needs classification False."
+            )
+        values, classes = np.unique(labels.reshape(-1), return_inverse=True)
+        labels = np.eye(len(values), dtype=np.float32)[classes]
+    if labels.ndim != 2 or not (np.isin(labels, (0, 1)).all() and np.all(labels.sum(axis=1) == 1)):
+        raise DataError(
+            f"{path}: class labels of shape {labels.shape} must be integers (n,) or one-hot rows (n, K); a regression "
+            "set needs classification False."
+        )
+    if class_names is not None and len(class_names) != labels.shape[1]:
+        raise DataError(f"{path}: {labels.shape[1]} classes, but dataset.json beside it names {len(class_names)}.")
+    return labels
+
+
+def _read_float32(path: Path, described: bool) -> np.ndarray:
+    """The array as float32; refused if it holds values that are not finite, or are not as float32.
+
+    Memory-mapped arrays that dataset.json describes were checked when they were written, and are not read here.
+    """
+    if path.suffix == ".npy":
+        values = read_npy(path)
+        if described and values.dtype == np.float32:
+            return values
+    else:
+        values = read_array(path)
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"{path}: holds no array of numbers.")
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32, copy=False)
+    bad = int(np.count_nonzero(~np.isfinite(values)))
+    if bad:
+        raise DataError(f"{path}: {bad} values are not finite. Process the data set again from sound raw files.")
+    return values
