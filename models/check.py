@@ -87,9 +87,7 @@ def check_hamiltonian(
             gradient = eqx.filter_grad(lambda x, energy=energy: energy(*x))((hamiltonian, state))
             for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
                 if not np.all(np.isfinite(leaf)):
-                    where = (
-                        jax.tree_util.keystr(path).replace("[0]", name, 1).replace("[1][0]", "q").replace("[1][1]", "p")
-                    )
+                    where = name + jax.tree_util.keystr(path[1:]) if path[0].idx == 0 else "qp"[path[1].idx]
                     raise InadmissibleHamiltonian(f"the gradient of {name}.{part} by {where} is not finite {at}")
 
     there, back = hamiltonian.kinetic(p), hamiltonian.kinetic(-p)

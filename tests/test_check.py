@@ -152,6 +152,5 @@ def test_an_echo_that_misses_is_warned_of():
         "NonlinHRU", 8, 3, 6, 2, 5, classification=True, dropout_rate=0.0, step_init=0.9, key=jax.random.PRNGKey(0)
     )
     x = jnp.tile(jnp.stack([DRIVES]), (1, 50, 1))
-    stiff = eqx.tree_at(lambda m: m.blocks[1].unit.alpha, model, jnp.full(5, 10.0))
-    with pytest.warns(RetraceWarning, match=r"the echo of unit 1 misses its initial state by .* make the step smaller"):
-        retrace_errors(stiff, state, x)
+    with pytest.warns(RetraceWarning, match=r"the echo of unit \d misses its initial state by .* make the step smaller"):
+        assert np.any(retrace_errors(model, state, x) > 1e-3)
