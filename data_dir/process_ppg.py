@@ -177,23 +177,9 @@ def process_ppg(
             for part in PARTS
         }
         for subject in tqdm(subjects, desc="processing", unit="subject", disable=None if show_progress else True):
-            whole = _read(source, subject)
-            order = ppg.order_of(subject, seed)
-            cut = ppg.pieces(len(whole.labels), order)
-            described[f"S{subject}"] = {
-                "labels": len(whole.labels),
-                "order": order,
-                "pieces": cut,
-                "ranges": whole.ranges,
-                "windows": {part: len(ppg.window_starts(cut[part], window, stride)) for part in PARTS},
-            }
-            for part in PARTS:
-                for start in ppg.window_starts(cut[part], window, stride):
-                    samples, labels = ppg.cut_window(whole, start, window)
-                    writers["X", part].append(samples)
-                    writers["y", part].append(labels)
-                    windows[part]["subject"].append(subject)
-                    windows[part]["first_label"].append(start)
+            described[f"S{subject}"] = _add_subject(
+                subject, _read(source, subject), seed, window, stride, writers, windows
+            )
         for (_, part), writer in writers.items():
             if writer.rows == 0:
                 raise DataError(
@@ -218,6 +204,38 @@ def process_ppg(
         }
         write_json(folder / "dataset.json", info)
     return info
+
+
+def _add_subject(
+    subject: int,
+    whole: ppg.Recording,
+    seed: int,
+    window: int,
+    stride: int,
+    writers: dict[tuple[str, str], RowWriter],
+    windows: dict[str, dict[str, list[int]]],
+) -> dict:
+    """Cuts a recording, writes its windows and notes them in ``windows``; returns what dataset.json says of it.
+
+    A function of its own, so that no window keeps one recording in memory while the next is read.
+    """
+    order = ppg.order_of(subject, seed)
+    cut = ppg.pieces(len(whole.labels), order)
+    starts = {part: ppg.window_starts(cut[part], window, stride) for part in PARTS}
+    for part in PARTS:
+        for start in starts[part]:
+            samples, labels = ppg.cut_window(whole, start, window)
+            writers["X", part].append(samples)
+            writers["y", part].append(labels)
+            windows[part]["subject"].append(subject)
+            windows[part]["first_label"].append(start)
+    return {
+        "labels": len(whole.labels),
+        "order": order,
+        "pieces": cut,
+        "ranges": whole.ranges,
+        "windows": {part: len(starts[part]) for part in PARTS},
+    }
 
 
 def _read(source: FolderSource | ZipSource, subject: int) -> ppg.Recording:

@@ -13,6 +13,7 @@ from data_dir.splits import split_by_seed
 from data_dir.storage import DataError
 
 KEY = jax.random.key(7)
+RNG = np.random.default_rng(0)
 BATCH = 5
 
 
@@ -97,6 +98,47 @@ def test_loader_checks_its_arrays():
         Dataloader(np.zeros((3, 4)), np.zeros((3, 2)))
     with pytest.raises(DataError, match=r"and \(3,\)"):
         Dataloader(np.zeros((3, 4, 1)), np.zeros(3))
+
+
+def test_loaders_share_one_array_and_serve_their_rows():
+    data, labels = RNG.normal(size=(9, 4, 2)).astype(np.float32), np.eye(9, dtype=np.float32)
+    rows = np.array([7, 2, 5])
+    loader = Dataloader(data, labels, rows=rows)
+    assert loader.size == 3
+    np.testing.assert_array_equal(loader.data, data[rows])
+    np.testing.assert_array_equal(loader.labels, labels[rows])
+    (batch,) = loader.loop_epoch(5)
+    np.testing.assert_array_equal(batch[0], data[rows])
+    np.testing.assert_array_equal(batch[1], labels[rows])
+    assert np.shares_memory(Dataloader(data, labels).data, data), "arrays are kept, not copied"
+    data[7] = 3
+    assert (loader.batch(np.array([0]))[0] == 3).all()
+    for outside in ([9], [-1]):
+        with pytest.raises(DataError, match="of 9 samples"):
+            Dataloader(data, labels, rows=np.array(outside))
+    assert Dataloader(data, labels, rows=np.empty(0, dtype=int)).size == 0
+
+
+@pytest.mark.parametrize("inmemory", [False, True])
+@pytest.mark.parametrize("time", [False, True])
+def test_batches_are_the_same_wherever_the_samples_lie(inmemory, time):
+    data, labels = RNG.normal(size=(9, 4, 2)).astype(np.float32), np.eye(9, dtype=np.float32)
+    rows = np.array([7, 2, 5, 0, 1])
+    loader = Dataloader(data, labels, rows=rows, time=time, inmemory=inmemory)
+    expected = data[rows]
+    if time:
+        channel = np.tile(np.arange(4, dtype=np.float32)[None, :, None] / 4, (5, 1, 1))
+        expected = np.concatenate([channel, expected], axis=2)
+    kind = jax.Array if inmemory else np.ndarray
+    for x, y in (next(loader.loop(5, key=KEY)), next(loader.loop_epoch(5)), (loader.data, loader.labels)):
+        assert isinstance(x, kind)
+        assert isinstance(y, kind)
+        assert x.dtype == y.dtype == np.float32
+        order = np.argsort(np.asarray(y).argmax(axis=1))
+        np.testing.assert_array_equal(np.asarray(x)[order], expected[np.argsort(rows)])
+    x, y = loader.batch(np.array([1, 1]))
+    np.testing.assert_array_equal(x, expected[[1, 1]])
+    np.testing.assert_array_equal(y, labels[[2, 2]])
 
 
 # Drawn with jax 0.10.2 by the lines of the docstring of split_by_seed; n = 80 is BasicMotions, 561 SelfRegulationSCP1,

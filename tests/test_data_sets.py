@@ -5,12 +5,14 @@ import pickle
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from data_dir import datasets
 from data_dir.datasets import BUNDLED, create_dataset, processed_datasets
+from data_dir.names import nearest_name
 from data_dir.pickles import read_arrays
 from data_dir.splits import split_by_seed
 from data_dir.storage import DataError
@@ -127,11 +129,29 @@ def test_a_missing_set_that_no_command_fetches(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("BasicMotion", "BasicMotions"), ("selfregulationscp2", "SelfRegulationSCP2"), ("PPG", "ppg")]
+    ("typed", "meant"),
+    [
+        ("BasicMotion", "BasicMotions"),
+        ("selfregulationscp2", "SelfRegulationSCP2"),
+        ("SCP1", "SelfRegulationSCP1"),
+        ("Self-Regulation SCP 1", "SelfRegulationSCP1"),
+        ("motor", "MotorImagery"),
+        ("Ethanol", "EthanolConcentration"),
+        ("EigenWorm", "EigenWorms"),
+        ("HeartBeats", "Heartbeat"),
+        ("worms", "EigenWorms"),
+        ("PPG", "ppg"),
+        ("PPG-DaLiA", "ppg"),
+    ],
 )
 def test_a_typing_error_gets_the_nearest_name(tmp_path, typed, meant):
     with pytest.raises(DataError, match=f"'{typed}'.*Did you mean '{meant}'"):
         load(tmp_path, typed)
+
+
+@pytest.mark.parametrize("name", ["Mot", "ab", "Entirely different"])
+def test_what_is_like_none_or_many_gets_no_guess(name):
+    assert nearest_name(name, ["SelfRegulationSCP1", "SelfRegulationSCP2", "BasicMotions", "MotorImagery"]) is None
 
 
 def test_the_nearest_name_may_be_a_processed_set(tmp_path):
@@ -211,12 +231,40 @@ def test_the_number_of_classes_must_be_that_of_the_names(tmp_path):
         load(tmp_path, classification=False)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"class_names": 3}', "\xff"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"class_names": 3}', '{"processed_files": []}', "\xff"])
 def test_a_damaged_description_is_refused(tmp_path, text):
     folder = store(tmp_path, data=toy(), labels=np.arange(20) % 3)
     (folder / "dataset.json").write_bytes(text.encode("latin1"))
     with pytest.raises(DataError, match=r"dataset\.json: "):
         load(tmp_path)
+
+
+def test_files_changed_since_they_were_processed_are_refused(tmp_path):
+    load(tmp_path, "GunPoint")
+    folder = tmp_path / "processed" / "UEA" / "GunPoint"
+    for file in ("data.pkl", "labels.pkl", "original_idxs.pkl"):
+        whole = (folder / file).read_bytes()
+        (folder / file).write_bytes(whole[:-200] + bytes([whole[-200] ^ 1]) + whole[-199:])
+        with pytest.raises(DataError, match=rf"{file}: was changed since it was processed \(sha256\)"):
+            load(tmp_path, "GunPoint")
+        (folder / file).write_bytes(whole[:-1])
+        with pytest.raises(DataError, match=rf"{file}: has {len(whole) - 1} bytes, not those that dataset\.json names"):
+            load(tmp_path, "GunPoint")
+        if file != "data.pkl":  # Without it the set counts as absent and is processed again.
+            (folder / file).unlink()
+            with pytest.raises(DataError, match=rf"{file}: no such file, but dataset\.json beside it names it"):
+                load(tmp_path, "GunPoint")
+        (folder / file).write_bytes(whole)
+    assert load(tmp_path, "GunPoint").train.size == 140
+
+
+def test_samples_may_lie_on_the_device(tmp_path):
+    store(tmp_path, data=toy(), labels=np.arange(20) % 3)
+    host, device = load(tmp_path, time=True), load(tmp_path, time=True, inmemory=True)
+    for part in PARTS:
+        assert isinstance(getattr(device, part).data, jax.Array)
+        np.testing.assert_array_equal(getattr(device, part).data, getattr(host, part).data)
+        np.testing.assert_array_equal(getattr(device, part).labels, getattr(host, part).labels)
 
 
 def test_damaged_and_missing_files_are_refused(tmp_path):
@@ -273,6 +321,40 @@ def test_ppg_arrays_that_do_not_fit_are_refused(tmp_path, change, options, messa
     store(tmp_path, "ppg", "PPG", **{**ppg(), **change})
     with pytest.raises(DataError, match=message):
         load(tmp_path, "ppg", **{"classification": False, "output_step": 8, **options})
+
+
+def test_ppg_cannot_be_split_anew(tmp_path):
+    store(tmp_path, "ppg", "PPG", **ppg())
+    with pytest.raises(DataError, match=r"PPG/ppg: is already split; split 'original' cannot be had, only 'seed'"):
+        load(tmp_path, "ppg", classification=False, output_step=8, split="original")
+
+
+def test_arrays_in_npy_files_are_memory_mapped_and_checked(tmp_path):
+    arrays = ppg()
+    folder = store(tmp_path, "ppg", "PPG")
+    options = {"classification": False, "output_step": 8}
+    for file, array in arrays.items():
+        np.save(folder / f"{file}.npy", array.astype(np.float32))
+    dataset = load(tmp_path, "ppg", **options)
+    np.testing.assert_array_equal(dataset.train.data, arrays["X_train"])
+    assert isinstance(dataset.train.data.base, np.memmap)
+    assert dataset.label_scale is None
+    bad = arrays["X_val"].copy()
+    bad[0, 0, 0] = np.nan
+    for content, message in [
+        (bad, "1 values are not finite"),
+        (np.array([object()]), "no array can be read from it"),
+        (np.array(["text"]), "holds no array of numbers"),
+    ]:
+        np.save(folder / "X_val.npy", content)
+        with pytest.raises(DataError, match=rf"X_val\.npy: {message}"):
+            load(tmp_path, "ppg", **options)
+    np.save(folder / "X_val.npy", arrays["X_val"])
+    whole = (folder / "X_val.npy").read_bytes()
+    for cut in (whole[:-100], whole[:20], b""):
+        (folder / "X_val.npy").write_bytes(cut)
+        with pytest.raises(DataError, match=r"X_val\.npy: no array can be read from it"):
+            load(tmp_path, "ppg", **options)
 
 
 def test_a_missing_part_is_named(tmp_path):
