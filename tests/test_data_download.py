@@ -16,7 +16,7 @@ from data_dir.archives import extract_files, series_members
 from data_dir.download_uea import FETCHED, THERE, fetch_dataset
 from data_dir.names import PUBLISHED_UEA
 from data_dir.origin import files_changed
-from data_dir.process_uea import process_dataset, raw_files
+from data_dir.process_uea import process_dataset, raw_datasets, raw_files
 from data_dir.sources import FILE_SHA256, SOURCES, PackageSource, ZipSource
 from data_dir.storage import DataError, read_json
 
@@ -205,6 +205,27 @@ def test_files_with_the_pinned_hashes_need_no_record(tmp_path, monkeypatch):
     put_raw(tmp_path, NAME)
     monkeypatch.setitem(FILE_SHA256, NAME, {file: sha256(text.encode()).hexdigest() for file, text in TS.items()})
     assert fetch(tmp_path / "raw" / "UEA") == THERE
+
+
+def test_what_a_killed_run_left_is_not_taken_for_a_set(tmp_path, site, monkeypatch):
+    site.answers["/site/Libras.zip"] = GOOD
+    raw = tmp_path / "raw" / "UEA"
+    # A process that is killed cleans nothing up.
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+
+    def extract_half(archive, members, folder):
+        extract_files(archive, dict([*members.items()][:1]), folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data_dir.sources.extract_files", extract_half)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(raw, site.source())
+    monkeypatch.undo()
+    assert any(NAME in path.name for path in (raw / "Multivariate_ts").iterdir()), "something is left"
+    assert raw_datasets(tmp_path) == []
+    assert raw_files(tmp_path, NAME) is None
+    assert fetch(raw, site.source()) == FETCHED
+    assert raw_datasets(tmp_path) == [NAME]
 
 
 def test_a_full_disk_while_downloading_or_unpacking_keeps_nothing(tmp_path, site):

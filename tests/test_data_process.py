@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sktime
 from raw_files import (
     ARFF_HEADER,
     ARFF_TEST,
@@ -211,6 +212,17 @@ def test_unequal_length_is_padded_and_masked_on_request(tmp_path):
     (folder / "mask.pkl").write_bytes((folder / "labels.pkl").read_bytes())
     with pytest.raises(DataError, match=r"mask\.pkl: float32 of shape \(6, 2\); needed is bool of shape \(6, 3\)"):
         create_dataset(tmp_path, "Toy", seed=1, time=False)
+
+
+def test_a_real_set_of_unequal_length(tmp_path):
+    """JapaneseVowels, which sktime ships: 270 and 370 utterances of 7 to 29 steps, 9 speakers."""
+    folder = Path(sktime.__file__).parent / "datasets" / "data" / "JapaneseVowels"
+    files = [folder / f"JapaneseVowels_{part}.ts" for part in ("TRAIN", "TEST")]
+    with pytest.raises(DataError, match=r"TRAIN\.ts: series of unequal length: 7 to 26 .* 7 to 29 .* in the test"):
+        process_dataset("JapaneseVowels", *files, tmp_path)
+    info = process_dataset("JapaneseVowels", *files, tmp_path, unequal_length="pad")
+    assert [info[key] for key in ("n_samples", "length", "channels", "padded")] == [640, 29, 12, True]
+    assert [finding["kind"] for finding in info["findings"]] == ["unequal_length"]
 
 
 def test_missing_values_are_imputed_on_request(tmp_path):

@@ -1,0 +1,188 @@
+"""Reading, processing and serving data: seconds and peak memory.
+
+    python benchmarks/data.py raw NAME_OF_CASE     processes synthetic ts files of the size of a published set
+    python benchmarks/data.py ppg                  processes synthetic PPG-DaLiA subjects, as large as the real ones
+    python benchmarks/data.py batches              host batches of PPG's shape, with and without drawing ahead
+    python benchmarks/data.py scp1 [--data_dir D]  processes and loads the real SelfRegulationSCP1
+
+Every case runs in a process of its own, so that its peak memory is its own. The synthetic files are made on the spot in
+a temporary folder (up to 1.5 GB) and removed.
+"""
+
+import argparse
+import json
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+if not __package__:  # Run as a script: Python put this folder on the path, the imports below want the one above.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+# Train and test series, time steps, channels, digits after the point, classes: those of the archive's files.
+CASES = {
+    "EigenWorms": (131, 128, 17984, 6, 6, 5),
+    "MotorImagery": (278, 100, 3000, 64, 3, 2),
+}
+PPG_LABELS = 4500  # 2.5 hours
+
+
+def write_ts(path: Path, n: int, length: int, channels: int, digits: int, classes: int) -> None:
+    """Random walks in the archive's format."""
+    rng = np.random.default_rng(n)
+    with open(path, "w") as file:
+        file.write("@problemName synthetic\n@timeStamps false\n@univariate false\n")
+        file.write("@classLabel true " + " ".join(map(str, range(classes))) + "\n@data\n")
+        for row in range(n):
+            series = np.cumsum(rng.normal(scale=0.05, size=(channels, length)), axis=1)
+            file.write(":".join(",".join(np.char.mod(f"%.{digits}f", channel)) for channel in series))
+            file.write(f":{row % classes}\n")
+
+
+def write_subject(path: Path, labels: int = PPG_LABELS) -> None:
+    """A recording with the arrays of a real one, those of the chest at 700 Hz included."""
+    rng = np.random.default_rng(0)
+    rates = {"ACC": (32, 3), "BVP": (64, 1), "EDA": (4, 1), "TEMP": (4, 1)}
+    wrist = {name: rng.normal(size=(labels * 2 * rate, columns)) for name, (rate, columns) in rates.items()}
+    chest = {name: rng.normal(size=(labels * 1400, 1)) for name in ("ECG", "EMG", "EDA", "Temp", "Resp")}
+    chest["ACC"] = rng.normal(size=(labels * 1400, 3))
+    value = {"signal": {"wrist": wrist, "chest": chest}, "label": rng.normal(size=labels - 3), "subject": "S"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        pickle.dump(value, file, protocol=2)
+
+
+def run_raw(folder: Path, case: str) -> dict:
+    """Seconds of one set from its ts files to its processed folder."""
+    from data_dir.process_uea import process_dataset, raw_files
+
+    start = time.perf_counter()
+    info = process_dataset(case, *raw_files(folder, case), folder)
+    return {"seconds": time.perf_counter() - start, "shape": [info[key] for key in ("n_samples", "length", "channels")]}
+
+
+def run_ppg(folder: Path, subjects: str) -> dict:
+    """Seconds of some subjects, from pickles to windows."""
+    from data_dir.process_ppg import process_ppg
+
+    start = time.perf_counter()
+    info = process_ppg(folder / "raw" / "PPG_FieldStudy", folder, subjects=tuple(range(1, int(subjects) + 1)))
+    return {"seconds": time.perf_counter() - start, "windows": info["n_samples"]}
+
+
+def run_batches(folder: Path, ahead: str) -> dict:
+    """Milliseconds that a step of 100 ms waits for its batch of 4, from memory-mapped windows of PPG's shape.
+
+    The step is a sleep: it stands for an accelerator that computes while the host is free.
+    """
+    import jax
+
+    from data_dir.datasets import create_dataset
+    from data_dir.prefetch import Prefetched
+
+    options = {"seed": 2345, "time": True, "classification": False, "output_step": 128}
+    dataset = create_dataset(folder, "ppg", **options)
+    batches = dataset.train.loop(4, key=jax.random.key(0))
+    batches = Prefetched(batches) if ahead == "ahead" else map(jax.device_put, batches)
+    next(batches)
+    waits = []
+    for _ in range(50):
+        time.sleep(0.1)
+        start = time.perf_counter()
+        jax.block_until_ready(next(batches))
+        waits.append(1000 * (time.perf_counter() - start))
+    if ahead == "ahead":
+        batches.close()
+    return {"median wait, ms": float(np.median(waits)), "longest wait, ms": max(waits)}
+
+
+def run_load(folder: Path, data_dir: str) -> dict:
+    """Seconds of create_dataset on SelfRegulationSCP1, and of one epoch of batches."""
+    import jax
+
+    from data_dir.datasets import create_dataset
+
+    start = time.perf_counter()
+    dataset = create_dataset(data_dir, "SelfRegulationSCP1", seed=2345, time=True)
+    loaded = time.perf_counter()
+    batches = dataset.train.loop(32, key=jax.random.key(0))
+    next(batches)
+    begun = time.perf_counter()
+    for _ in range(100):
+        next(batches)
+    return {"load, s": loaded - start, "a batch of 32, ms": 10 * (time.perf_counter() - begun)}
+
+
+RUNS = {run.__name__: run for run in (run_raw, run_ppg, run_batches, run_load)}
+
+
+def peak_memory() -> float:
+    """GB that this process had resident at most; getrusage would count the parent's in, which made the files."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024 / 1e9
+    raise OSError("/proc/self/status names no VmHWM")
+
+
+def measured(run, folder: Path, argument: str) -> None:
+    """Runs one case in a process of its own and prints what it took."""
+    command = [sys.executable, __file__, "--run", run.__name__, str(folder), argument]
+    result = json.loads(subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout)
+    parts = [f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in result.items()]
+    print(f"{run.__name__[4:]} {argument}: " + ", ".join(parts))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("benchmark", nargs="*", default=[])
+    parser.add_argument("--data_dir", default="data_dir")
+    parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        name, folder, argument = options.run
+        result = RUNS[name](Path(folder), argument)
+        result["peak memory, GB"] = peak_memory()
+        print(json.dumps(result))
+        return
+    what, *arguments = options.benchmark or [""]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if what == "raw":
+            (case,) = arguments
+            train, test, *shape = CASES[case]
+            raw = folder / "raw" / "UEA" / "Multivariate_ts" / case
+            raw.mkdir(parents=True)
+            write_ts(raw / f"{case}_TRAIN.ts", train, *shape)
+            write_ts(raw / f"{case}_TEST.ts", test, *shape)
+            print(f"files of {sum(file.stat().st_size for file in raw.iterdir()) / 1e6:.0f} MB")
+            measured(run_raw, folder, case)
+        elif what in ("ppg", "batches"):
+            for i in range(1, 4):
+                write_subject(folder / "raw" / "PPG_FieldStudy" / f"S{i}" / f"S{i}.pkl")
+            if what == "ppg":
+                for subjects in ("1", "3"):
+                    measured(run_ppg, folder, subjects)
+            else:
+                measured(run_ppg, folder, "3")
+                for ahead in ("at once", "ahead"):
+                    measured(run_batches, folder, ahead)
+        elif what == "scp1":
+            from data_dir.process_uea import raw_files
+
+            for file in raw_files(options.data_dir, "SelfRegulationSCP1"):
+                target = folder / "raw" / "UEA" / "Multivariate_ts" / "SelfRegulationSCP1" / file.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(file.resolve())
+            measured(run_raw, folder, "SelfRegulationSCP1")
+            measured(run_load, folder, str(folder))
+        else:
+            parser.error("name a benchmark: raw EigenWorms, raw MotorImagery, ppg, batches or scp1")
+
+
+if __name__ == "__main__":
+    main()
