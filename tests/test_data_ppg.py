@@ -234,6 +234,13 @@ def test_a_pickle_that_is_damaged_within_a_zip_or_too_large_is_refused(tmp_path,
     archive.write_bytes(bytes(damaged))
     with pytest.raises(DataError, match=r"ppg\.zip, member S1/S1\.pkl: .*Bad CRC-32"):
         process(archive, tmp_path, subjects=(1,))
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("S1/S1.pkl", blob + bytes(3_000_000))  # The pickle ends long before its member does.
+    damaged = bytearray(archive.read_bytes())
+    damaged[damaged.index(b"BVP") + 3000] ^= 1
+    archive.write_bytes(bytes(damaged))
+    with pytest.raises(DataError, match=r"ppg\.zip: not a sound zip archive .*Bad CRC-32"):
+        process(archive, tmp_path, subjects=(1,))
     assert not list((tmp_path / "processed" / "PPG").iterdir())
 
 
@@ -268,6 +275,7 @@ def column(values) -> np.ndarray:
         (subject(EDA=column(np.full(LABELS * 8, 2.0))), "signal EDA: constant"),
         (subject(TEMP=column([np.nan, *range(1, LABELS * 8)])), "signal TEMP: 1 values are not finite"),
         (subject(label=np.array([np.inf, *range(4, LABELS)])), "heart rate: 4 values are not finite"),
+        (subject(n=0, label=np.zeros(1)), "do not end together; .*heart rate 4, ACC 0, BVP 0"),
         (subject(n=20), "the validation part gets no window of 5 labels; the recordings are too short"),
     ],
 )

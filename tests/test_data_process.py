@@ -218,7 +218,7 @@ def test_a_real_set_of_unequal_length(tmp_path):
     """JapaneseVowels, which sktime ships: 270 and 370 utterances of 7 to 29 steps, 9 speakers."""
     folder = Path(sktime.__file__).parent / "datasets" / "data" / "JapaneseVowels"
     files = [folder / f"JapaneseVowels_{part}.ts" for part in ("TRAIN", "TEST")]
-    with pytest.raises(DataError, match=r"TRAIN\.ts: series of unequal length: 7 to 26 .* 7 to 29 time steps in the test"):
+    with pytest.raises(DataError, match=r"TRAIN\.ts: .* 7 to 26 time steps in the train file, 7 to 29 in the test"):
         process_dataset("JapaneseVowels", *files, tmp_path)
     info = process_dataset("JapaneseVowels", *files, tmp_path, unequal_length="pad")
     assert [info[key] for key in ("n_samples", "length", "channels", "padded")] == [640, 29, 12, True]
