@@ -196,7 +196,14 @@ class _Progress:
 
         self.name, self.config = name, config
         self.interactive = sys.stderr.isatty()
-        self.bar = tqdm(total=config.num_steps, desc=name, unit="step", disable=not self.interactive, leave=False)
+        self.bar = tqdm(
+            total=config.num_steps,
+            desc=name,
+            unit="step",
+            disable=not self.interactive,
+            leave=False,
+            dynamic_ncols=True,
+        )
         self.validation = ""
 
     def __enter__(self):

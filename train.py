@@ -283,5 +283,9 @@ def count_parameters(model: eqx.Module) -> int:
 
 
 def _copy(tree):
-    """Copy every array, so that a step that uses up the original leaves the copy alone."""
-    return jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, tree)
+    """Copy every array, so that a step that uses up the original leaves the copy alone.
+
+    The copies have strong types: a parameter that was made of a bare number has a weak one, what a step returns has
+    not, and the step would be compiled again for each such difference.
+    """
+    return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=leaf.dtype, copy=True) if eqx.is_array(leaf) else leaf, tree)

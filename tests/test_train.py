@@ -402,12 +402,13 @@ def test_the_same_key_gives_the_same_training(model_name):
     assert timeless(other.history) != timeless(first.history)
 
 
-def test_two_seeds_share_one_compiled_step(monkeypatch):
+@pytest.mark.parametrize("model_name", MODELS)
+def test_two_seeds_share_one_compiled_step(monkeypatch, model_name):
     traces = []
     sample_loss = train.sample_loss
     monkeypatch.setattr(train, "sample_loss", lambda *args: traces.append(1) or sample_loss(*args))
     for seed in (1, 2):
-        train.train(*toy(dropout_rate=0.0625), dataset(), **{**OPTIONS, "key": jax.random.PRNGKey(seed)})
+        train.train(*hru(model_name, dropout_rate=0.0625), dataset(), **{**OPTIONS, "key": jax.random.PRNGKey(seed)})
     assert len(traces) == 2  # one of the step, one of the evaluation
 
 
