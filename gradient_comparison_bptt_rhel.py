@@ -1,0 +1,328 @@
+"""How close is the gradient by echoes to backpropagation through time? Every parameter, block and precision.
+
+    python gradient_comparison_bptt_rhel.py [--dataset_name SelfRegulationSCP1] [--model_name LinHRU NonlinHRU] ..
+
+Takes a batch of a data set through untrained models and compares the gradient of each learning algorithm, in float32
+and in float64, with that of BPTT in float64; that one is checked by finite differences. Writes to the output folder
+
+    gradient_comparison.json    every number
+    <model>.png, <model>.pdf    cosine, ratio of norms and relative error by parameter and block (the paper's Fig. 4)
+    epsilon.png, epsilon.pdf    error against the size of the nudges, where several --epsilon are given
+
+In float64, the recurrences use the float32 values of their constrained parameters (time steps above all: the rounding
+of a frequency grows with the length of the sequence): the gradient is compared, not the rounding of a parameter.
+"""
+
+import argparse
+import json
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from data_dir.datasets import Dataset, create_dataset, processed_datasets
+from data_dir.storage import DEFAULT_DATA_DIR
+from models import create_model
+from models.check import RetraceWarning, agreement_by_leaf, finite_difference_errors, retrace_errors, to_float64
+from models.layer import AbstractHRULayer, LinearPorts
+from models.rhel import BPTT, RHEL, AbstractLearningAlgorithm
+from train import sample_loss
+
+MODELS, ALGORITHMS = ("LinHRU", "NonlinHRU"), ("RHEL", "BPTT")
+DATASET, BUNDLED_DATASET = "SelfRegulationSCP1", "BasicMotions"
+
+
+class SameNumbers(eqx.Module):
+    """A float64 layer whose Hamiltonian has the constrained parameters of its float32 original, to the last bit."""
+
+    unit: AbstractHRULayer
+    shift: Callable = eqx.field(static=True)  # of the constrained parameters, by constants
+
+    def __init__(self, original: AbstractHRULayer):
+        self.unit = to_float64(original)
+        exact, rounded = self.unit.hamiltonian(), original.hamiltonian()
+        offset = jax.tree.map(lambda x, y: np.asarray(y, np.float64) - np.asarray(x), exact, rounded)
+        self.shift = lambda hamiltonian: jax.tree.map(jnp.add, hamiltonian, offset)
+
+    def __call__(self, inputs):
+        """As the layer's own."""
+        system = LinearPorts(self.shift(self.unit.hamiltonian()), self.unit.B, self.unit.C, self.unit.D)
+        return self.unit.learning_algorithm(system, inputs)
+
+
+class Problem(NamedTuple):
+    """A model without dropout, and the batch whose mean loss is differentiated."""
+
+    model: eqx.Module
+    state: eqx.nn.State
+    x: jax.Array
+    labels: jax.Array
+    classification: bool
+
+
+def make_problem(options: argparse.Namespace, model_name: str, dataset: Dataset) -> Problem:
+    """A model and a random batch of training samples, all float32."""
+    rng = np.random.default_rng(options.seed)
+    rows = rng.choice(dataset.train.size, min(options.batch_size, dataset.train.size), replace=False)
+    model, state = create_model(
+        model_name,
+        dataset.data_dim,
+        dataset.label_dim,
+        options.hidden_dim,
+        options.num_blocks,
+        options.ssm_dim,
+        classification=dataset.classification,
+        dropout_rate=0.0,
+        key=jax.random.PRNGKey(options.seed),
+        **({"step_init": options.step_init} if model_name == "NonlinHRU" else {}),
+    )
+    x, labels = (jnp.asarray(array[rows], jnp.float32) for array in (dataset.train.data, dataset.train.labels))
+    return Problem(*_cast((model, state), jnp.float32), x[:, : options.sequence_length], labels, dataset.classification)
+
+
+def widen(problem: Problem) -> Problem:
+    """The same problem in float64, with the same numbers."""
+    layers = [SameNumbers(block.unit) for block in problem.model.blocks]
+    model = eqx.tree_at(lambda m: [block.unit for block in m.blocks], to_float64(problem.model), layers)
+    return Problem(model, *to_float64(problem[1:4]), problem.classification)
+
+
+def with_algorithm(model: eqx.Module, algorithm: AbstractLearningAlgorithm) -> eqx.Module:
+    """The model with another learning algorithm in every unit."""
+
+    def is_algorithm(node):
+        return isinstance(node, AbstractLearningAlgorithm)
+
+    return jax.tree.map(lambda node: algorithm if is_algorithm(node) else node, model, is_leaf=is_algorithm)
+
+
+def loss(model: eqx.Module, problem: Problem) -> jax.Array:
+    """Mean loss of the batch."""
+    forward = jax.vmap(model, axis_name="batch", in_axes=(0, None, None), out_axes=(0, None))
+    outputs, _ = forward(problem.x, problem.state, None)
+    return jnp.mean(jax.vmap(sample_loss, in_axes=(0, 0, None))(outputs, problem.labels, problem.classification))
+
+
+gradient = eqx.filter_jit(eqx.filter_grad(loss))
+
+
+def compare(options: argparse.Namespace, problem: Problem, notice) -> tuple[list[dict], dict]:
+    """Rows (one per parameter, block, algorithm and precision) and what else was found about one model."""
+    wide = widen(problem)
+    reference = gradient(with_algorithm(wide.model, BPTT()), wide)
+    notice("finite differences of the reference ..")
+    differences = finite_difference_errors(
+        lambda model: loss(model, wide), with_algorithm(wide.model, BPTT()), reference, key=jax.random.PRNGKey(1)
+    )
+    paths = list(agreement_by_leaf(reference, reference))
+    checked = dict(zip(paths, differences, strict=True))
+    epsilons = options.epsilon or [None]
+    rows = []
+    for algorithm_name in options.learning_algorithm:
+        for dtype, version_of in (("float32", problem), ("float64", wide)):
+            if (algorithm_name, dtype) == ("BPTT", "float64"):
+                continue
+            for epsilon in epsilons if algorithm_name == "RHEL" else [None]:
+                notice(f"{algorithm_name} {dtype}{'' if epsilon is None else f', epsilon {epsilon:g}'} ..")
+                algorithm = RHEL(epsilon, options.literal) if algorithm_name == "RHEL" else BPTT()
+                found = gradient(with_algorithm(version_of.model, algorithm), version_of)
+                # The wide layers are wrapped: the leaves are the same, in the same order, with longer paths.
+                found = jax.tree.unflatten(jax.tree.structure(reference), jax.tree.leaves(found))
+                for path, numbers in agreement_by_leaf(found, reference).items():
+                    row = {
+                        **_split_path(path),
+                        "learning_algorithm": algorithm_name,
+                        "dtype": dtype,
+                        "epsilon": epsilon,
+                    }
+                    rows.append(row | numbers._asdict() | {"finite_differences": checked[path]})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RetraceWarning)
+        retrace = np.max(retrace_errors(problem.model, problem.state, problem.x), axis=0)
+    for warning in caught:
+        notice(f"warning: {warning.message}")
+    return rows, {"retrace_error_float32": [float(error) for error in retrace]}
+
+
+def _split_path(path: str) -> dict:
+    match = re.fullmatch(r"\.blocks\[(\d+)\]\.(.+)", path)
+    name = (match[2] if match else path).removeprefix(".").removeprefix("unit.").removeprefix("unit.")
+    return {"parameter": name, "block": int(match[1]) if match else None}
+
+
+def _cast(tree, dtype):
+    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Largest relative error of each parameter over the blocks, and how well finite differences bear it out."""
+    rows = rows.assign(run=rows.learning_algorithm + " " + rows.dtype)
+    order = list(dict.fromkeys(rows.parameter))
+    table = rows.pivot_table(index="parameter", columns="run", values="relative_error", aggfunc="max").loc[order]
+    table["smallest cosine"] = rows.groupby("parameter").cosine.min()
+    table["finite differences"] = rows.groupby("parameter").finite_differences.max()
+    return table
+
+
+def draw_comparison(rows: pd.DataFrame, title: str) -> Figure:
+    """Bars of cosine and norm ratio as in the paper, and the relative errors that such bars cannot show."""
+    order = list(dict.fromkeys(rows.parameter))
+    blocks = sorted(rows.block.dropna().unique())
+    figure = Figure(figsize=(1.5 + 0.62 * len(order), 8), layout="constrained")
+    bars = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 1.6))
+    bars[0].set_title(title)
+    first = rows[(rows.learning_algorithm == rows.learning_algorithm.iloc[0]) & (rows.dtype == "float32")]
+    for axis, column, label in ((bars[0], "cosine", "cosine"), (bars[1], "norm_ratio", "ratio of norms")):
+        for parameter, group in first.groupby("parameter"):
+            width = 0.8 / len(group)
+            for i, (_, row) in enumerate(group.iterrows()):
+                color = "0.5" if row.block != row.block else f"C{int(row.block) % 10}"
+                axis.bar(order.index(parameter) - 0.4 + width * (i + 0.5), row[column], width, color=color)
+        axis.axhline(1, color="black", lw=0.5)
+        axis.set(ylim=(0.3, 1.1), ylabel=f"{label}\n{first.learning_algorithm.iloc[0]} float32")
+    for block in blocks:
+        bars[0].bar(0, 0, color=f"C{int(block) % 10}", label=f"block {int(block)}")
+    if blocks:
+        bars[0].legend(ncols=min(len(blocks), 6), fontsize="x-small", loc="lower left")
+    for marker, ((algorithm, dtype), group) in zip("osv^", rows.groupby(["learning_algorithm", "dtype"]), strict=False):
+        shift = {"o": -0.2, "s": 0.0, "v": 0.2, "^": 0.3}[marker]
+        x = [order.index(parameter) + shift for parameter in group.parameter]
+        bars[2].semilogy(x, np.maximum(group.relative_error, 1e-17), marker, ms=4, label=f"{algorithm} {dtype}")
+    bars[2].set(ylabel="relative error\nagainst BPTT float64", xlim=(-0.6, len(order) - 0.4))
+    bars[2].set_xticks(range(len(order)), order, rotation=60, ha="right")
+    bars[2].grid(axis="y", alpha=0.3)
+    bars[2].legend(fontsize="small")
+    return figure
+
+
+def draw_sweep(rows: pd.DataFrame) -> Figure:
+    """Largest relative error of a leaf against epsilon, with the slope between the two largest epsilons."""
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axis = figure.subplots()
+    for (model, dtype), group in rows[rows.learning_algorithm == "RHEL"].groupby(["model", "dtype"]):
+        errors = group.groupby("epsilon").relative_error.max().clip(lower=1e-17)
+        slope = np.diff(np.log(errors.iloc[-2:]))[0] / np.diff(np.log(errors.index[-2:]))[0]
+        axis.loglog(errors.index, errors, "o-", label=f"{model} {dtype}, slope {slope:.2f}")
+    axis.set(xlabel="epsilon", ylabel="largest relative error of a parameter")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    return figure
+
+
+def parse(arguments=None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+
+    def positive(kind):
+        def convert(text):
+            value = kind(text)
+            if not 0 < value < float("inf"):
+                raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+            return value
+
+        convert.__name__ = f"positive {kind.__name__}"
+        return convert
+
+    add = parser.add_argument
+    add("--dataset_name", help=f"a processed data set (default: {DATASET}, or {BUNDLED_DATASET} where that is missing)")
+    add("--data_dir", type=Path, default=DEFAULT_DATA_DIR, help="folder of the data")
+    add("--model_name", nargs="+", choices=MODELS, default=list(MODELS), help="one or both models (default: both)")
+    add("--learning_algorithm", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS), help="(default: both)")
+    add("--num_blocks", type=positive(int), default=6, help="(default: 6)")
+    add("--hidden_dim", type=positive(int), default=64, help="(default: 64)")
+    add("--ssm_dim", type=positive(int), default=64, help="(default: 64)")
+    add("--step_init", type=positive(float), default=0.1, help="first time step of NonlinHRU (default: 0.1)")
+    add("--sequence_length", type=positive(int), help="use the first steps only (default: all)")
+    add("--batch_size", type=positive(int), default=1, help="random training samples (default: 1)")
+    add("--seed", type=int, default=2345, help="of split, samples and parameters (default: 2345)")
+    add("--epsilon", type=positive(float), nargs="+", help="relative size of the nudges; several for a sweep")
+    add("--literal", action="store_true", help="run the echoes as two trajectories, as a machine would")
+    add("--output_dir", type=Path, default=Path("outputs/gradient_comparison"), help="folder for what is written")
+    return parser.parse_args(arguments)
+
+
+def choose_dataset(options: argparse.Namespace, notice) -> str:
+    """The data set asked for, else SCP1, else the bundled one with a notice."""
+    if options.dataset_name is not None:
+        return options.dataset_name
+    if DATASET in processed_datasets(options.data_dir):
+        return DATASET
+    notice(
+        f"{DATASET} is not processed (python data_dir/download_uea.py --datasets {DATASET} && python "
+        f"data_dir/process_uea.py); taking {BUNDLED_DATASET}, which is bundled"
+    )
+    return BUNDLED_DATASET
+
+
+def main(arguments=None) -> int:
+    """Runs the comparison; returns the exit status."""
+    options = parse(arguments)
+
+    def notice(line):
+        print(line, file=sys.stderr)
+
+    # Both precisions live in one process: what is float32 says so.
+    with jax.enable_x64(True):
+        try:
+            name = choose_dataset(options, notice)
+            dataset = create_dataset(options.data_dir, name, seed=options.seed, time=True)
+            rows, models = [], {}
+            for model_name in options.model_name:
+                notice(f"{model_name} on {name}")
+                problem = make_problem(options, model_name, dataset)
+                found, models[model_name] = compare(options, problem, notice)
+                rows += [{"model": model_name} | row for row in found]
+        except ValueError as error:
+            notice(f"error: {error}")
+            return 2
+    table = pd.DataFrame(rows).replace({np.nan: None} if not rows else {})
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    batch, length, channels = problem.x.shape
+    figures = {}
+    for model_name, group in table.groupby("model", sort=False):
+        shown = (
+            group if options.epsilon is None else group[group.epsilon.isna() | (group.epsilon == options.epsilon[0])]
+        )
+        models[model_name]["largest_relative_error"] = {
+            f"{algorithm} {dtype}": float(error)
+            for (algorithm, dtype), error in shown.groupby(["learning_algorithm", "dtype"]).relative_error.max().items()
+        }
+        title = f"{model_name}, {options.num_blocks} blocks, {name}, {batch} x {length} x {channels}"
+        print(f"\n{title}: relative error against BPTT float64, largest over blocks")
+        print(summary(shown).to_string(float_format="{:.1e}".format))
+        print(
+            "largest error of an echo without nudges, float32:",
+            f"{max(models[model_name]['retrace_error_float32']):.1e}",
+        )
+        figures[model_name] = draw_comparison(shown, title)
+    if options.epsilon is not None and len(options.epsilon) > 1 and "RHEL" in options.learning_algorithm:
+        figures["epsilon"] = draw_sweep(table)
+    for stem, figure in figures.items():
+        for suffix in ("png", "pdf"):
+            figure.savefig(options.output_dir / f"{stem}.{suffix}", dpi=110)
+    report = {
+        "dataset": name,
+        "shape": [batch, length, channels],
+        "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
+        "versions": {package: version(package) for package in ("jax", "jaxlib", "equinox", "numpy")},
+        "models": models,
+        "rows": rows,
+    }
+    path = options.output_dir / "gradient_comparison.json"
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"\nwritten: {', '.join(str(options.output_dir / f'{stem}.png') for stem in figures)}, {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
