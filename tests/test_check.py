@@ -152,5 +152,7 @@ def test_an_echo_that_misses_is_warned_of():
         "NonlinHRU", 8, 3, 6, 2, 5, classification=True, dropout_rate=0.0, step_init=0.9, key=jax.random.PRNGKey(0)
     )
     x = jnp.tile(jnp.stack([DRIVES]), (1, 50, 1))
-    with pytest.warns(RetraceWarning, match=r"the echo of unit \d misses its initial state by .* make the step smaller"):
+    with pytest.warns(
+        RetraceWarning, match=r"the echo of unit \d misses its initial state by .* make the step smaller"
+    ):
         assert np.any(retrace_errors(model, state, x) > 1e-3)
