@@ -154,7 +154,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path, within):
         jax.random.key_data,
         np.arange,
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_array_of_numbers_is_refused(tmp_path, value):
     path = tmp_path / "data.pkl"
