@@ -2,6 +2,7 @@
 
 <output_parent_dir>/<dataset>/<model>_<algorithm>/seed_<n>/
     config.json      the effective config, the shape of the data, precision, versions and device
+    split.json       the stored rows of each part, as an index file (not for sets that come already cut)
     metrics.jsonl    one line per evaluation (the fields of `train.Evaluation`)
     model.eqx        the model and its state that were best on the validation set
     curves.png       loss and metric against the step
@@ -24,13 +25,15 @@ from matplotlib.figure import Figure
 
 import train
 from data_dir.datasets import create_dataset
+from data_dir.splits import write_index_file
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
 
-CONFIG, METRICS, MODEL, CURVES, RESULT = "config.json", "metrics.jsonl", "model.eqx", "curves.png", "result.json"
+CONFIG, SPLIT, METRICS = "config.json", "split.json", "metrics.jsonl"
+MODEL, CURVES, RESULT = "model.eqx", "curves.png", "result.json"
 
 # Fields that say where things lie or which runs there are, and nothing about what one run computes.
-_PLACES = ("seeds", "data_dir", "output_parent_dir")
+_PLACES = ("seeds", "data_dir", "output_parent_dir", "inmemory")
 _PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy")
 
 
@@ -88,6 +91,8 @@ def run_seed(
         time=config.time,
         classification=config.classification,
         output_step=config.output_step,
+        split=config.split,
+        inmemory=config.inmemory,
     )
     keys = train.seed_keys(seed)
     try:
@@ -100,9 +105,11 @@ def run_seed(
     folder = run_folder(config, seed)
     folder.mkdir(parents=True, exist_ok=True)
     # The result goes first: if the run ends here, its folder is unfinished and not half old, half new.
-    for name in (RESULT, CONFIG, METRICS, MODEL, CURVES):
+    for name in (RESULT, CONFIG, SPLIT, METRICS, MODEL, CURVES):
         (folder / name).unlink(missing_ok=True)
     _write_json(folder / CONFIG, _effective_config(config, seed, dataset))
+    if dataset.split is not None:
+        write_index_file(folder / SPLIT, dataset.name, dataset.stored, {seed: dataset.split})
 
     history: list[train.Evaluation] = []
     start = time.perf_counter()

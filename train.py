@@ -28,6 +28,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from data_dir.prefetch import Prefetched
+
 PATIENCE = 10  # evaluations without improvement that are forgiven; one more stops the run
 
 # Steps sent to the device before the loss of an earlier one is read. At 0 the device would wait for the host at every
@@ -204,7 +206,6 @@ def train(
     start = time.perf_counter()
     better = operator.gt if dataset.classification else operator.lt
     loader_key, dropout_key = jax.random.split(key)
-    batches = dataset.train.loop(batch_size, key=loader_key)
     optimiser = adam(learning_rate)
     optimiser_state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
     training = _copy(TrainingState(model, state, optimiser_state, jnp.array(0)))
@@ -232,35 +233,36 @@ def train(
     best, best_evaluation = None, None
     evaluations_since_best = 0
     stop_reason = "num_steps"
-    for step in range(1, num_steps + 1):
-        x, y = next(batches)
-        batch = (jnp.asarray(x), jnp.asarray(y), dropout_key)
-        training, loss = train_step(batch, training, optimiser, dataset.classification)
-        in_flight.append((step, loss))
-        read_losses(leave=LOSSES_IN_FLIGHT)
-        if step % print_steps and step != num_steps:
-            continue
+    with Prefetched(dataset.train.loop(batch_size, key=loader_key)) as batches:
+        for step in range(1, num_steps + 1):
+            x, y = next(batches)
+            batch = (jnp.asarray(x), jnp.asarray(y), dropout_key)
+            training, loss = train_step(batch, training, optimiser, dataset.classification)
+            in_flight.append((step, loss))
+            read_losses(leave=LOSSES_IN_FLIGHT)
+            if step % print_steps and step != num_steps:
+                continue
 
-        read_losses(leave=0)
-        evaluation = Evaluation(
-            step,
-            math.fsum(losses) / len(losses),
-            *measure("training set", dataset.train, step, training.model, training.state),
-            *measure("validation set", dataset.validation, step, training.model, training.state),
-            time.perf_counter() - start,
-        )
-        losses.clear()
-        history.append(evaluation)
-        if on_evaluation is not None:
-            on_evaluation(evaluation)
-        if best_evaluation is None or better(evaluation.val_metric, best_evaluation.val_metric):
-            best, best_evaluation = _copy((training.model, training.state)), evaluation
-            evaluations_since_best = 0
-        else:
-            evaluations_since_best += 1
-        if evaluations_since_best > patience and step < num_steps:
-            stop_reason = "early_stopping"
-            break
+            read_losses(leave=0)
+            evaluation = Evaluation(
+                step,
+                math.fsum(losses) / len(losses),
+                *measure("training set", dataset.train, step, training.model, training.state),
+                *measure("validation set", dataset.validation, step, training.model, training.state),
+                time.perf_counter() - start,
+            )
+            losses.clear()
+            history.append(evaluation)
+            if on_evaluation is not None:
+                on_evaluation(evaluation)
+            if best_evaluation is None or better(evaluation.val_metric, best_evaluation.val_metric):
+                best, best_evaluation = _copy((training.model, training.state)), evaluation
+                evaluations_since_best = 0
+            else:
+                evaluations_since_best += 1
+            if evaluations_since_best > patience and step < num_steps:
+                stop_reason = "early_stopping"
+                break
 
     test_loss, test_metric = measure("test set", dataset.test, best_evaluation.step, *best)
     model, state = best

@@ -34,11 +34,11 @@ class Dataset:
 
     ``train``, ``validation`` and ``test`` serve x (n, length, data_dim) and y: in classification one-hot rows
     (n, label_dim), in regression (n, length // output_step), with label_dim 1. ``data_dim`` counts the time channel.
-    ``split`` maps "train", "validation" and "test" to rows of the stored arrays; None if the set was cut into parts
-    beforehand. ``class_names`` is None where the processed files do not tell them. ``mask`` (stored rows, length) says
-    which time steps belong to a series, where series were padded. ``label_scale`` has for each sample of a part the
-    units (beats per minute) that a difference of 1 between scaled labels stands for: a squared error times its square
-    is in bpm^2.
+    ``split`` maps "train", "validation" and "test" to rows of the ``stored`` samples; both are None if the set was cut
+    into parts beforehand. ``class_names`` is None where the processed files do not tell them. ``mask`` (stored rows,
+    length) says which time steps belong to a series, where series were padded. ``label_scale`` has for each sample of a
+    part the units (beats per minute) that a difference of 1 between scaled labels stands for: a squared error times its
+    square is in bpm^2.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Dataset:
     split: Split | None
     class_names: list[str] | None
     mask: np.ndarray | None = None
+    stored: int | None = None
     label_scale: dict[str, np.ndarray] | None = None
 
 
@@ -119,6 +120,7 @@ def create_dataset(
         length=length,
         classification=classification,
         split=rows,
+        stored=None if rows is None else len(data),
         class_names=info.get("class_names") if classification else None,
         mask=mask,
         label_scale=_label_scale(folder, info, loaders),

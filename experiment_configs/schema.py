@@ -79,6 +79,10 @@ class ExperimentConfig(BaseModel):
     classification: _Flag
     time: _Flag
     output_step: _Count
+    split: str = Field(
+        "seed", strict=True, min_length=1, description='"seed", "original", or the path of an index file'
+    )
+    inmemory: _Flag = False
 
     # model
     num_blocks: _Count

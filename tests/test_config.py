@@ -54,6 +54,8 @@ def test_published_sets_follow_the_published_protocol(model_name, dataset_name):
     assert load_config(REPEATS / model_name / f"{dataset_name}.json").model_dump() == {
         "model_name": model_name,
         "dataset_name": dataset_name,
+        "split": "seed",
+        "inmemory": False,
         "learning_algorithm": "RHEL",
         "seeds": (2345, 3456, 4567, 5678, 6789),
         "data_dir": "data_dir",
@@ -188,7 +190,7 @@ def test_every_problem_is_reported_at_once(fields, write):
 @pytest.mark.parametrize("name", [name for name in ExperimentConfig.model_fields if name != "model_name"])
 def test_a_field_without_a_default_must_be_there(fields, write, name):
     fields.pop(name, None)
-    optional = {"learning_algorithm", "step_init", "gate", "batchnorm", "dropout_rate"}
+    optional = {"learning_algorithm", "split", "inmemory", "step_init", "gate", "batchnorm", "dropout_rate"}
     if name in optional:
         load_config(write(fields))
     else:

@@ -22,7 +22,7 @@ from experiment_configs.schema import load_config
 from models import create_model
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = {"config.json", "metrics.jsonl", "model.eqx", "curves.png", "result.json"}
+FILES = {"config.json", "split.json", "metrics.jsonl", "model.eqx", "curves.png", "result.json"}
 FIELDS = {
     "seeds": [1, 2],
     "lr": 0.01,
@@ -86,6 +86,29 @@ SEED_1 = Path("outputs", "Tiny", "LinHRU_RHEL", "seed_1")
 
 
 # What a run leaves
+
+
+def test_the_rows_of_each_part_are_saved_and_can_be_given_back(workplace):
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+    saved = read(SEED_1 / "split.json")
+    parts = saved["seeds"]["1"]
+    assert (saved["dataset"], saved["n_samples"]) == ("Tiny", 20)
+    assert sorted(row for part in parts.values() for row in part) == list(range(20))
+
+    # Another split by an index file: its rows are those that the run uses and saves.
+    parts["train"][0], parts["test"][0] = parts["test"][0], parts["train"][0]
+    Path("mine.json").write_text(json.dumps(saved))
+    write_config({**FIELDS, "dataset_name": "Tiny", "split": "mine.json"})
+    assert run("--dataset_name", "Tiny", "--seeds", "1", "--overwrite") == 0
+    assert read(SEED_1 / "split.json")["seeds"]["1"] == parts
+
+
+def test_data_on_the_device_give_the_same_run(workplace):
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+    write_config({**FIELDS, "dataset_name": "Tiny", "inmemory": True})
+    assert run("--dataset_name", "Tiny", "--seeds", "1", "--output_parent_dir", "device") == 0
+    host, device = (folder / "model.eqx" for folder in (SEED_1, Path("device", *SEED_1.parts[1:])))
+    assert host.read_bytes() == device.read_bytes()
 
 
 def test_the_script_end_to_end_on_real_data(tmp_path):
