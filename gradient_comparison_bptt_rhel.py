@@ -31,7 +31,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from data_dir.datasets import Dataset, create_dataset, processed_datasets
-from data_dir.storage import DEFAULT_DATA_DIR
 from models import create_model
 from models.check import RetraceWarning, agreement_by_leaf, finite_difference_errors, retrace_errors, to_float64
 from models.layer import AbstractHRULayer, LinearPorts
@@ -169,7 +168,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(run=rows.learning_algorithm + " " + rows.dtype)
     order = list(dict.fromkeys(rows.parameter))
     table = rows.pivot_table(index="parameter", columns="run", values="relative_error", aggfunc="max").loc[order]
-    table["smallest cosine"] = rows.groupby("parameter").cosine.min()
+    table["1 - cosine"] = 1 - rows.groupby("parameter").cosine.min()
     table["finite differences"] = rows.groupby("parameter").finite_differences.max()
     return table
 
@@ -235,7 +234,7 @@ def parse(arguments=None) -> argparse.Namespace:
 
     add = parser.add_argument
     add("--dataset_name", help=f"a processed data set (default: {DATASET}, or {BUNDLED_DATASET} where that is missing)")
-    add("--data_dir", type=Path, default=DEFAULT_DATA_DIR, help="folder of the data")
+    add("--data_dir", type=Path, default=Path("data_dir"), help="folder of the data (default: data_dir)")
     add("--model_name", nargs="+", choices=MODELS, default=list(MODELS), help="one or both models (default: both)")
     add("--learning_algorithm", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS), help="(default: both)")
     add("--num_blocks", type=positive(int), default=6, help="(default: 6)")
@@ -274,6 +273,7 @@ def main(arguments=None) -> int:
     # Both precisions live in one process: what is float32 says so.
     with jax.enable_x64(True):
         try:
+            options.output_dir.mkdir(parents=True, exist_ok=True)
             name = choose_dataset(options, notice)
             dataset = create_dataset(options.data_dir, name, seed=options.seed, time=True)
             rows, models = [], {}
@@ -282,11 +282,10 @@ def main(arguments=None) -> int:
                 problem = make_problem(options, model_name, dataset)
                 found, models[model_name] = compare(options, problem, notice)
                 rows += [{"model": model_name} | row for row in found]
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             notice(f"error: {error}")
             return 2
-    table = pd.DataFrame(rows).replace({np.nan: None} if not rows else {})
-    options.output_dir.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame(rows)
     batch, length, channels = problem.x.shape
     figures = {}
     for model_name, group in table.groupby("model", sort=False):

@@ -94,6 +94,12 @@ def run_seed(
         split=config.split,
         inmemory=config.inmemory,
     )
+    # Whatever can be refused is refused before anything of an earlier run is removed.
+    if config.batch_size > dataset.train.size:
+        raise ConfigError(
+            f"batch_size {config.batch_size}: must not exceed the {dataset.train.size} samples of the training part of "
+            f"{config.dataset_name}"
+        )
     keys = train.seed_keys(seed)
     try:
         model, state = create_model(

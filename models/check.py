@@ -70,6 +70,8 @@ def check_hamiltonian(
                 f"{name}{jax.tree_util.keystr(path)} is an array of {leaf.dtype} and would get no gradient: make it "
                 "floating-point or, if it is no parameter, a static field"
             )
+    if len(drives) == 0:
+        raise InadmissibleHamiltonian("the sequence of drives is empty: it has no steps")
     try:
         zeros, _ = rest_state(BareSystem(hamiltonian), drives)
     except (TypeError, ValueError) as error:

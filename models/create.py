@@ -4,6 +4,7 @@ import math
 from typing import Literal
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from models.LinHRU import LinHRU
@@ -62,8 +63,13 @@ def create_model(
         "output_step": output_step,
     }
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+        sizes[name] = int(size)
+    if classification and output_step != 1:
+        raise ValueError(
+            f"output_step is {output_step}, but a classification has one output per sequence: it must be 1"
+        )
     if not (0 <= dropout_rate < 1 and math.isfinite(dropout_rate)):
         raise ValueError(f"dropout_rate must lie in [0, 1), got {dropout_rate!r}")
     if model_name == "NonlinHRU":
@@ -73,16 +79,16 @@ def create_model(
     else:
         unit_options = {"complex_ssm": complex_ssm}
     return eqx.nn.make_with_state(MODELS[model_name])(
-        hidden_dim,
-        ssm_dim,
+        sizes["hidden_dim"],
+        sizes["ssm_dim"],
         **unit_options,
         train_steps=train_steps,
         learning_algorithm=make_learning_algorithm(learning_algorithm, epsilon),
-        data_dim=data_dim,
-        label_dim=label_dim,
-        num_blocks=num_blocks,
+        data_dim=sizes["data_dim"],
+        label_dim=sizes["label_dim"],
+        num_blocks=sizes["num_blocks"],
         classification=classification,
-        output_step=output_step,
+        output_step=sizes["output_step"],
         batchnorm=batchnorm,
         dropout_rate=dropout_rate,
         key=key,

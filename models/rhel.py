@@ -104,7 +104,8 @@ class RHEL(AbstractLearningAlgorithm):
     literal: bool = eqx.field(default=False, static=True)
 
     def __check_init__(self):
-        if self.epsilon is not None and not (math.isfinite(self.epsilon) and self.epsilon > 0):
+        number = isinstance(self.epsilon, int | float) and not isinstance(self.epsilon, bool)
+        if self.epsilon is not None and not (number and math.isfinite(self.epsilon) and self.epsilon > 0):
             raise ValueError(
                 f"epsilon must be a positive number or None for the automatic choice, got {self.epsilon!r}"
             )
@@ -141,6 +142,8 @@ def evolve(
     """
     if isinstance(learning_algorithm, str):
         learning_algorithm = make_learning_algorithm(learning_algorithm, epsilon)
+    elif epsilon is not None:
+        raise ValueError("epsilon belongs to the learning algorithm that was given: RHEL(epsilon)")
     return learning_algorithm(BareSystem(hamiltonian), drives)
 
 
@@ -197,15 +200,20 @@ def rest_state(system: AbstractSystem, inputs: Float[Array, "time in"]) -> State
     return zeros, zeros
 
 
-def _free_pass(system: AbstractSystem, inputs: Float[Array, "time in"]) -> tuple[Float[Array, "time out"], list[State]]:
-    """Outputs, and the states at the ends of the chunks, stacked. The forward pass of every learning algorithm."""
+def _free_pass(system: AbstractSystem, inputs: Float[Array, "time in"]) -> tuple[Float[Array, "time out"], tuple]:
+    """Outputs; the states at the ends of the chunks, stacked; the size of the state: its largest value on the way.
+
+    The forward pass of every learning algorithm.
+    """
 
     def body(state, inputs):
         state, positions = flow(system.hamiltonian, state, system.drive(inputs))
-        return state, (system.readout(positions, inputs), state)
+        size = jnp.maximum(jnp.max(jnp.abs(positions)), jnp.max(jnp.abs(state[1])))
+        return state, (system.readout(positions, inputs), state, size)
 
     _, stacks = _scan_chunks(body, rest_state(system, inputs), _chunked(inputs))
-    return _joined([outputs for outputs, _ in stacks]), [ends for _, ends in stacks]
+    outputs, ends, sizes = zip(*stacks, strict=True)
+    return _joined(list(outputs)), (list(ends), jnp.max(jnp.concatenate(sizes)))
 
 
 # The echo pair, in either of two coordinates
@@ -276,12 +284,13 @@ def _echoed_fwd(perturbed, system_and_inputs, algorithm):
 
 
 @_echoed.def_bwd
-def _echoed_bwd(ends, outputs_grad, perturbed, system_and_inputs, algorithm):
+def _echoed_bwd(residuals, outputs_grad, perturbed, system_and_inputs, algorithm):
+    ends, size = residuals
     system, inputs = system_and_inputs
     hamiltonian = system.hamiltonian
     q, p = jax.tree.map(lambda x: x[-1], ends[-1])
     pair = (_TwoTrajectories if algorithm.literal else _MeanAndHalfDifference)(hamiltonian)
-    amplitude = _nudge_amplitude(system, inputs, (q, p), outputs_grad, algorithm)
+    amplitude = _nudge_amplitude(system, inputs, q, size, outputs_grad, algorithm)
     weight = jnp.where(amplitude == 0, 0, 0.5 / jnp.where(amplitude == 0, 1, amplitude))
 
     def echo_step(state, drive_and_nudge):
@@ -321,7 +330,7 @@ def _echoed_bwd(ends, outputs_grad, perturbed, system_and_inputs, algorithm):
     return system_grad, _joined(inputs_grad)
 
 
-def _nudge_amplitude(system, inputs, final, outputs_grad, algorithm):
+def _nudge_amplitude(system, inputs, q, size, outputs_grad, algorithm):
     """The factor a between incoming gradient and nudge: epsilon, relative to the state and to the whole of the nudges.
 
     The nudges of a sequence are bounded, in root-sum-square over time, by the gain of the readout times the incoming
@@ -329,11 +338,14 @@ def _nudge_amplitude(system, inputs, final, outputs_grad, algorithm):
     """
     epsilon = algorithm.epsilon
     if epsilon is None:
-        closed = type(system.hamiltonian).potential_contrast is not AbstractHamiltonian.potential_contrast
+        kind = type(system.hamiltonian)
+        closed = all(
+            getattr(kind, name) is not getattr(AbstractHamiltonian, name)
+            for name in ("kinetic_contrast", "potential_contrast")
+        )
         epsilon = 1e-8 if closed and not algorithm.literal else 1e-2
-    state_scale = jnp.maximum(*(jnp.max(jnp.abs(x)) for x in final))
     largest = jnp.max(jnp.abs(outputs_grad))
-    gain = jax.jacobian(lambda q: system.readout(q[None], inputs[:1])[0])(jnp.zeros_like(final[0]))
+    gain = jax.jacobian(lambda q: system.readout(q[None], inputs[:1])[0])(jnp.zeros_like(q))
     gain = jnp.max(jnp.linalg.norm(gain, axis=0))
     total = largest * gain * jnp.linalg.norm(outputs_grad / jnp.where(largest > 0, largest, 1))
-    return jnp.where(total == 0, 0, epsilon * jnp.where(state_scale > 0, state_scale, 1) / total)
+    return jnp.where(total == 0, 0, epsilon * jnp.where(size > 0, size, 1) / total)

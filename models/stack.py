@@ -114,4 +114,6 @@ class HRU(eqx.Module):
             x, state = block(x, state, block_key)
         if self.classification:
             return self.decoder(jnp.mean(x, axis=0)), state
+        if len(x) < self.output_step:
+            raise ValueError(f"the sequence has {len(x)} steps, fewer than output_step {self.output_step}")
         return jnp.tanh(jax.vmap(self.decoder)(x[self.output_step - 1 :: self.output_step])), state

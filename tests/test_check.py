@@ -74,6 +74,7 @@ def test_admissible_hamiltonians_pass(system):
         (Springs(jnp.full(8, jnp.nan)), DRIVES, r"Springs.potential is nan at rest"),
         (Springs(jnp.arange(8)), DRIVES, r"Springs.k is an array of int32 and would get no gradient: make it"),
         (WrongContrast(jnp.ones(8)), DRIVES, r"WrongContrast.potential_contrast is .*, but .* differs by"),
+        (Springs(jnp.ones(8)), DRIVES[:0], "the sequence of drives is empty"),
         (Springs(jnp.ones(8)), jnp.ones((5, 8), int), r"the drives must be floating-point, got int32"),
     ],
 )

@@ -6,7 +6,7 @@ from systems import linear, pendulums, plain_saturating, relative_error, saturat
 
 from models.hamiltonian import flow, leapfrog
 from models.LinHRU import LinearOscillators
-from models.NonlinHRU import log_cosh
+from models.NonlinHRU import log_cosh, log_cosh_contrast
 
 SYSTEMS = [linear, saturating, pendulums]
 
@@ -138,6 +138,17 @@ def test_closed_contrast_keeps_its_digits_where_the_plain_difference_has_none():
         exact = wide[0].potential_contrast(wide[1], 1e-6 * wide[2], wide[3])
     assert relative_error(closed, exact) < 1e-5
     assert relative_error(plain, exact) > 1e-3
+
+
+@pytest.mark.parametrize("x", [0.0, 0.3, -5.0, 20.0, 100.0, 1e4])
+@pytest.mark.parametrize("y", [1e-8, 0.5, 0.999, 1.0, -3.0, 20.0, 100.0])
+def test_log_cosh_contrast_and_its_slopes_in_saturation(x64, x, y):
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    value, slopes = jax.value_and_grad(log_cosh_contrast, (0, 1))(x, y)
+    ahead, behind = x + y, x - y
+    np.testing.assert_allclose(value, log_cosh(ahead) - log_cosh(behind), rtol=1e-7, atol=1e-15 * (1 + abs(x)))
+    np.testing.assert_allclose(slopes[0], jnp.tanh(ahead) - jnp.tanh(behind), rtol=1e-6, atol=1e-15)
+    np.testing.assert_allclose(slopes[1], jnp.tanh(ahead) + jnp.tanh(behind), rtol=1e-7, atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])

@@ -157,6 +157,17 @@ def test_shapes_of_outputs(model_name):
     assert np.all(np.abs(output) < 1)
 
 
+def test_a_sequence_shorter_than_its_output_step_is_refused():
+    model, state = make("LinHRU", classification=False, output_step=8)
+    with pytest.raises(ValueError, match="the sequence has 7 steps, fewer than output_step 8"):
+        forward(model, state, batch(7))
+
+
+def test_sizes_may_be_numpy_integers():
+    model, _ = make("LinHRU", label_dim=np.int64(4))
+    assert model.decoder.bias.shape == (4,)
+
+
 def test_output_step_reads_the_last_position_of_each_stretch():
     sparse, state = make("LinHRU", classification=False, output_step=8)
     dense, _ = make("LinHRU", classification=False)
@@ -220,6 +231,7 @@ def test_algorithm_reaches_every_unit():
         ("LinHRU", {"num_blocks": True}, "num_blocks must be a whole number of at least 1, got True"),
         ("NonlinHRU", {"ssm_dim": 2.0}, "ssm_dim must be a whole number of at least 1, got 2.0"),
         ("NonlinHRU", {"output_step": -1}, "output_step must be a whole number of at least 1, got -1"),
+        ("LinHRU", {"output_step": 2}, "output_step is 2, but a classification has one output per sequence"),
         ("NonlinHRU", {"dropout_rate": 1.0}, r"dropout_rate must lie in \[0, 1\), got 1.0"),
         ("NonlinHRU", {"step_init": 1.0}, "step_init must lie strictly between 0 and 1, got 1.0"),
         ("LinHRU", {"step_init": 0.1}, "step_init and gate are options of NonlinHRU, not of LinHRU"),

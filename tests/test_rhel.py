@@ -15,7 +15,9 @@ from systems import (
 )
 
 from models import evolve
+from models.hamiltonian import AbstractHamiltonian, flow
 from models.layer import LinearPorts, init_ports
+from models.LinHRU import LinearOscillators
 from models.rhel import BPTT, CHUNK, RHEL, make_learning_algorithm
 
 SYSTEMS = [linear, saturating, pendulums]
@@ -137,6 +139,47 @@ def test_rest_without_drives_has_a_gradient(x64):
     assert relative_error(value[1], reference[1]) < 1e-9
 
 
+@pytest.mark.parametrize("epsilon", [0.1, 1.0])
+def test_saturation_at_a_large_nudge_stays_finite(epsilon):
+    hamiltonian, drives, incoming = problem(saturating, dt=0.3)
+    value = gradient((hamiltonian, 1000 * drives), incoming, RHEL(epsilon))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(value))
+
+
+class HalfClosed(LinearOscillators):
+    """One contrast in closed form, the other not."""
+
+    kinetic_contrast = AbstractHamiltonian.kinetic_contrast
+
+
+def test_one_plain_contrast_is_enough_for_the_larger_nudge():
+    closed, drives, incoming = problem(linear)
+    value, reference = (
+        gradient((kind(A=closed.A, step=closed.step), drives), incoming, RHEL())
+        for kind in (HalfClosed, LinearOscillators)
+    )
+    assert_close(jax.tree.leaves(value), jax.tree.leaves(reference), 1e-3)
+
+
+def test_nudges_are_relative_to_the_largest_state_not_to_the_last():
+    """A pulse of one period leaves the oscillators at rest, long before the sequence ends."""
+
+    class Plain(LinearOscillators):
+        kinetic_contrast = AbstractHamiltonian.kinetic_contrast
+        potential_contrast = AbstractHamiltonian.potential_contrast
+
+    # Leapfrog turns by 2 arcsin(w step / 2) a step: 2 pi / 60 of a turn here.
+    step = jnp.full(3, 2 * np.sin(np.pi / 60))
+    drives = jnp.where(jnp.arange(160)[:, None] < 60, jnp.ones((1, 3)), 0)
+    incoming = jax.random.normal(jax.random.PRNGKey(0), (160, 3))
+    (q, p), _ = flow(Plain(A=jnp.ones(3), step=step), (jnp.zeros(3), jnp.zeros(3)), drives)
+    assert max(np.max(np.abs(q)), np.max(np.abs(p))) < 1e-3
+    plain, closed = (
+        gradient((kind(A=jnp.ones(3), step=step), drives), incoming, RHEL()) for kind in (Plain, LinearOscillators)
+    )
+    assert_close(jax.tree.leaves(plain), jax.tree.leaves(closed), 1e-3)
+
+
 def ported(length=300, features=3, size=8):
     """A system with inputs and outputs of its own size, its inputs, and an incoming gradient."""
     keys = jax.random.split(jax.random.PRNGKey(5), 3)
@@ -187,6 +230,8 @@ def test_bad_arguments_are_named():
         evolve(hamiltonian, drives[:0])
     with pytest.raises(ValueError, match=r"unknown learning_algorithm 'rhel'; one of RHEL, BPTT"):
         evolve(hamiltonian, drives, learning_algorithm="rhel")
-    for epsilon in (0, -0.1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"epsilon must be a positive number .* got {epsilon}"):
+    with pytest.raises(ValueError, match="epsilon belongs to the learning algorithm"):
+        evolve(hamiltonian, drives, learning_algorithm=RHEL(), epsilon=0.1)
+    for epsilon in (0, -0.1, float("nan"), float("inf"), "a", True):
+        with pytest.raises(ValueError, match=f"epsilon must be a positive number .* got {epsilon!r}"):
             make_learning_algorithm("RHEL", epsilon)

@@ -103,6 +103,14 @@ def test_the_rows_of_each_part_are_saved_and_can_be_given_back(workplace):
     assert read(SEED_1 / "split.json")["seeds"]["1"] == parts
 
 
+def test_a_refused_overwrite_leaves_the_finished_run_intact(workplace, capsys):
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+    before = {path.name: path.read_bytes() for path in SEED_1.iterdir()}
+    assert run("--dataset_name", "Tiny", "--seeds", "1", "--overwrite", "--batch_size", "1000") == 2
+    assert "must not exceed the 14 samples of the training part of Tiny" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in SEED_1.iterdir()} == before
+
+
 def test_data_on_the_device_give_the_same_run(workplace):
     assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
     write_config({**FIELDS, "dataset_name": "Tiny", "inmemory": True})
