@@ -34,7 +34,7 @@ from data_dir.datasets import Dataset, create_dataset, processed_datasets
 from models import create_model
 from models.check import RetraceWarning, agreement_by_leaf, finite_difference_errors, retrace_errors, to_float64
 from models.layer import AbstractHRULayer, LinearPorts
-from models.rhel import BPTT, RHEL, AbstractLearningAlgorithm
+from models.rhel import BPTT, RHEL, with_learning_algorithm
 from train import sample_loss
 
 MODELS, ALGORITHMS = ("LinHRU", "NonlinHRU"), ("RHEL", "BPTT")
@@ -96,15 +96,6 @@ def widen(problem: Problem) -> Problem:
     return Problem(model, *to_float64(problem[1:4]), problem.classification)
 
 
-def with_algorithm(model: eqx.Module, algorithm: AbstractLearningAlgorithm) -> eqx.Module:
-    """The model with another learning algorithm in every unit."""
-
-    def is_algorithm(node):
-        return isinstance(node, AbstractLearningAlgorithm)
-
-    return jax.tree.map(lambda node: algorithm if is_algorithm(node) else node, model, is_leaf=is_algorithm)
-
-
 def loss(model: eqx.Module, problem: Problem) -> jax.Array:
     """Mean loss of the batch."""
     forward = jax.vmap(model, axis_name="batch", in_axes=(0, None, None), out_axes=(0, None))
@@ -118,10 +109,13 @@ gradient = eqx.filter_jit(eqx.filter_grad(loss))
 def compare(options: argparse.Namespace, problem: Problem, notice) -> tuple[list[dict], dict]:
     """Rows (one per parameter, block, algorithm and precision) and what else was found about one model."""
     wide = widen(problem)
-    reference = gradient(with_algorithm(wide.model, BPTT()), wide)
+    reference = gradient(with_learning_algorithm(wide.model, BPTT()), wide)
     notice("finite differences of the reference ..")
     differences = finite_difference_errors(
-        lambda model: loss(model, wide), with_algorithm(wide.model, BPTT()), reference, key=jax.random.PRNGKey(1)
+        lambda model: loss(model, wide),
+        with_learning_algorithm(wide.model, BPTT()),
+        reference,
+        key=jax.random.PRNGKey(1),
     )
     paths = list(agreement_by_leaf(reference, reference))
     checked = dict(zip(paths, differences, strict=True))
@@ -134,7 +128,7 @@ def compare(options: argparse.Namespace, problem: Problem, notice) -> tuple[list
             for epsilon in epsilons if algorithm_name == "RHEL" else [None]:
                 notice(f"{algorithm_name} {dtype}{'' if epsilon is None else f', epsilon {epsilon:g}'} ..")
                 algorithm = RHEL(epsilon, options.literal) if algorithm_name == "RHEL" else BPTT()
-                found = gradient(with_algorithm(version_of.model, algorithm), version_of)
+                found = gradient(with_learning_algorithm(version_of.model, algorithm), version_of)
                 # The wide layers are wrapped: the leaves are the same, in the same order, with longer paths.
                 found = jax.tree.unflatten(jax.tree.structure(reference), jax.tree.leaves(found))
                 for path, numbers in agreement_by_leaf(found, reference).items():

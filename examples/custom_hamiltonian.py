@@ -8,6 +8,7 @@ differences, before the training and after it.
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,7 +25,7 @@ from models.check import check_gradient
 from models.hamiltonian import AbstractHamiltonian
 from models.layer import AbstractHRULayer, init_ports
 from models.rhel import RHEL, AbstractLearningAlgorithm
-from models.stack import HRU, HRUBlock
+from models.stack import HRU
 
 HIDDEN_DIM, PENDULUMS, BLOCKS, STEP = 16, 12, 2, 0.2
 
@@ -57,7 +58,7 @@ class PendulumLayer(AbstractHRULayer):
     D: Float[Array, " H"]
     learning_algorithm: AbstractLearningAlgorithm
 
-    def __init__(self, key, learning_algorithm):
+    def __init__(self, learning_algorithm, *, key):
         mass_key, springs_key, ports_key = jax.random.split(key, 3)
         self.mass = jax.random.uniform(mass_key, (PENDULUMS,), minval=0.5, maxval=2)
         self.springs = jax.random.normal(springs_key, (PENDULUMS, PENDULUMS)) - 3
@@ -70,21 +71,10 @@ class PendulumLayer(AbstractHRULayer):
         return Pendulums(*(jax.nn.softplus(x) for x in (self.mass, self.springs, self.step)))
 
 
-class PendulumBlock(HRUBlock):
-    """The shared block around a `PendulumLayer`."""
-
-    unit: PendulumLayer
-
-
 def make_model(dataset, key, learning_algorithm):
     """The ordinary stack, with this unit plugged in."""
-
-    def block(key, **options):
-        unit_key, block_key = jax.random.split(key)
-        return PendulumBlock(PendulumLayer(unit_key, learning_algorithm), key=block_key, **options)
-
     return eqx.nn.make_with_state(HRU)(
-        block,
+        partial(PendulumLayer, learning_algorithm),
         HIDDEN_DIM,
         data_dim=dataset.data_dim,
         label_dim=dataset.label_dim,

@@ -1,5 +1,7 @@
 """The linear Hamiltonian recurrent unit (Eq. 17): independent harmonic oscillators, a leapfrog LinOSS."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -90,16 +92,12 @@ class LinHRU(HRU):
     def __init__(
         self, hidden_dim: int, ssm_dim: int, *, complex_ssm=True, train_steps=True, learning_algorithm=None, **options
     ):
-        def block(key, **block_options):
-            unit_key, block_key = jax.random.split(key)
-            unit = LinHRULayer(
-                hidden_dim,
-                ssm_dim,
-                complex_ssm=complex_ssm,
-                train_steps=train_steps,
-                learning_algorithm=learning_algorithm,
-                key=unit_key,
-            )
-            return LinHRUBlock(unit, key=block_key, **block_options)
-
-        super().__init__(block, hidden_dim, **options)
+        unit = partial(
+            LinHRULayer,
+            hidden_dim,
+            ssm_dim,
+            complex_ssm=complex_ssm,
+            train_steps=train_steps,
+            learning_algorithm=learning_algorithm,
+        )
+        super().__init__(unit, hidden_dim, block=LinHRUBlock, **options)

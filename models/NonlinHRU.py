@@ -1,5 +1,7 @@
 """The nonlinear Hamiltonian recurrent unit (Eq. 18): independent oscillators with a saturating force, UnICORNN-like."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -140,17 +142,13 @@ class NonlinHRU(HRU):
         learning_algorithm=None,
         **options,
     ):
-        def block(key, **block_options):
-            unit_key, block_key = jax.random.split(key)
-            unit = NonlinHRULayer(
-                hidden_dim,
-                ssm_dim,
-                step_init=step_init,
-                gate=gate,
-                train_steps=train_steps,
-                learning_algorithm=learning_algorithm,
-                key=unit_key,
-            )
-            return NonlinHRUBlock(unit, key=block_key, **block_options)
-
-        super().__init__(block, hidden_dim, **options)
+        unit = partial(
+            NonlinHRULayer,
+            hidden_dim,
+            ssm_dim,
+            step_init=step_init,
+            gate=gate,
+            train_steps=train_steps,
+            learning_algorithm=learning_algorithm,
+        )
+        super().__init__(unit, hidden_dim, block=NonlinHRUBlock, **options)

@@ -11,7 +11,16 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from models.hamiltonian import AbstractHamiltonian, flow
-from models.rhel import BPTT, RHEL, AbstractLearningAlgorithm, AbstractSystem, BareSystem, evolve, rest_state
+from models.rhel import (
+    BPTT,
+    RHEL,
+    AbstractLearningAlgorithm,
+    AbstractSystem,
+    BareSystem,
+    evolve,
+    rest_state,
+    with_learning_algorithm,
+)
 
 RETRACE_TOLERANCE = 1e-3
 
@@ -241,11 +250,7 @@ def retrace_errors(
     """
     found: list[Array] = []
     observer = _Observed(lambda system, inputs: found.append(retrace_error(system, inputs)))
-
-    def is_algorithm(node):
-        return isinstance(node, AbstractLearningAlgorithm)
-
-    observed = jax.tree.map(lambda node: observer if is_algorithm(node) else node, model, is_leaf=is_algorithm)
+    observed = with_learning_algorithm(model, observer)
 
     @jax.jit
     def errors(x):

@@ -127,6 +127,15 @@ def make_learning_algorithm(name: str, epsilon: float | None = None) -> Abstract
     raise ValueError(f"unknown learning_algorithm {name!r}; one of {', '.join(LEARNING_ALGORITHMS)}")
 
 
+def with_learning_algorithm(model: PyTree, algorithm: AbstractLearningAlgorithm) -> PyTree:
+    """The model with this learning algorithm in every unit; parameters and forward pass stay."""
+
+    def is_algorithm(node):
+        return isinstance(node, AbstractLearningAlgorithm)
+
+    return jax.tree.map(lambda node: algorithm if is_algorithm(node) else node, model, is_leaf=is_algorithm)
+
+
 def evolve(
     hamiltonian: AbstractHamiltonian,
     drives: Float[Array, "time osc"],
@@ -298,6 +307,7 @@ def _echoed_bwd(residuals, outputs_grad, perturbed, system_and_inputs, algorithm
         q_end, p_end = state
         p_nudged = pair.nudge(p_end, nudge)
         state, q_half = leapfrog(pair.velocity, pair.force, (q_end, p_nudged), drive)
+        # Of a pair of arrays each is mapped by itself, of a stack both together.
         return state, jax.tree.map(pair.mean_and_half_difference, (q_end, p_nudged, q_half, state[1]))
 
     def response(system_and_inputs, trace, outputs_grad):
@@ -334,7 +344,7 @@ def _nudge_amplitude(system, inputs, q, size, outputs_grad, algorithm):
     """The factor a between incoming gradient and nudge: epsilon, relative to the state and to the whole of the nudges.
 
     The nudges of a sequence are bounded, in root-sum-square over time, by the gain of the readout times the incoming
-    gradient. A zero incoming gradient gives zero nudges at any a; one that is not finite gives an a that is not.
+    gradient. The factor is 0 for a zero incoming gradient, and NaN for one that is not finite.
     """
     epsilon = algorithm.epsilon
     if epsilon is None:

@@ -72,8 +72,8 @@ class HRUBlock(eqx.Module):
 class HRU(eqx.Module):
     """Linear encoder -> blocks -> mean over time, or every output_step-th position -> linear decoder.
 
-    `block` makes one block from a key and the options `hidden_dim`, `batchnorm`, `dropout_rate`; this is where a unit
-    of one's own is plugged in.
+    `unit` makes the unit of one block from `key=`; this is where a unit of one's own is plugged in. `block` is the
+    class of the blocks.
     """
 
     encoder: eqx.nn.Linear
@@ -84,9 +84,10 @@ class HRU(eqx.Module):
 
     def __init__(
         self,
-        block: Callable[..., HRUBlock],
+        unit: Callable[..., AbstractHRULayer],
         hidden_dim: int,
         *,
+        block: type[HRUBlock] = HRUBlock,
         data_dim: int,
         label_dim: int,
         num_blocks: int,
@@ -99,7 +100,14 @@ class HRU(eqx.Module):
         encoder_key, decoder_key, *block_keys = jax.random.split(key, num_blocks + 2)
         self.encoder = eqx.nn.Linear(data_dim, hidden_dim, key=encoder_key)
         self.blocks = [
-            block(key, hidden_dim=hidden_dim, batchnorm=batchnorm, dropout_rate=dropout_rate) for key in block_keys
+            block(
+                unit(key=unit_key),
+                hidden_dim=hidden_dim,
+                batchnorm=batchnorm,
+                dropout_rate=dropout_rate,
+                key=block_key,
+            )
+            for unit_key, block_key in map(jax.random.split, block_keys)
         ]
         self.decoder = eqx.nn.Linear(hidden_dim, label_dim, key=decoder_key)
         self.classification = classification
