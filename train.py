@@ -10,14 +10,19 @@ Everything random in a run derives from its seed:
 
 A step is a function of the training state, its batch and its number alone, so a loop that starts again from a saved
 state and loader position walks the same path.
+
+The device is sent several steps at a time: a stack of batches, and how many of them to use. One compiled program serves
+every number, and a step computes the same bits wherever in a stack its batch lies; so the number can follow the clock.
+While the device works, a thread draws, stacks and transfers the batches that come next.
 """
 
 import functools
+import itertools
 import math
 import operator
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,15 +31,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from data_dir.prefetch import Prefetched
+from data_dir.prefetch import Prefetched, stack_batches
 
 PATIENCE = 10  # evaluations without improvement that are forgiven; one more stops the run
 
-# Steps sent to the device before the loss of an earlier one is read. At 0 the device would wait for the host at every
-# step; the more, the later a run notices that it has diverged.
-LOSSES_IN_FLIGHT = 2
+# What is sent to the device at once. Its time bounds how long Ctrl-C has to wait: while Python waits for the device it
+# hears nothing, and one dispatch more is under way. Its bytes are held five times at most: drawn, queued, or in use.
+DISPATCH_SECONDS = 0.5
+DISPATCH_BYTES = 32 * 2**20
+DISPATCH_STEPS = 64  # by then the host's part of a dispatch, about a millisecond, is spread thin
+
+# Dispatches sent to the device before the losses of an earlier one are read. At 0 the device would wait for the host
+# after each; the more, the later a run notices that it has diverged.
+DISPATCHES_IN_FLIGHT = 1
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -127,6 +138,42 @@ def train_step(
 
     **Returns:** the new training state, and the loss of the batch before the step.
     """
+    return _step(batch, training, optimiser, classification)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def train_steps(
+    batches: tuple[
+        Float[Array, "slots batch time channels"], Float[Array, "slots batch labels"], PRNGKeyArray, Int[Array, ""]
+    ],
+    training: TrainingState,
+    optimiser: optax.GradientTransformation,
+    classification: bool,
+) -> tuple[TrainingState, Float[Array, " slots"]]:
+    """Steps as `train_step` does them, one after the other in one call; the old training state is used up.
+
+    **Arguments:** `batches` is (x, y, dropout key of the run, count); of x and y the first `count` batches are used.
+    Every count is served by one compiled program.
+
+    **Returns:** the training state after `count` steps, and the losses of the steps in their order; those behind the
+    first `count` are nan.
+    """
+    x, y, key, count = batches
+    arrays, rest = eqx.partition(training, eqx.is_array)
+    pick = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+
+    def step(slot, carry):
+        arrays, losses = carry
+        training, loss = _step(
+            (pick(x, slot), pick(y, slot), key), eqx.combine(arrays, rest), optimiser, classification
+        )
+        return eqx.filter(training, eqx.is_array), losses.at[slot].set(loss)
+
+    arrays, losses = jax.lax.fori_loop(0, count, step, (arrays, jnp.full(len(x), jnp.nan)))
+    return eqx.combine(arrays, rest), losses
+
+
+def _step(batch, training, optimiser, classification):
     x, y, key = batch
     keys = jax.random.split(jax.random.fold_in(key, training.step), len(x))
 
@@ -176,6 +223,42 @@ def evaluate(
     return math.fsum(losses) / data.size, math.fsum(metrics) / data.size
 
 
+class _Pace:
+    """How many steps to send at once. Written by the training loop, read by the thread that stacks the batches."""
+
+    def __init__(self, steps_per_dispatch: int | None):
+        self._fixed = steps_per_dispatch
+        self._measured = 1
+
+    def slots(self, batch: tuple) -> int:
+        """The most steps that a dispatch may have with such batches."""
+        if self._fixed is not None:
+            return self._fixed
+        return min(DISPATCH_STEPS, DISPATCH_BYTES // sum(array.nbytes for array in batch))
+
+    def steps(self) -> int:
+        """The most steps that the next dispatch should have."""
+        return self._measured if self._fixed is None else self._fixed
+
+    def measured(self, steps: int, seconds: float) -> None:
+        """Note what a dispatch took. The number at most doubles, so that one which seemed short does no harm."""
+        affordable = int(DISPATCH_SECONDS * steps / max(seconds, 1e-9))
+        self._measured = max(1, min(affordable, 2 * self._measured, DISPATCH_STEPS))
+
+
+def _dispatches(batches: Iterator[tuple], num_steps: int, print_steps: int, pace: _Pace) -> Iterator[tuple]:
+    """(count, (x, y, count as an array)) for `train_steps`; no dispatch goes beyond an evaluation."""
+    first = next(batches)
+    batches = itertools.chain([first], batches)
+    # Not one slot: selecting from it would be no operation, and the step around it would be compiled to other bits.
+    slots = max(2, min(pace.slots(first), print_steps))
+    done = 0
+    while done < num_steps:
+        count = min(pace.steps(), slots, print_steps - done % print_steps, num_steps - done)
+        yield count, (*stack_batches(batches, count, slots), np.int32(count))
+        done += count
+
+
 def train(
     model: eqx.Module,
     state: eqx.nn.State,
@@ -187,6 +270,7 @@ def train(
     batch_size: int,
     key: PRNGKeyArray,
     patience: int = PATIENCE,
+    steps_per_dispatch: int | None = None,
     on_step: Callable[[int, float], None] | None = None,
     on_evaluation: Callable[[Evaluation], None] | None = None,
 ) -> TrainingResult:
@@ -197,13 +281,17 @@ def train(
     without one stop the training.
 
     **Arguments:** the model and its state as `models.create_model` gives them (left intact); a `Dataset`; `key`, the
-    training key of `seed_keys`. `on_step(step, loss)` is called for every step, a few steps after the device has begun
-    it; `on_evaluation(evaluation)` after every evaluation.
+    training key of `seed_keys`. `steps_per_dispatch` steps are sent to the device at once, fewer before an evaluation;
+    without it, as many as take about half a second and 32 MiB, and at most 64. The results do not depend on it.
+    `on_step(step, loss)` is called for every step, in order, once the device is done with all that were sent with it;
+    `on_evaluation(evaluation)` after every evaluation.
 
     **Raises:** `NonFiniteLoss` when the loss of a batch or of a whole split is not finite; what the loader raises when
-    the training set has fewer samples than one batch.
+    the training set has fewer samples than one batch; `ValueError` for a `steps_per_dispatch` below 1.
     """
     start = time.perf_counter()
+    if steps_per_dispatch is not None and steps_per_dispatch < 1:
+        raise ValueError(f"steps_per_dispatch {steps_per_dispatch}: must be at least 1")
     better = operator.gt if dataset.classification else operator.lt
     loader_key, dropout_key = jax.random.split(key)
     optimiser = adam(learning_rate)
@@ -219,27 +307,38 @@ def train(
     history: list[Evaluation] = []
     losses: list[float] = []
     in_flight: deque = deque()
+    pace = _Pace(steps_per_dispatch)
+    read_before = start
 
     def read_losses(leave):
+        nonlocal read_before
         while len(in_flight) > leave:
-            done, loss = in_flight.popleft()
-            loss = float(loss)
-            if not math.isfinite(loss):
-                raise NonFiniteLoss(done, "training")
-            losses.append(loss)
-            if on_step is not None:
-                on_step(done, loss)
+            done, count, of_dispatch, sent = in_flight.popleft()
+            of_dispatch = np.asarray(of_dispatch)[:count].tolist()
+            now = time.perf_counter()
+            pace.measured(count, now - max(sent, read_before))
+            read_before = now
+            for number, loss in enumerate(of_dispatch, start=done + 1):
+                if not math.isfinite(loss):
+                    raise NonFiniteLoss(number, "training")
+                losses.append(loss)
+                if on_step is not None:
+                    on_step(number, loss)
 
     best, best_evaluation = None, None
     evaluations_since_best = 0
     stop_reason = "num_steps"
-    with Prefetched(dataset.train.loop(batch_size, key=loader_key)) as batches:
-        for step in range(1, num_steps + 1):
-            x, y = next(batches)
-            batch = (jnp.asarray(x), jnp.asarray(y), dropout_key)
-            training, loss = train_step(batch, training, optimiser, dataset.classification)
-            in_flight.append((step, loss))
-            read_losses(leave=LOSSES_IN_FLIGHT)
+    step = 0
+    batches = dataset.train.loop(batch_size, key=loader_key)
+    dispatches = _dispatches(batches, num_steps, print_steps, pace)
+    with Prefetched(dispatches, depth=1, put=lambda item: (item[0], jax.device_put(item[1]))) as dispatches:
+        for count, (x, y, count_on_device) in dispatches:
+            sent = time.perf_counter()
+            stack = (x, y, dropout_key, count_on_device)
+            training, of_dispatch = train_steps(stack, training, optimiser, dataset.classification)
+            in_flight.append((step, count, of_dispatch, sent))
+            step += count
+            read_losses(leave=DISPATCHES_IN_FLIGHT)
             if step % print_steps and step != num_steps:
                 continue
 

@@ -13,6 +13,7 @@ import pytest
 import train
 from data_dir.dataloaders import Dataloader
 from data_dir.datasets import Dataset
+from data_dir.prefetch import stack_batches
 from data_dir.splits import split_by_seed
 from data_dir.storage import DataError
 from models import create_model
@@ -410,6 +411,176 @@ def test_two_seeds_share_one_compiled_step(monkeypatch, model_name):
     for seed in (1, 2):
         train.train(*hru(model_name, dropout_rate=0.0625), dataset(), **{**OPTIONS, "key": jax.random.PRNGKey(seed)})
     assert len(traces) == 2  # one of the step, one of the evaluation
+
+
+# Many steps at once
+
+
+def run_of(steps_per_dispatch, make=lambda: hru("LinHRU", dropout_rate=0.25), **changes):
+    """A training of 10 steps, evaluated after 4, 8 and 10, and its losses."""
+    losses = []
+    options = {**OPTIONS, "num_steps": 10, "print_steps": 4, **changes}
+    result = train.train(
+        *make(),
+        dataset(),
+        **options,
+        steps_per_dispatch=steps_per_dispatch,
+        on_step=lambda step, loss: losses.append((step, loss)),
+    )
+    return result, losses
+
+
+@pytest.mark.parametrize(
+    ("model_name", "options"),
+    [("LinHRU", {"epsilon": 0.1, "batchnorm": "ema"}), ("NonlinHRU", {"learning_algorithm": "BPTT"})],
+)
+def test_the_bits_do_not_depend_on_how_steps_are_sent(model_name, options):
+    make = functools.partial(hru, model_name, dropout_rate=0.25, **options)
+    plain, plain_losses = run_of(1, make)
+    assert [step for step, _ in plain_losses] == list(range(1, 11))
+    for steps_per_dispatch in (3, 4, 99, None):
+        result, losses = run_of(steps_per_dispatch, make)
+        assert losses == plain_losses
+        assert timeless(result.history) == timeless(plain.history)
+        assert same((result.model, result.state), (plain.model, plain.state))
+        names = ("best_step", "val_metric", "test_loss", "test_metric", "steps", "stop_reason")
+        assert [getattr(result, name) for name in names] == [getattr(plain, name) for name in names]
+
+
+def test_a_stack_of_batches_gives_what_single_steps_give():
+    model, state = toy(dropout_rate=0.25)
+    optimiser = train.adam(1e-2)
+
+    def start():
+        optimiser_state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
+        return train._copy(train.TrainingState(model, state, optimiser_state, jnp.array(0)))
+
+    key = jax.random.PRNGKey(3)
+    batches = [next(loader(16).loop(8, key=jax.random.PRNGKey(number))) for number in range(3)]
+    single, losses = start(), []
+    for x, y in batches:
+        single, loss = train.train_step((jnp.asarray(x), jnp.asarray(y), key), single, optimiser, True)
+        losses.append(float(loss))
+    x, y = map(jnp.asarray, stack_batches(iter(batches), 3, 5))
+    together, of_stack = train.train_steps((x, y, key, jnp.array(3)), start(), optimiser, True)
+    for left, right in zip(arrays(together), arrays(single), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(of_stack[:3], losses, rtol=1e-5)
+    assert np.isnan(of_stack[3:]).all()
+
+
+def test_every_number_of_steps_is_served_by_one_compiled_program(monkeypatch):
+    traces = []
+    sample_loss = train.sample_loss
+    monkeypatch.setattr(train, "sample_loss", lambda *args: traces.append(1) or sample_loss(*args))
+    compiled = train.train_steps._cached._cache_size()
+    run_of(4, functools.partial(toy, dropout_rate=0.375))  # 4, 4, 2
+    run_of(4, functools.partial(toy, dropout_rate=0.375), num_steps=9, print_steps=7)  # 4, 3, 2
+    assert train.train_steps._cached._cache_size() == compiled + 1
+    assert len(traces) == 2  # one of the steps, one of the evaluation
+
+
+def test_the_steps_use_up_the_state_that_they_are_given():
+    """Its buffers hold the new one. jax warns, which is an error here, where that is not possible."""
+    model, state = hru("LinHRU")
+    optimiser = train.adam(1e-2)
+    optimiser_state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
+    training = train._copy(train.TrainingState(model, state, optimiser_state, jnp.array(0)))
+    x, y = map(jnp.asarray, stack_batches(loader(16).loop(8, key=jax.random.PRNGKey(0)), 2, 2))
+    train.train_steps((x, y, jax.random.PRNGKey(0), jnp.array(2)), training, optimiser, True)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(eqx.filter(training, eqx.is_array)))
+    assert not x.is_deleted()
+
+
+@pytest.mark.parametrize("steps_per_dispatch", [1, 3, 8, None])
+def test_a_loss_that_is_not_finite_in_the_middle_of_a_dispatch_names_its_step(steps_per_dispatch):
+    def rate(count):
+        return jnp.where(count == 3, jnp.inf, 1e-3)
+
+    steps = []
+    with pytest.raises(train.NonFiniteLoss, match="the training loss is not finite at step 5") as error:
+        train.train(
+            *toy(),
+            dataset(),
+            **{**OPTIONS, "learning_rate": rate, "num_steps": 50, "print_steps": 50},
+            steps_per_dispatch=steps_per_dispatch,
+            on_step=lambda step, loss: steps.append(step),
+        )
+    assert error.value.step == 5
+    assert steps == [1, 2, 3, 4]
+
+
+def sent_by(monkeypatch, **options):
+    """The number of slots, and how many steps were sent in each dispatch of a training of the toy."""
+    sent, steps = [], train.train_steps
+
+    def spy(batches, *args):
+        sent.append((len(batches[0]), int(batches[3])))
+        return steps(batches, *args)
+
+    monkeypatch.setattr(train, "train_steps", spy)
+    train.train(*toy(), dataset(), **{**OPTIONS, **options})
+    slots, counts = zip(*sent, strict=True)
+    assert len(set(slots)) == 1
+    return slots[0], list(counts)
+
+
+def test_no_dispatch_goes_beyond_an_evaluation(monkeypatch):
+    options = {"num_steps": 12, "print_steps": 5, "steps_per_dispatch": 3}
+    assert sent_by(monkeypatch, **options) == (3, [3, 2, 3, 2, 2])
+    assert sent_by(monkeypatch, **{**options, "steps_per_dispatch": 9}) == (5, [5, 5, 2])
+
+
+def test_a_dispatch_is_bounded_by_bytes_and_by_time(monkeypatch):
+    options = {"num_steps": 100, "print_steps": 100}
+    slots, counts = sent_by(monkeypatch, **options)
+    assert slots == train.DISPATCH_STEPS
+    assert sum(counts) == 100
+    assert counts[0] == 1  # nothing has been measured
+    monkeypatch.setattr(train, "DISPATCH_BYTES", 4 * 8 * (LENGTH * CHANNELS + CLASSES) * 5 + 1)
+    slots, counts = sent_by(monkeypatch, **options)
+    assert slots == 5
+    assert 1 < max(counts) <= 5
+    monkeypatch.setattr(train, "DISPATCH_BYTES", 1)
+    slots, counts = sent_by(monkeypatch, **options)
+    assert (slots, max(counts)) == (2, 2)
+    assert sent_by(monkeypatch, **options, steps_per_dispatch=1) == (2, [1] * 100)
+
+
+def test_the_number_of_steps_follows_the_clock():
+    pace = train._Pace(None)
+    assert pace.steps() == 1
+    pace.measured(1, 20.0)  # it was compiled
+    assert pace.steps() == 1
+    for expected in (2, 4, 5, 5):
+        pace.measured(pace.steps(), 0.09 * pace.steps())
+        assert pace.steps() == expected
+    pace.measured(5, 0.0)
+    assert pace.steps() == 10
+    pace.measured(10, 30.0)
+    assert pace.steps() == 1
+    for _ in range(10):
+        pace.measured(1, 0.0)
+    assert pace.steps() == train.DISPATCH_STEPS
+
+
+def test_a_dispatch_of_no_steps_is_refused():
+    with pytest.raises(ValueError, match="steps_per_dispatch 0"):
+        run_of(0)
+
+
+def test_batches_on_the_device_are_stacked_there():
+    key = jax.random.PRNGKey(0)
+    host = stack_batches(loader(16).loop(5, key=key), 3, 4)
+    source = loader(16)
+    device = stack_batches(Dataloader(source.data, source.labels, inmemory=True).loop(5, key=key), 3, 4)
+    single = loader(16).loop(5, key=key)
+    for slot in range(3):
+        for on_host, on_device, plain in zip(host, device, next(single), strict=True):
+            assert isinstance(on_device, jax.Array)
+            assert on_host.shape == on_device.shape == (4, *plain.shape)
+            np.testing.assert_array_equal(on_host[slot], plain)
+            np.testing.assert_array_equal(on_device[slot], plain)
 
 
 def test_it_learns():
