@@ -1,6 +1,7 @@
 """The linear Hamiltonian recurrent unit (Eq. 17): independent harmonic oscillators, a leapfrog LinOSS."""
 
 from functools import partial
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -18,6 +19,8 @@ class LinearOscillators(AbstractHamiltonian):
 
     Stable while step^2 A < 4.
     """
+
+    linear: ClassVar[bool] = True
 
     A: Float[Array, " P"]
     step: Float[Array, " P"]

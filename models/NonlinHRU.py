@@ -22,14 +22,30 @@ def log_cosh(x: Array) -> Array:
 log_cosh.defjvps(lambda x_dot, _, x: x_dot * jnp.tanh(x))
 
 
+@jax.custom_jvp
 def log_cosh_contrast(x: Array, y: Array) -> Array:
     """log cosh(x + y) - log cosh(x - y), to full relative precision for small y and finite for every y.
 
-    It is 2 artanh(tanh x tanh y), which overflows where both tanh round to 1; there nothing is lost by subtracting.
+    It is 2 artanh(tanh x tanh y), which overflows where both tanh round to 1; there nothing is lost by subtracting,
+    with log cosh x = |x| - log(1 + tanh |x|). So it is for the slopes, tanh(x + y) -+ tanh(x - y).
     """
-    small = jnp.abs(y) < 1
-    closed = 2 * jnp.arctanh(jnp.tanh(x) * jnp.tanh(jnp.where(small, y, 0)))
-    return jnp.where(small, closed, log_cosh(x + y) - log_cosh(x - y))
+    product, small = jnp.tanh(x) * jnp.tanh(y), jnp.abs(y) < 1
+    ahead, behind = jnp.abs(x + y), jnp.abs(x - y)
+    tanh_ahead, tanh_behind = jnp.tanh(ahead), jnp.tanh(behind)
+    closed = 2 * product / (1 - jnp.where(small, product, 0))
+    apart = (tanh_behind - tanh_ahead) / (1 + tanh_ahead)
+    return jnp.where(small, 0, ahead - behind) + jnp.log1p(jnp.where(small, closed, apart))
+
+
+@log_cosh_contrast.defjvp
+def _log_cosh_contrast_jvp(primals, tangents):
+    (x, y), (x_dot, y_dot) = primals, tangents
+    tanh_x, tanh_y, small = jnp.tanh(x), jnp.tanh(y), jnp.abs(y) < 1
+    ahead, behind = jnp.tanh(x + y), jnp.tanh(x - y)
+    scale = 2 / (1 - jnp.where(small, tanh_x * tanh_y, 0) ** 2)
+    x_slope = jnp.where(small, scale * tanh_y * (1 - tanh_x**2), ahead - behind)
+    y_slope = jnp.where(small, scale * tanh_x * (1 - tanh_y**2), ahead + behind)
+    return log_cosh_contrast(x, y), x_slope * x_dot + y_slope * y_dot
 
 
 class SaturatingOscillators(AbstractHamiltonian):

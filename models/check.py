@@ -236,9 +236,12 @@ class _Observed(AbstractLearningAlgorithm):
 
     observe: Callable = eqx.field(static=True)
 
+    def respond(self, system, inputs):
+        return BPTT().respond(system, inputs)
+
     def __call__(self, system, inputs):
         self.observe(system, inputs)
-        return BPTT()(system, inputs)
+        return super().__call__(system, inputs)
 
 
 def retrace_errors(

@@ -15,9 +15,11 @@ on one sequence; batches are made by `jax.vmap`.
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 State = tuple[PyTree, PyTree]
@@ -33,7 +35,12 @@ class AbstractHamiltonian(eqx.Module):
     The two contrasts are the energy of one echo minus that of the other, in the coordinates (mean, half-difference).
     Their derivatives are all that the echo needs. The defaults subtract two evaluations, which is right for every
     system but loses digits when the half-difference is small; a closed form without that subtraction keeps them.
+
+    `linear` says that the oscillators are independent and harmonic, so that a step is one linear map of (q, p) for each
+    of them: the energies are quadratic in q and p, and linear in the drive. Such a system can run by associative scan.
     """
+
+    linear: ClassVar[bool] = False
 
     @abstractmethod
     def kinetic(self, p: Float[Array, " osc"]) -> Float[Array, ""]:
@@ -79,12 +86,82 @@ def leapfrog(velocity: Callable, force: Callable, state: State, drive: PyTree) -
 
 
 def flow(
-    hamiltonian: AbstractHamiltonian, state: State, drives: Float[Array, "time osc"]
+    hamiltonian: AbstractHamiltonian, state: State, drives: Float[Array, "time osc"], scan: str = "sequential"
 ) -> tuple[State, Float[Array, "time osc"]]:
-    """Carries a state through a sequence of drives; returns the final state and the position after every step."""
+    """Carries a state through a sequence of drives; returns the final state and the position after every step.
+
+    `scan` is "sequential", or, for a linear Hamiltonian, "associative".
+    """
+    if scan == "associative":
+        step_map = linear_step(hamiltonian, state)
+        q, p = linear_recurrence(step_map[0], state, tuple(column[None] * drives for column in step_map[1]))
+        return (q[-1], p[-1]), q
 
     def step(state, drive):
         state, _ = leapfrog(hamiltonian.velocity, hamiltonian.force, state, drive)
         return state, state[0]
 
     return jax.lax.scan(step, state, drives)
+
+
+def linear_step(hamiltonian: AbstractHamiltonian, like: State) -> tuple[tuple, tuple]:
+    """The map ((qq, qp), (pq, pp)), (qv, pv) of one step of a linear Hamiltonian, each of the shape of a position.
+
+    q' = qq q + qp p + qv v and p' = pq q + pp p + pv v, oscillator by oscillator.
+    """
+
+    def image(q, p, drive):
+        at = [jnp.full_like(like[0], value) for value in (q, p, drive)]
+        (q, p), _ = leapfrog(hamiltonian.velocity, hamiltonian.force, (at[0], at[1]), at[2])
+        return q, p
+
+    by_q, by_p, by_drive = image(1, 0, 0), image(0, 1, 0), image(0, 0, 1)
+    return tuple(zip(by_q, by_p, strict=True)), by_drive
+
+
+@jax.custom_vjp
+def linear_recurrence(step_map: tuple, state: State, forces: State) -> State:
+    """States x_1, .., x_L of x_{t+1} = M x_t + f_t, M = `step_map` a 2x2 matrix per oscillator, constant in time.
+
+    An associative scan by doubling: in one pass every state takes over M^n times the state n steps before, n = 1, 2, 4,
+    .., so that log2(L) passes do it and M is squared instead of being copied for every step.
+    """
+
+    first = _apply(step_map, state)
+    x = tuple(force.at[0].add(start) for force, start in zip(forces, first, strict=True))
+    length, reach = len(x[0]), 1
+    while reach < length:
+        carried = _apply(_at_every_step(step_map), tuple(component[:-reach] for component in x))
+        x = tuple(component.at[reach:].add(more) for component, more in zip(x, carried, strict=True))
+        columns = [_apply(step_map, (step_map[0][i], step_map[1][i])) for i in range(2)]
+        step_map = tuple(zip(*columns, strict=True))
+        reach *= 2
+    return x
+
+
+def _apply(m, x):
+    return m[0][0] * x[0] + m[0][1] * x[1], m[1][0] * x[0] + m[1][1] * x[1]
+
+
+def _at_every_step(m):
+    return jax.tree.map(lambda entry: entry[None], m)
+
+
+def _recurrence_fwd(step_map, state, forces):
+    x = linear_recurrence(step_map, state, forces)
+    return x, (step_map, state, x)
+
+
+def _recurrence_bwd(residuals, x_grad):
+    """The adjoint obeys the recurrence of the transposed map, backwards; no pass of the forward scan is kept."""
+    step_map, state, x = residuals
+    transposed = tuple(zip(*step_map, strict=True))
+    nothing = jax.tree.map(jnp.zeros_like, state)
+    backwards = linear_recurrence(transposed, nothing, tuple(g[::-1] for g in x_grad))
+    adjoint = tuple(component[::-1] for component in backwards)
+    before = tuple(jnp.concatenate([start[None], later[:-1]]) for start, later in zip(state, x, strict=True))
+    step_map_grad = tuple(tuple(jnp.sum(a * b, axis=0) for b in before) for a in adjoint)
+    return step_map_grad, _apply(transposed, tuple(a[0] for a in adjoint)), adjoint
+
+
+linear_recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)

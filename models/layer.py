@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.hamiltonian import AbstractHamiltonian
-from models.rhel import AbstractLearningAlgorithm, AbstractSystem
+from models.system import AbstractLearningAlgorithm, AbstractSystem
 
 
 class LinearPorts(AbstractSystem):
@@ -45,10 +45,13 @@ class AbstractHRULayer(eqx.Module):
     def hamiltonian(self) -> AbstractHamiltonian:
         """The energy at the present parameters; every constraint on them is applied here."""
 
+    def system(self) -> LinearPorts:
+        """The Hamiltonian at the present parameters, with its ports."""
+        return LinearPorts(self.hamiltonian(), self.B, self.C, self.D)
+
     def __call__(self, inputs: Float[Array, "L H"]) -> Float[Array, "L H"]:
         """Outputs of the unit, from rest."""
-        system = LinearPorts(self.hamiltonian(), self.B, self.C, self.D)
-        return self.learning_algorithm(system, inputs)
+        return self.learning_algorithm(self.system(), inputs)
 
 
 def init_ports(

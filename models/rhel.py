@@ -22,73 +22,54 @@ m + d, minus = m - d): the same two trajectories in coordinates that do not canc
 Vc(m, d) = V(m + d) - V(m - d), the mean force is -dVc/dd / 2, half the difference of the forces is -dVc/dm / 2, and the
 difference of the energy gradients is dVc/dtheta: one scalar function carries the echo and its readout.
 
-Nothing of size time x oscillators outlives a chunk of steps: the free pass keeps the inputs and the state at the end of
-every chunk; the echo walks back chunk by chunk and adds up the gradients. The mean of the pair goes on from the kept
-state at each chunk, so that rounding errors, which a chaotic system multiplies, do not add up over the whole way back:
-float32 gradients are then those of float32 backpropagation. The literal pair has no such help; nor has a machine.
+Nothing of size time x oscillators outlives a short stretch of steps: the free pass keeps the inputs and one state in
+many; the echo walks back stretch by stretch and adds up the gradients. The mean of the pair goes on from a kept state
+wherever there is one, so that rounding errors, which a chaotic system multiplies, do not add up over the whole way
+back: float32 gradients are then those of float32 backpropagation. The literal pair has no such help; nor has a machine.
 """
 
 import math
-from abc import abstractmethod
-from collections.abc import Callable
+from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from models.hamiltonian import AbstractHamiltonian, State, flow, leapfrog
+from models.hamiltonian import AbstractHamiltonian, leapfrog, linear_recurrence, linear_step
+from models.reversible import ReversibleBPTT
+from models.system import (
+    BPTT,
+    SCANS,
+    AbstractLearningAlgorithm,
+    AbstractSystem,
+    BareSystem,
+    Scan,
+    drives_of,
+    free_pass,
+    on_platform,
+    outputs_of,
+    ports_gradient,
+    rest_state,
+    segment_length,
+    walk,
+    with_hamiltonian_gradient,
+)
 
-CHUNK = 128
-"""Steps walked at a time: what is kept per step is kept for this many."""
-
-
-class AbstractSystem(eqx.Module):
-    """A Hamiltonian with its ports: how inputs drive it and how its positions are read.
-
-    `readout` must be linear in the positions. Both ports see stretches of a sequence and treat every step alike.
-    """
-
-    hamiltonian: eqx.AbstractVar[AbstractHamiltonian]
-
-    @abstractmethod
-    def drive(self, inputs: Float[Array, "time in"]) -> Float[Array, "time osc"]:
-        """Drives v_t of the inputs u_t."""
-
-    @abstractmethod
-    def readout(self, positions: Float[Array, "time osc"], inputs: Float[Array, "time in"]) -> Float[Array, "time out"]:
-        """Outputs o_t of the positions q_{t+1} and the inputs u_t."""
-
-
-class BareSystem(AbstractSystem):
-    """A Hamiltonian whose inputs are its drives and whose outputs are its positions."""
-
-    hamiltonian: AbstractHamiltonian
-
-    def drive(self, inputs):
-        """The inputs."""
-        return inputs
-
-    def readout(self, positions, inputs):
-        """The positions."""
-        return positions
-
-
-class AbstractLearningAlgorithm(eqx.Module):
-    """How the response of a system is differentiated. The response is the same for all."""
-
-    @abstractmethod
-    def __call__(self, system: AbstractSystem, inputs: Float[Array, "time in"]) -> Float[Array, "time out"]:
-        """Outputs of the system, from rest, to a sequence of at least one input."""
-
-
-class BPTT(AbstractLearningAlgorithm):
-    """Backpropagation through time: reverse mode of the integrator, all states kept."""
-
-    def __call__(self, system, inputs):
-        """Outputs of the system, from rest, to a sequence of at least one input."""
-        outputs, _ = _free_pass(system, inputs)
-        return outputs
+__all__ = [
+    "BPTT",
+    "LEARNING_ALGORITHMS",
+    "RHEL",
+    "SCANS",
+    "AbstractLearningAlgorithm",
+    "AbstractSystem",
+    "BareSystem",
+    "ReversibleBPTT",
+    "evolve",
+    "make_learning_algorithm",
+    "rest_state",
+    "with_learning_algorithm",
+]
 
 
 class RHEL(AbstractLearningAlgorithm):
@@ -98,10 +79,14 @@ class RHEL(AbstractLearningAlgorithm):
       uncorrelated, are as large as the state; by default 1e-8 for a Hamiltonian with closed contrasts, where smaller is
       better, else 1e-2, where O(epsilon^2) and cancellation balance in float32.
     - `literal`: run two trajectories, as a physical machine would, instead of their mean and half-difference.
+    - `scan`: "sequential", "associative" (linear Hamiltonians only), or "auto", by platform.
+    - `chunk`: steps walked at a time, by default as the sizes and the platform want it. It moves results by rounding.
     """
 
     epsilon: float | None = eqx.field(default=None, static=True)
     literal: bool = eqx.field(default=False, static=True)
+    scan: Scan = eqx.field(default="auto", static=True)
+    chunk: int | None = eqx.field(default=None, static=True)
 
     def __check_init__(self):
         number = isinstance(self.epsilon, int | float) and not isinstance(self.epsilon, bool)
@@ -110,12 +95,13 @@ class RHEL(AbstractLearningAlgorithm):
                 f"epsilon must be a positive number or None for the automatic choice, got {self.epsilon!r}"
             )
 
-    def __call__(self, system, inputs):
-        """Outputs of the system, from rest, to a sequence of at least one input."""
-        return _echoed((system, inputs), self)
+    def respond(self, system, inputs):
+        """Outputs of the system, from rest, to a batch of sequences."""
+        run = partial(_echoed, self, system, inputs)
+        return on_platform(self.scan, self.chunk, system, inputs, run)
 
 
-LEARNING_ALGORITHMS = ("RHEL", "BPTT")
+LEARNING_ALGORITHMS = ("RHEL", "BPTT", "ReversibleBPTT")
 
 
 def make_learning_algorithm(name: str, epsilon: float | None = None) -> AbstractLearningAlgorithm:
@@ -124,6 +110,8 @@ def make_learning_algorithm(name: str, epsilon: float | None = None) -> Abstract
         return RHEL(epsilon)
     if name == "BPTT":
         return BPTT()
+    if name == "ReversibleBPTT":
+        return ReversibleBPTT()
     raise ValueError(f"unknown learning_algorithm {name!r}; one of {', '.join(LEARNING_ALGORITHMS)}")
 
 
@@ -156,75 +144,6 @@ def evolve(
     return learning_algorithm(BareSystem(hamiltonian), drives)
 
 
-# The free pass
-
-
-def _chunked(xs: PyTree) -> list[PyTree]:
-    """Cuts the leading axis into stacks of chunks, (count, CHUNK, ..) and, where steps are left over, (1, rest, ..)."""
-    length = jax.tree.leaves(xs)[0].shape[0]
-    if length == 0:
-        raise ValueError("the sequence is empty: it has no steps")
-    whole = length - length % CHUNK
-    cuts = [(0, whole, CHUNK), (whole, length, length - whole)]
-    return [
-        jax.tree.map(lambda x, i=start, j=stop, n=size: x[i:j].reshape(-1, n, *x.shape[1:]), xs)
-        for start, stop, size in cuts
-        if start < stop
-    ]
-
-
-def _joined(stacks: list[PyTree]) -> PyTree:
-    """The inverse of `_chunked`."""
-    return jax.tree.map(lambda *xs: jnp.concatenate([x.reshape(-1, *x.shape[2:]) for x in xs]), *stacks)
-
-
-def _scan_chunks(body: Callable, carry: PyTree, stacks: list[PyTree], *, reverse: bool = False):
-    """As `jax.lax.scan` over all chunks of all stacks; the outputs come stacked in the same way."""
-    order = slice(None, None, -1) if reverse else slice(None)
-    outputs = []
-    for stack in stacks[order]:
-        carry, output = jax.lax.scan(body, carry, stack, reverse=reverse)
-        outputs.append(output)
-    return carry, outputs[order]
-
-
-def rest_state(system: AbstractSystem, inputs: Float[Array, "time in"]) -> State:
-    """Zero position and momentum, of the shape of a drive.
-
-    Raises `TypeError` for drives that are not floating-point and `ValueError` for energies that are not scalars.
-    """
-    hamiltonian = system.hamiltonian
-    drives = jax.eval_shape(system.drive, inputs[:1])
-    if not jnp.issubdtype(drives.dtype, jnp.floating):
-        raise TypeError(f"the drives must be floating-point, got {drives.dtype}: convert them with .astype(float)")
-    parameters = jax.tree.leaves(eqx.filter(hamiltonian, eqx.is_inexact_array))
-    state = jax.ShapeDtypeStruct(drives.shape[1:], jnp.result_type(drives.dtype, *(x.dtype for x in parameters)))
-    drive = jax.ShapeDtypeStruct(drives.shape[1:], drives.dtype)
-    for energy, arguments in ((hamiltonian.kinetic, (state,)), (hamiltonian.potential, (state, drive))):
-        value = jax.eval_shape(energy, *arguments)
-        if value.shape != ():
-            name = f"{type(hamiltonian).__name__}.{energy.__name__}"
-            raise ValueError(f"{name} must return a scalar, got shape {value.shape}: sum over the oscillators")
-    zeros = jnp.zeros(state.shape, state.dtype)
-    return zeros, zeros
-
-
-def _free_pass(system: AbstractSystem, inputs: Float[Array, "time in"]) -> tuple[Float[Array, "time out"], tuple]:
-    """Outputs; the states at the ends of the chunks, stacked; the size of the state: its largest value on the way.
-
-    The forward pass of every learning algorithm.
-    """
-
-    def body(state, inputs):
-        state, positions = flow(system.hamiltonian, state, system.drive(inputs))
-        size = jnp.maximum(jnp.max(jnp.abs(positions)), jnp.max(jnp.abs(state[1])))
-        return state, (system.readout(positions, inputs), state, size)
-
-    _, stacks = _scan_chunks(body, rest_state(system, inputs), _chunked(inputs))
-    outputs, ends, sizes = zip(*stacks, strict=True)
-    return _joined(list(outputs)), (list(ends), jnp.max(jnp.concatenate(sizes)))
-
-
 # The echo pair, in either of two coordinates
 
 
@@ -241,6 +160,13 @@ class _MeanAndHalfDifference(eqx.Module):
 
     def nudge(self, p, nudge):
         return p[0], p[1] + nudge
+
+    def components(self, q, p, drives, nudges):
+        nothing = jnp.zeros_like(drives)
+        return [(q[0], p[0], drives, nothing), (q[1], p[1], nothing, nudges)]
+
+    def assembled(self, components):
+        return tuple(components)
 
     def velocity(self, p):
         d_mean, d_half = jax.grad(self.hamiltonian.kinetic_contrast, (0, 1))(*p)
@@ -268,6 +194,12 @@ class _TwoTrajectories(eqx.Module):
     def nudge(self, p, nudge):
         return p + jnp.stack([nudge, -nudge])
 
+    def components(self, q, p, drives, nudges):
+        return [(q[0], p[0], drives, nudges), (q[1], p[1], drives, -nudges)]
+
+    def assembled(self, components):
+        return jnp.stack(components, axis=1)
+
     def velocity(self, p):
         return jax.vmap(self.hamiltonian.velocity)(p)
 
@@ -281,67 +213,163 @@ class _TwoTrajectories(eqx.Module):
 # The custom gradient
 
 
-@eqx.filter_custom_vjp
-def _echoed(system_and_inputs, algorithm):
-    outputs, _ = _free_pass(*system_and_inputs)
-    return outputs
+def _echoed(algorithm, system, inputs, scan, stretch):
+    """The outputs of the free pass, with the gradient of the echo. What is no array goes into the closure."""
+    arrays, static = eqx.partition(system, eqx.is_inexact_array)
+
+    @jax.custom_vjp
+    def respond(arrays, inputs):
+        return free_pass(eqx.combine(arrays, static), inputs, scan, stretch)[0]
+
+    def forwards(arrays, inputs):
+        outputs, *kept = free_pass(eqx.combine(arrays, static), inputs, scan, stretch)
+        return outputs, (arrays, inputs, kept)
+
+    def backwards(residuals, outputs_grad):
+        arrays, inputs, kept = residuals
+        return _echo(algorithm, eqx.combine(arrays, static), inputs, kept, outputs_grad, scan, stretch)
+
+    respond.defvjp(forwards, backwards)
+    return respond(arrays, inputs)
 
 
-@_echoed.def_fwd
-def _echoed_fwd(perturbed, system_and_inputs, algorithm):
-    return _free_pass(*system_and_inputs)
+_per_sequence = jax.vmap(jnp.multiply, (0, 1), 1)  # (batch,) times (time, batch, ..)
 
 
-@_echoed.def_bwd
-def _echoed_bwd(residuals, outputs_grad, perturbed, system_and_inputs, algorithm):
-    ends, size = residuals
-    system, inputs = system_and_inputs
-    hamiltonian = system.hamiltonian
-    q, p = jax.tree.map(lambda x: x[-1], ends[-1])
-    pair = (_TwoTrajectories if algorithm.literal else _MeanAndHalfDifference)(hamiltonian)
-    amplitude = _nudge_amplitude(system, inputs, q, size, outputs_grad, algorithm)
-    weight = jnp.where(amplitude == 0, 0, 0.5 / jnp.where(amplitude == 0, 1, amplitude))
+def _echo(algorithm, system, inputs, kept, outputs_grad, scan, stretch):
+    """Gradients of the system, summed over the batch, and of the inputs (time, batch, in), from the echo."""
+    ends, size = kept
+    pair = (_TwoTrajectories if algorithm.literal else _MeanAndHalfDifference)(system.hamiltonian)
+    amplitude = _nudge_amplitude(algorithm, system, inputs, size, outputs_grad)
+    weight = jnp.where(amplitude == 0, 0, -0.5 / jnp.where(amplitude == 0, 1, amplitude))
+    if scan == "associative":
+        walk_back = partial(_walk_back_contracting, pair, weight, _states_by_associative_scan)
+    elif _few_parameters(system, inputs):
+        walk_back = partial(_walk_back_accumulating, pair, weight)
+    else:
+        walk_back = partial(_walk_back_contracting, pair, weight, _states_by_sequential_scan)
 
-    def echo_step(state, drive_and_nudge):
-        drive, nudge = drive_and_nudge
-        q_end, p_end = state
-        p_nudged = pair.nudge(p_end, nudge)
-        state, q_half = leapfrog(pair.velocity, pair.force, (q_end, p_nudged), drive)
-        # Of a pair of arrays each is mapped by itself, of a stack both together.
-        return state, jax.tree.map(pair.mean_and_half_difference, (q_end, p_nudged, q_half, state[1]))
+    def back(carry, steps, _):
+        state, (system_grad, hamiltonian_grad) = carry
+        inputs, outputs_grad = steps
+        drives, nothing = drives_of(system, inputs), jnp.zeros((len(inputs), *q.shape), q.dtype)
+        _, pull_back = jax.vjp(lambda positions: outputs_of(system, positions, inputs), nothing)
+        nudges = _per_sequence(amplitude, pull_back(outputs_grad)[0])
+        state, positions, more_hamiltonian_grad, drives_grad = walk_back(state, drives, nudges)
 
-    def response(system_and_inputs, trace, outputs_grad):
-        """Its gradient at a fixed trace is the answer: readout times incoming gradient, minus the energy contrast."""
-        system, inputs = system_and_inputs
-        (q_end, _), p_before, q_half, p_after = trace
-        kinetic_contrast = jax.vmap(system.hamiltonian.kinetic_contrast)
-        potential_contrast = jax.vmap(system.hamiltonian.potential_contrast)
-        contrast = (
-            0.5 * kinetic_contrast(*p_before)
-            + potential_contrast(*q_half, system.drive(inputs))
-            + 0.5 * kinetic_contrast(*p_after)
-        )
-        return jnp.vdot(outputs_grad, system.readout(q_end, inputs)) - weight * jnp.sum(contrast)
+        more_system_grad, inputs_grad = ports_gradient(system, inputs, positions, outputs_grad, drives_grad)
+        more = (more_system_grad, more_hamiltonian_grad)
+        return (state, jax.tree.map(jnp.add, (system_grad, hamiltonian_grad), more)), inputs_grad, None
 
-    def body(carry, chunk):
+    def segment(carry, steps, end):
         (q_pair, p_pair), total = carry
-        inputs, outputs_grad, (q_end, p_end) = chunk
-        _, readout_vjp = jax.vjp(lambda q: system.readout(q, inputs), jnp.zeros((inputs.shape[0], *q.shape), q.dtype))
-        (nudges,) = readout_vjp(outputs_grad)
-        state = (pair.restart(q_pair, q_end), pair.restart(p_pair, -p_end))
-        state, trace = jax.lax.scan(echo_step, state, (system.drive(inputs), amplitude * nudges), reverse=True)
-        system_grad, inputs_grad = eqx.filter_grad(response)((system, inputs), trace, outputs_grad)
-        return (state, jax.tree.map(jnp.add, total, system_grad)), inputs_grad
+        restarted = (pair.restart(q_pair, end[0]), pair.restart(p_pair, -end[1]))
+        carry, inputs_grad, _ = walk(back, (restarted, total), steps, stretch, reverse=True)
+        return carry, inputs_grad, None
 
-    echo = (pair.start(q), pair.start(-p))
-    nothing = jax.tree.map(jnp.zeros_like, eqx.filter(system, eqx.is_inexact_array))
-    chunks = [(*chunk, end) for chunk, end in zip(_chunked((inputs, outputs_grad)), ends, strict=True)]
-    (_, system_grad), inputs_grad = _scan_chunks(body, (echo, nothing), chunks, reverse=True)
-    return system_grad, _joined(inputs_grad)
+    q, p = jax.tree.map(lambda x: x[-1], ends[-1])
+    echo = (jax.vmap(pair.start)(q), jax.vmap(pair.start)(-p))
+    parameters = eqx.filter(system, eqx.is_inexact_array)
+    nothing = jax.tree.map(jnp.zeros_like, (parameters, parameters.hamiltonian))
+    (_, (system_grad, hamiltonian_grad)), inputs_grad, _ = walk(
+        segment, (echo, nothing), (inputs, outputs_grad), segment_length(stretch), marks=ends, reverse=True
+    )
+    return with_hamiltonian_gradient(system_grad, hamiltonian_grad), inputs_grad
 
 
-def _nudge_amplitude(system, inputs, q, size, outputs_grad, algorithm):
-    """The factor a between incoming gradient and nudge: epsilon, relative to the state and to the whole of the nudges.
+# One stretch of the echo. Given the state that it starts from, drives and nudges (time, batch, osc), it returns the
+# state it ends in, the positions that the readout sees, and the gradients of the Hamiltonian and of the drives.
+
+
+def _contrast(hamiltonian, drive, p_before, q_half, p_after):
+    """Energy of one echo minus that of the other in a step; times the weight, its gradient at a fixed trace is ours."""
+    return (
+        0.5 * hamiltonian.kinetic_contrast(*p_before)
+        + hamiltonian.potential_contrast(*q_half, drive)
+        + 0.5 * hamiltonian.kinetic_contrast(*p_after)
+    )
+
+
+def _few_parameters(system, inputs):
+    """Whether the gradient of the Hamiltonian is not much larger than a state, and may be carried along."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(system.hamiltonian, eqx.is_inexact_array)))
+    return size <= 8 * jax.eval_shape(lambda x: rest_state(system, x[:, 0])[0], inputs).size
+
+
+def _walk_back_accumulating(pair, weight, state, drives, nudges):
+    """The gradient of the Hamiltonian is added up step by step, for every sequence: nothing else is kept."""
+
+    def step(carry, drive_and_nudge):
+        (q, p), total = carry
+        drive, nudge = drive_and_nudge
+        p_before = pair.nudge(p, nudge)
+        state, q_half = leapfrog(pair.velocity, pair.force, (q, p_before), drive)
+        trace = map(pair.mean_and_half_difference, (p_before, q_half, state[1]))
+        grad, drive_grad = eqx.filter_grad(lambda x: _contrast(*x, *trace))((pair.hamiltonian, drive))
+        position, _ = pair.mean_and_half_difference(q)
+        return (state, jax.tree.map(jnp.add, total, grad)), (position, drive_grad)
+
+    batch = weight.shape[0]
+    parameters = eqx.filter(pair.hamiltonian, eqx.is_inexact_array)
+    total = jax.tree.map(lambda x: jnp.zeros((batch, *x.shape), x.dtype), parameters)
+    (state, total), (positions, drives_grad) = jax.lax.scan(
+        jax.vmap(step), (state, total), (drives, nudges), reverse=True
+    )
+    hamiltonian_grad = jax.tree.map(lambda x: jnp.tensordot(weight, x, 1), total)
+    return state, positions, hamiltonian_grad, _per_sequence(weight, drives_grad)
+
+
+def _walk_back_contracting(pair, weight, states_of, state, drives, nudges):
+    """The trace of the stretch is kept and contracted at once: right for matrices, and for machines with many cores."""
+    q_after, p_after = jax.vmap(partial(states_of, pair), (0, 1, 1), 1)(state, drives, nudges)
+
+    def each_before(after, first):
+        return jax.tree.map(lambda x, start: jnp.concatenate([x[1:], start[None]]), after, first)
+
+    q, p_before = each_before(q_after, state[0]), each_step(pair.nudge)(each_before(p_after, state[1]), nudges)
+    q_half = jax.tree.map(lambda x, v: x + 0.5 * v, q, each_step(pair.velocity)(p_before))
+    trace = [each_step(pair.mean_and_half_difference)(x) for x in (p_before, q_half, p_after)]
+
+    def weighted(hamiltonian_and_drives):
+        hamiltonian, drives = hamiltonian_and_drives
+        return jnp.vdot(weight, jnp.sum(each_step(partial(_contrast, hamiltonian))(drives, *trace), axis=0))
+
+    hamiltonian_grad, drives_grad = eqx.filter_grad(weighted)((pair.hamiltonian, drives))
+    positions, _ = each_step(pair.mean_and_half_difference)(q)
+    first = jax.tree.map(lambda x: x[0], (q_after, p_after))
+    return first, positions, hamiltonian_grad, drives_grad
+
+
+def each_step(function):
+    """Maps a function of one sequence and step over (time, batch, ..)."""
+    return jax.vmap(jax.vmap(function))
+
+
+def _states_by_sequential_scan(pair, state, drives, nudges):
+    """The states of one sequence after every step back, in the order of time."""
+
+    def step(state, drive_and_nudge):
+        q, p = state
+        drive, nudge = drive_and_nudge
+        state, _ = leapfrog(pair.velocity, pair.force, (q, pair.nudge(p, nudge)), drive)
+        return state, state
+
+    return jax.lax.scan(step, state, (drives, nudges), reverse=True)[1]
+
+
+def _states_by_associative_scan(pair, state, drives, nudges):
+    """The same for a linear Hamiltonian: each member of the pair obeys the same linear map."""
+    (((_, qp), (_, pp)), (qv, pv)) = step_map, _ = linear_step(pair.hamiltonian, (drives[0], drives[0]))
+    qp, pp, qv, pv = (entry[None] for entry in (qp, pp, qv, pv))
+    found = []
+    for q, p, drive, nudge in pair.components(*state, drives[::-1], nudges[::-1]):
+        forces = (qp * nudge + qv * drive, pp * nudge + pv * drive)
+        found.append(jax.tree.map(lambda x: x[::-1], linear_recurrence(step_map, (q, p), forces)))
+    return tuple(pair.assembled(components) for components in zip(*found, strict=True))
+
+
+def _nudge_amplitude(algorithm, system, inputs, size, outputs_grad):
+    """The factor a between incoming gradient and nudge, (batch,): epsilon, relative to the state and to all the nudges.
 
     The nudges of a sequence are bounded, in root-sum-square over time, by the gain of the readout times the incoming
     gradient. The factor is 0 for a zero incoming gradient, and NaN for one that is not finite.
@@ -354,8 +382,14 @@ def _nudge_amplitude(system, inputs, q, size, outputs_grad, algorithm):
             for name in ("kinetic_contrast", "potential_contrast")
         )
         epsilon = 1e-8 if closed and not algorithm.literal else 1e-2
-    largest = jnp.max(jnp.abs(outputs_grad))
-    gain = jax.jacobian(lambda q: system.readout(q[None], inputs[:1])[0])(jnp.zeros_like(q))
+    first = inputs[:1, 0]
+    rest, _ = rest_state(system, first)
+    gain = jax.jacobian(lambda q: system.readout(q[None], first)[0])(rest)
     gain = jnp.max(jnp.linalg.norm(gain, axis=0))
-    total = largest * gain * jnp.linalg.norm(outputs_grad / jnp.where(largest > 0, largest, 1))
-    return jnp.where(total == 0, 0, epsilon * jnp.where(size > 0, size, 1) / total)
+
+    def of_one(outputs_grad, size):
+        largest = jnp.max(jnp.abs(outputs_grad))
+        total = largest * gain * jnp.linalg.norm(outputs_grad / jnp.where(largest > 0, largest, 1))
+        return jnp.where(total == 0, 0, epsilon * jnp.where(size > 0, size, 1) / total)
+
+    return jax.vmap(of_one, (1, 0))(outputs_grad, size)

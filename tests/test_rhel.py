@@ -18,7 +18,8 @@ from models import evolve
 from models.hamiltonian import AbstractHamiltonian, flow
 from models.layer import LinearPorts, init_ports
 from models.LinHRU import LinearOscillators
-from models.rhel import BPTT, CHUNK, RHEL, make_learning_algorithm
+from models.rhel import BPTT, RHEL, make_learning_algorithm
+from models.system import SEGMENT
 
 SYSTEMS = [linear, saturating, pendulums]
 
@@ -54,7 +55,7 @@ def test_free_pass_is_bitwise_that_of_bptt(system):
 
 
 @pytest.mark.parametrize("literal", [False, True])
-@pytest.mark.parametrize("length", [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 300])
+@pytest.mark.parametrize("length", [1, 2, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 300])
 def test_linear_gradient_is_exact_at_any_nudge(x64, literal, length):
     # At length 1 nothing has moved at the half step: the gradient of A is zero.
     assert_close(*compare(linear, RHEL(1.0, literal), length=length), 1e-9, floor=1e-3)
@@ -197,7 +198,7 @@ def test_ports_get_their_gradients_from_the_echo(x64):
 
 def test_free_pass_keeps_inputs_and_one_state_a_chunk():
     system, inputs, _ = ported(length=1000, features=3, size=50)
-    states = 2 * 50 * -(-1000 // CHUNK)
+    states = 2 * 50 * -(-1000 // SEGMENT)
     _, pullback = eqx.filter_vjp(lambda *x: RHEL()(*x), system, inputs)
     kept = sum(leaf.size for leaf in jax.tree.leaves(pullback) if eqx.is_array(leaf))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(system))
