@@ -12,6 +12,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import compilation_cache
 from experiment_configs import LEARNING_ALGORITHMS, MODEL_NAMES
 
 CONFIG_DIR = Path(__file__).resolve().parent / "experiment_configs" / "repeats"
@@ -85,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch_size", **unset, type=_positive, metavar="N", help="samples per step")
     add("--double_precision", action="store_true", help="compute in float64")
     add("--overwrite", action="store_true", help="redo runs that are finished")
+    compilation_cache.add_flag(result)
     return result
 
 
@@ -99,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
 
     precision = jax.enable_x64(True) if arguments.double_precision else contextlib.nullcontext()
     try:
-        with precision:
+        with precision, compilation_cache.enabled(arguments.compilation_cache):
             return _run_all(arguments)
     except (ConfigError, DataError) as error:
         print(f"run_experiment.py: error: {error}", file=sys.stderr)

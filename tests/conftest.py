@@ -6,6 +6,14 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_elsewhere(tmp_path_factory):
+    """What a command compiles is kept in a temporary folder, never in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        yield
+
+
 @pytest.fixture
 def x64():
     """Double precision, where exactness is the claim."""

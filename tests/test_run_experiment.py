@@ -1,5 +1,6 @@
 """The entry point: what a run leaves behind, what is kept and redone, and how it fails."""
 
+import collections
 import dataclasses
 import json
 import shutil
@@ -399,6 +400,72 @@ def test_what_cannot_be_done_ends_in_one_message(workplace, capsys, flags, messa
     )  # nothing is trained before the last set is known to be there
 
 
+# What is compiled
+
+
+@pytest.fixture
+def kept_or_taken():
+    """Counts the programs that were compiled and put into a folder, and those that were taken from there."""
+    events = collections.Counter()
+
+    def listen(event, **_):
+        events[event.removeprefix("/jax/compilation_cache/cache_")] += 1
+
+    jax.monitoring.register_event_listener(listen)
+    yield lambda: (events["misses"], events["hits"])
+    jax.monitoring.unregister_event_listener(listen)
+
+
+def test_a_kept_program_gives_the_bits_of_a_fresh_one(workplace, kept_or_taken):
+    def trained(folder, cache):
+        jax.clear_caches()
+        before = kept_or_taken()
+        flags = ("--dataset_name", "Tiny", "--seeds", "1", "--output_parent_dir", folder)
+        assert run(*flags, "--compilation_cache", cache) == 0
+        model = Path(folder, *SEED_1.parts[1:], "model.eqx").read_bytes()
+        return model, [after - earlier for after, earlier in zip(kept_or_taken(), before, strict=True)]
+
+    fresh, (kept, taken) = trained("fresh", "none")
+    assert (kept, taken) == (0, 0)
+    first, (kept, _) = trained("first", "folder")
+    assert len(list(Path("folder").glob("jit_*"))) == kept > 0
+    assert list(Path("folder").glob("jit_train_steps-*"))
+    second, (kept_again, taken) = trained("second", "folder")
+    assert kept_again == 0
+    assert taken >= kept
+    assert first == fresh
+    assert second == fresh
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_a_folder_for_compiled_programs_that_cannot_be_written_is_a_notice(workplace, capsys):
+    folder = "configs/LinHRU/Tiny.json/kept"
+    assert run("--dataset_name", "Tiny", "--seeds", "1", "--compilation_cache", folder) == 0
+    (notice,) = (line for line in capsys.readouterr().err.splitlines() if "step" not in line)
+    assert notice == (
+        f"Nothing compiled is kept: {folder}: Not a directory (--compilation_cache names another folder, or none)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({"JAX_COMPILATION_CACHE_DIR": "/one", "XDG_CACHE_HOME": "/two"}, "/one"),
+        ({"JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": "/two"}, "/two/rhel/jax"),
+        ({"XDG_CACHE_HOME": "relative"}, "/home/user/.cache/rhel/jax"),
+        ({}, "/home/user/.cache/rhel/jax"),
+    ],
+)
+def test_where_compiled_programs_are_kept_by_default(monkeypatch, variables, folder):
+    monkeypatch.setenv("HOME", "/home/user")
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert run_experiment.parser().parse_args([]).compilation_cache == folder
+    assert f"(default: {folder})" in " ".join(run_experiment.parser().format_help().split())
+
+
 # Which data sets
 
 
@@ -430,7 +497,7 @@ def test_help_names_every_flag_without_loading_anything_heavy():
     flags = (
         "model_name dataset_name learning_algorithm seeds config_dir data_dir output_parent_dir num_steps print_steps"
     )
-    for flag in (*flags.split(), "batch_size", "double_precision", "overwrite"):
+    for flag in (*flags.split(), "batch_size", "double_precision", "overwrite", "compilation_cache"):
         assert f"--{flag} " in shown.stdout
 
 
