@@ -15,10 +15,10 @@ from models.hamiltonian import leapfrog
 from models.system import (
     AbstractLearningAlgorithm,
     drives_of,
-    free_pass,
     on_platform,
-    outputs_of,
     ports_gradient,
+    positions_gradient,
+    retracing,
     segment_length,
     walk,
     with_hamiltonian_gradient,
@@ -36,30 +36,12 @@ class ReversibleBPTT(AbstractLearningAlgorithm):
 
     def respond(self, system, inputs):
         """Outputs of the system, from rest, to a batch of sequences."""
-        return on_platform(self.scan, self.chunk, system, inputs, partial(_reversed, system, inputs))
+        return on_platform(self.scan, self.chunk, system, inputs, partial(retracing, _walk_back, system, inputs))
 
 
-def _reversed(system, inputs, scan, stretch):
-    arrays, static = eqx.partition(system, eqx.is_inexact_array)
-
-    @jax.custom_vjp
-    def respond(arrays, inputs):
-        return free_pass(eqx.combine(arrays, static), inputs, scan, stretch)[0]
-
-    def forwards(arrays, inputs):
-        outputs, ends, _ = free_pass(eqx.combine(arrays, static), inputs, scan, stretch)
-        return outputs, (arrays, inputs, ends)
-
-    def backwards(residuals, outputs_grad):
-        arrays, inputs, ends = residuals
-        return _walk_back(eqx.combine(arrays, static), inputs, ends, outputs_grad, stretch)
-
-    respond.defvjp(forwards, backwards)
-    return respond(arrays, inputs)
-
-
-def _walk_back(system, inputs, ends, outputs_grad, stretch):
+def _walk_back(system, inputs, kept, outputs_grad, scan, stretch):
     """Gradients of the system, summed over the batch, and of the inputs (time, batch, in)."""
+    ends, _ = kept
     parameters, static = eqx.partition(system.hamiltonian, eqx.is_inexact_array)
 
     def forward_step(parameters, state, drive):
@@ -78,10 +60,9 @@ def _walk_back(system, inputs, ends, outputs_grad, stretch):
     def back(carry, steps, _):
         (state, adjoint, total), system_grad = carry
         inputs, outputs_grad = steps
-        drives, nothing = drives_of(system, inputs), jnp.zeros((len(inputs), *q.shape), q.dtype)
-        _, pull_back = jax.vjp(lambda positions: outputs_of(system, positions, inputs), nothing)
+        drives, positions_grad = drives_of(system, inputs), positions_gradient(system, inputs, outputs_grad, like=q)
         carry, (positions, drives_grad) = jax.lax.scan(
-            step, (state, adjoint, total), (drives, pull_back(outputs_grad)[0]), reverse=True
+            step, (state, adjoint, total), (drives, positions_grad), reverse=True
         )
         more, inputs_grad = ports_gradient(system, inputs, positions, outputs_grad, drives_grad)
         return (carry, jax.tree.map(jnp.add, system_grad, more)), inputs_grad, None

@@ -46,11 +46,11 @@ from models.system import (
     BareSystem,
     Scan,
     drives_of,
-    free_pass,
     on_platform,
-    outputs_of,
     ports_gradient,
+    positions_gradient,
     rest_state,
+    retracing,
     segment_length,
     walk,
     with_hamiltonian_gradient,
@@ -97,7 +97,7 @@ class RHEL(AbstractLearningAlgorithm):
 
     def respond(self, system, inputs):
         """Outputs of the system, from rest, to a batch of sequences."""
-        run = partial(_echoed, self, system, inputs)
+        run = partial(retracing, partial(_echo, self), system, inputs)
         return on_platform(self.scan, self.chunk, system, inputs, run)
 
 
@@ -210,27 +210,7 @@ class _TwoTrajectories(eqx.Module):
         return 0.5 * (x[0] + x[1]), 0.5 * (x[0] - x[1])
 
 
-# The custom gradient
-
-
-def _echoed(algorithm, system, inputs, scan, stretch):
-    """The outputs of the free pass, with the gradient of the echo. What is no array goes into the closure."""
-    arrays, static = eqx.partition(system, eqx.is_inexact_array)
-
-    @jax.custom_vjp
-    def respond(arrays, inputs):
-        return free_pass(eqx.combine(arrays, static), inputs, scan, stretch)[0]
-
-    def forwards(arrays, inputs):
-        outputs, *kept = free_pass(eqx.combine(arrays, static), inputs, scan, stretch)
-        return outputs, (arrays, inputs, kept)
-
-    def backwards(residuals, outputs_grad):
-        arrays, inputs, kept = residuals
-        return _echo(algorithm, eqx.combine(arrays, static), inputs, kept, outputs_grad, scan, stretch)
-
-    respond.defvjp(forwards, backwards)
-    return respond(arrays, inputs)
+# The echo
 
 
 _per_sequence = jax.vmap(jnp.multiply, (0, 1), 1)  # (batch,) times (time, batch, ..)
@@ -252,11 +232,8 @@ def _echo(algorithm, system, inputs, kept, outputs_grad, scan, stretch):
     def back(carry, steps, _):
         state, (system_grad, hamiltonian_grad) = carry
         inputs, outputs_grad = steps
-        drives, nothing = drives_of(system, inputs), jnp.zeros((len(inputs), *q.shape), q.dtype)
-        _, pull_back = jax.vjp(lambda positions: outputs_of(system, positions, inputs), nothing)
-        nudges = _per_sequence(amplitude, pull_back(outputs_grad)[0])
-        state, positions, more_hamiltonian_grad, drives_grad = walk_back(state, drives, nudges)
-
+        nudges = _per_sequence(amplitude, positions_gradient(system, inputs, outputs_grad, like=q))
+        state, positions, more_hamiltonian_grad, drives_grad = walk_back(state, drives_of(system, inputs), nudges)
         more_system_grad, inputs_grad = ports_gradient(system, inputs, positions, outputs_grad, drives_grad)
         more = (more_system_grad, more_hamiltonian_grad)
         return (state, jax.tree.map(jnp.add, (system_grad, hamiltonian_grad), more)), inputs_grad, None

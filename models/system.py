@@ -154,6 +154,8 @@ def on_platform(scan: Scan, chunk: int | None, system: AbstractSystem, inputs: A
     system is linear. Where there is more than a CPU, it is settled when the program is lowered, which serves them all.
     """
     linear = system.hamiltonian.linear
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least 1 step, got {chunk!r}")
     if scan not in SCANS:
         raise ValueError(f"unknown scan {scan!r}; one of {', '.join(SCANS)}")
     if scan == "associative" and not linear:
@@ -176,9 +178,10 @@ def on_platform(scan: Scan, chunk: int | None, system: AbstractSystem, inputs: A
 
 
 def free_pass(system: AbstractSystem, inputs: Float[Array, "time batch in"], scan: str, stretch: int):
-    """Outputs; the states at the ends of the segments; the largest value of a state, per sequence.
+    """Outputs; the states at the ends of the segments; the size of the states of every sequence.
 
-    The forward pass of every learning algorithm.
+    The size is the largest of all positions and of the momenta at the ends of the segments. The forward pass of every
+    learning algorithm.
     """
 
     def advance(carry, inputs, _):
@@ -186,12 +189,11 @@ def free_pass(system: AbstractSystem, inputs: Float[Array, "time batch in"], sca
         state, positions = jax.vmap(flow, (None, 0, 1, None), (0, 1))(
             system.hamiltonian, state, drives_of(system, inputs), scan
         )
-        size = jnp.maximum(size, jax.lax.stop_gradient(jax.vmap(_largest, (1, 0))(positions, state[1])))
-        return (state, size), outputs_of(system, positions, inputs), None
+        return (state, jnp.maximum(size, _largest(positions, 1))), outputs_of(system, positions, inputs), None
 
     def segment(carry, inputs, _):
-        carry, outputs, _ = walk(advance, carry, inputs, stretch)
-        return carry, outputs, carry[0]
+        (state, size), outputs, _ = walk(advance, carry, inputs, stretch)
+        return (state, jnp.maximum(size, _largest(state[1], 0))), outputs, state
 
     batch = inputs.shape[1]
     rest = jax.tree.map(lambda x: jnp.zeros((batch, *x.shape), x.dtype), rest_state(system, inputs[:, 0]))
@@ -199,8 +201,42 @@ def free_pass(system: AbstractSystem, inputs: Float[Array, "time batch in"], sca
     return outputs, ends, size
 
 
-def _largest(positions, p):
-    return jnp.maximum(jnp.max(jnp.abs(positions)), jnp.max(jnp.abs(p)))
+def _largest(x, batch_axis):
+    return jax.vmap(lambda x: jax.lax.stop_gradient(jnp.max(jnp.abs(x))), batch_axis)(x)
+
+
+# Gradients found on the way back
+
+
+def retracing(gradient: Callable, system: AbstractSystem, inputs: Array, scan: str, stretch: int) -> Array:
+    """The outputs of the free pass, with a gradient that walks back from its end.
+
+    `gradient(system, inputs, (ends, size), outputs_grad, scan, stretch)` -> those of the system, summed over the batch,
+    and of the inputs; `ends` and `size` as `free_pass` gives them.
+    """
+    arrays, static = eqx.partition(system, eqx.is_inexact_array)
+
+    @jax.custom_vjp
+    def respond(arrays, inputs):
+        return free_pass(eqx.combine(arrays, static), inputs, scan, stretch)[0]
+
+    def forwards(arrays, inputs):
+        outputs, *kept = free_pass(eqx.combine(arrays, static), inputs, scan, stretch)
+        return outputs, (arrays, inputs, kept)
+
+    def backwards(residuals, outputs_grad):
+        arrays, inputs, kept = residuals
+        return gradient(eqx.combine(arrays, static), inputs, kept, outputs_grad, scan, stretch)
+
+    respond.defvjp(forwards, backwards)
+    return respond(arrays, inputs)
+
+
+def positions_gradient(system, inputs, outputs_grad, *, like):
+    """Gradient of the positions (time, batch, osc) through the readout; `like`: one position of every sequence."""
+    nothing = jnp.zeros((len(inputs), *like.shape), like.dtype)
+    _, pull_back = jax.vjp(lambda positions: outputs_of(system, positions, inputs), nothing)
+    return pull_back(outputs_grad)[0]
 
 
 def ports_gradient(system, inputs, positions, outputs_grad, drives_grad):
