@@ -1,0 +1,285 @@
+"""Time, memory and operations of a whole training step: `python benchmarks/step.py --help`.
+
+Every shape of the published experiments, both models, and for each: the learning algorithms of this repository, BPTT
+with a checkpoint at every step, the floor (the same network with its units replaced by their two matrix products), and
+for the linear model the straightforward layer (associative scan over broadcast matrices, differentiated by jax). The
+step is that of training: forward pass with dropout and BatchNorm, loss, gradient, Adam, on random data.
+
+Prints a table and writes step.json, step.md and, with --growth, growth.png and growth.json into --output_dir.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # Run as a script: Python put this folder on the path, the imports below want the one above.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jax.extend.core import jaxprs_in_params
+from matplotlib.figure import Figure
+
+from benchmarks.opponents import CheckpointedBPTT, Floor, Straightforward
+from experiment_configs.schema import config_path, load_config
+from models import create_model
+from models.rhel import BPTT, RHEL, ReversibleBPTT, with_learning_algorithm
+from train import TrainingState, adam, train_step
+
+CONFIGS = Path(__file__).resolve().parent.parent / "experiment_configs" / "repeats"
+
+# Steps and channels of a sequence and values of a label, as stored; the rest is in the configs.
+SHAPES = {
+    "Heartbeat": (405, 61, 2),
+    "SelfRegulationSCP1": (896, 6, 2),
+    "SelfRegulationSCP2": (1152, 7, 2),
+    "EthanolConcentration": (1751, 3, 4),
+    "MotorImagery": (3000, 64, 2),
+    "EigenWorms": (17984, 6, 5),
+    "ppg": (49920, 6, 1),
+}
+ALGORITHMS = {
+    "RHEL": RHEL(),
+    "BPTT": BPTT(),
+    "ReversibleBPTT": ReversibleBPTT(),
+    "checkpointed": CheckpointedBPTT(),
+    "straightforward": Straightforward(),
+    "floor": Floor(),
+}
+LINEAR_ONLY = ("straightforward",)
+MIB = 2**20
+
+
+def problem(model_name: str, dataset_name: str, **changes: Any) -> dict:
+    """The options of a model and the shape of a batch; `changes` replace any of them."""
+    config = load_config(config_path(CONFIGS, model_name, dataset_name), model_name)
+    length, channels, label_dim = SHAPES[dataset_name]
+    options = {
+        "length": length,
+        "batch_size": config.batch_size,
+        "data_dim": channels + config.time,
+        "label_dim": label_dim,
+        **config.model_options(),
+    }
+    options |= {"epsilon": None, "batchnorm": "batch"}
+    return options | changes
+
+
+class Program:
+    """A compiled training step with its state."""
+
+    def __init__(self, options: dict, algorithm: Any):
+        options = dict(options)
+        length, batch = options.pop("length"), options.pop("batch_size")
+        model, state = create_model(**options, key=jax.random.PRNGKey(0))
+        model = with_learning_algorithm(model, algorithm)
+        optimiser = adam(1e-4)
+        training = TrainingState(
+            model, state, optimiser.init(eqx.filter(model, eqx.is_inexact_array)), jnp.array(0, jnp.int32)
+        )
+        self.training = jax.tree.map(lambda x: jnp.array(x, x.dtype, copy=True) if eqx.is_array(x) else x, training)
+        x = jax.random.normal(jax.random.PRNGKey(1), (batch, length, options["data_dim"]))
+        if options["classification"]:
+            y = jax.nn.one_hot(jnp.arange(batch) % options["label_dim"], options["label_dim"])
+        else:
+            y = jnp.zeros((batch, length // options["output_step"]))
+        self.batch = (x, y, jax.random.PRNGKey(2))
+        self.rest = (optimiser, options["classification"])
+        self.operations = count_operations(train_step, self.batch, self.training, *self.rest)
+        start = time.perf_counter()
+        self.compiled = train_step.lower(self.batch, self.training, *self.rest).compile()
+        self.compile_seconds = time.perf_counter() - start
+        self.temporaries = self.compiled.compiled.memory_analysis().temp_size_in_bytes
+        self.seconds: list[float] = []
+
+    def step(self, *, record: bool = True) -> None:
+        """One training step, timed."""
+        start = time.perf_counter()
+        self.training, loss = self.compiled(self.batch, self.training, *self.rest)
+        jax.block_until_ready((self.training, loss))
+        if record:
+            self.seconds.append(time.perf_counter() - start)
+        if not np.isfinite(loss):
+            raise ArithmeticError("the loss is not finite: this is no step worth timing")
+
+
+def count_operations(function: Callable, *arguments: Any) -> float:
+    """Floating-point operations of the matrix products, loops counted as often as they run."""
+    jaxpr, _, _ = eqx.filter_make_jaxpr(function)(*arguments)
+    return _products(jaxpr.jaxpr)
+
+
+def _products(jaxpr) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2 * np.prod([shape[axis] for axis in contracted]) * equation.outvars[0].aval.size
+        inside = sum(_products(getattr(inner, "jaxpr", inner)) for inner in jaxprs_in_params(equation.params))
+        total += inside * equation.params.get("length", 1)
+    return float(total)
+
+
+def measure(programs: dict[str, Program], rounds: int) -> pd.DataFrame:
+    """Runs the programs in turn, so that a busy moment of the machine meets all of them; a row for each."""
+    for program in programs.values():
+        program.step(record=False)
+    for _ in range(rounds):
+        for program in programs.values():
+            program.step()
+    rows = {}
+    for name, program in programs.items():
+        low, median, high = np.percentile(program.seconds, (25, 50, 75))
+        rows[name] = {
+            "compile s": program.compile_seconds,
+            "step s": median,
+            "quartile s": low,
+            "quartile s (3rd)": high,
+            "temporaries MiB": program.temporaries / MIB,
+            "products GFLOP": program.operations / 1e9,
+        }
+    table = pd.DataFrame(rows).T
+    for opponent in ("BPTT", "floor", "straightforward"):
+        if opponent in programs:
+            # The median of the ratios of a round, and not the ratio of medians: what slows a round slows both.
+            ratios = [
+                np.median(np.divide(program.seconds, programs[opponent].seconds)) for program in programs.values()
+            ]
+            table[f"time / {opponent}"] = ratios
+            if opponent != "straightforward":
+                table[f"temporaries / {opponent}"] = table["temporaries MiB"] / table["temporaries MiB"][opponent]
+    return table
+
+
+def growth(model_names: list[str], rounds: int, lengths: list[int], oscillators: list[int]) -> Iterator[dict]:
+    """Rows of time and temporaries against the length of a sequence and against ssm_dim."""
+    base = {"batch_size": 4, "num_blocks": 2, "hidden_dim": 64}
+    sweeps = {"length": (lengths, {"ssm_dim": 64}), "ssm_dim": (oscillators, {"length": 896})}
+    for model_name in model_names:
+        for axis, (values, fixed) in sweeps.items():
+            for value in values:
+                options = problem(model_name, "SelfRegulationSCP1", **base, **fixed, **{axis: value})
+                programs = {name: Program(options, ALGORITHMS[name]) for name in ("RHEL", "ReversibleBPTT", "BPTT")}
+                for name, row in measure(programs, rounds).iterrows():
+                    yield {"model": model_name, "axis": axis, "value": value, "algorithm": name, **row.to_dict()}
+
+
+def draw_growth(rows: list[dict]) -> Figure:
+    """Time and temporaries against length and ssm_dim, both axes logarithmic."""
+    table = pd.DataFrame(rows)
+    models = list(table["model"].unique())
+    figure = Figure(figsize=(9, 3.2 * 2), layout="constrained")
+    panels = figure.subplots(2, 2)
+    styles = dict(zip(models, ("-", "--"), strict=False))
+    colours = {"RHEL": "C0", "ReversibleBPTT": "C2", "BPTT": "C1"}
+    for column, (axis, label) in enumerate((("length", "steps of a sequence"), ("ssm_dim", "ssm_dim"))):
+        for line, (quantity, unit) in enumerate((("step s", "s a step"), ("temporaries MiB", "temporaries, MiB"))):
+            axes = panels[line, column]
+            for (model, algorithm), curve in table[table["axis"] == axis].groupby(["model", "algorithm"]):
+                axes.loglog(
+                    curve["value"],
+                    curve[quantity],
+                    styles[model],
+                    color=colours[algorithm],
+                    marker=".",
+                    label=f"{model}, {algorithm}",
+                )
+            axes.set_xlabel(label)
+            axes.set_ylabel(unit)
+            axes.grid(alpha=0.3)
+    panels[0, 0].legend(frameon=False, fontsize="small")
+    return figure
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table in Markdown, with as many digits as mean something."""
+
+    def shown(column, value):
+        if pd.isna(value):
+            return ""
+        if "MiB" in column or "GFLOP" in column:
+            return f"{value:,.0f}"
+        return f"{value:.2f}" if "/" in column else f"{value:.3g}"
+
+    head = [*table.index.names, *table.columns]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for index, row in table.iterrows():
+        cells = [*index, *(shown(column, row[column]) for column in table.columns)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    add = result.add_argument
+    add("--dataset_name", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="NAME", help=", ".join(SHAPES))
+    add("--model_name", nargs="+", choices=("LinHRU", "NonlinHRU"), default=["LinHRU", "NonlinHRU"])
+    add(
+        "--algorithm",
+        nargs="+",
+        choices=ALGORITHMS,
+        default=list(ALGORITHMS),
+        metavar="NAME",
+        help=", ".join(ALGORITHMS),
+    )
+    add("--rounds", type=int, default=7, help="steps of each program, in turn")
+    add(
+        "--quick",
+        action="store_true",
+        help="under two minutes: Heartbeat, and SCP1 with a batch of 4; three algorithms",
+    )
+    add("--growth", action="store_true", help="also time and memory against length and ssm_dim, drawn")
+    add("--output_dir", type=Path, default=Path("outputs/benchmarks"), metavar="DIR")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    options = parser().parse_args(argv)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    changes = {}
+    if options.quick:
+        options.dataset_name, options.rounds = ["Heartbeat", "SelfRegulationSCP1"], 3
+        options.algorithm, changes = ["RHEL", "BPTT", "floor"], {"SelfRegulationSCP1": {"batch_size": 4}}
+    device = jax.devices()[0]
+    print(f"{device.platform} ({device.device_kind}), jax {jax.__version__}; whole steps, {options.rounds} rounds")
+    tables = {}
+    for dataset_name in options.dataset_name:
+        for model_name in options.model_name:
+            settings = problem(model_name, dataset_name, **changes.get(dataset_name, {}))
+            programs = {
+                name: Program(settings, ALGORITHMS[name])
+                for name in options.algorithm
+                if name not in LINEAR_ONLY or model_name == "LinHRU"
+            }
+            tables[dataset_name, model_name] = table = measure(programs, options.rounds)
+            print(f"\n{dataset_name}, {model_name}\n{table.to_string(float_format='{:.3g}'.format)}", flush=True)
+            _write(options.output_dir, tables, device)
+    if options.growth:
+        rows = list(growth(options.model_name, options.rounds, [256, 1024, 4096, 16384, 65536], [16, 64, 256, 1024]))
+        (options.output_dir / "growth.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        draw_growth(rows).savefig(options.output_dir / "growth.png", dpi=110)
+        print(pd.DataFrame(rows).to_string(float_format="{:.3g}".format))
+    print(f"\nwritten: {', '.join(str(path) for path in sorted(options.output_dir.iterdir()))}")
+    return 0
+
+
+def _write(folder: Path, tables: dict, device: Any) -> None:
+    table = pd.concat(tables, names=["data set", "model", "algorithm"])
+    rows = table.reset_index().to_dict(orient="records")
+    report = {"device": f"{device.platform} ({device.device_kind})", "jax": jax.__version__, "rows": rows}
+    (folder / "step.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (folder / "step.md").write_text(markdown(table) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
