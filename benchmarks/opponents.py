@@ -35,7 +35,7 @@ class CheckpointedBPTT(AbstractLearningAlgorithm):
 class Straightforward(AbstractLearningAlgorithm):
     """As LinOSS and its kin are commonly written: an associative scan over a matrix a step, differentiated by jax.
 
-    For linear systems. Every step and oscillator carries its own copy of the constant matrix, as `jax.lax.associative_scan` wants it.
+    For linear systems. Every step and oscillator carries a copy of the constant matrix, as the scan wants it.
     """
 
     def respond(self, system, inputs):

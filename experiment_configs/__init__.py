@@ -6,4 +6,4 @@ heavy is imported.
 """
 
 MODEL_NAMES = ("LinHRU", "NonlinHRU")
-LEARNING_ALGORITHMS = ("RHEL", "BPTT")
+LEARNING_ALGORITHMS = ("RHEL", "BPTT", "ReversibleBPTT")

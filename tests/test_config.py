@@ -256,9 +256,11 @@ def test_changes_are_checked_like_a_file(fields, write):
 
 
 def test_names_agree_with_the_models():
+    from models import rhel
     from models.create import MODELS, create_model
 
     assert tuple(MODELS) == MODEL_NAMES
+    assert rhel.LEARNING_ALGORITHMS == LEARNING_ALGORITHMS
     config = load_config(REPEATS / "NonlinHRU" / "BasicMotions.json")
     parameters = inspect.signature(create_model).parameters
     assert set(config.model_options()) == set(parameters) - {"data_dim", "label_dim", "key"}
