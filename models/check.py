@@ -44,14 +44,15 @@ class Agreement(NamedTuple):
 def agreement(value: Array, reference: Array) -> Agreement:
     """Cosine, ratio of norms, and norm of the difference over that of the reference. Two zeros agree."""
     value, reference = (np.asarray(x, np.float64).ravel() for x in (value, reference))
-    size, reference_size = np.linalg.norm(value), np.linalg.norm(reference)
-    error = np.linalg.norm(value - reference)
-    if error == 0:
-        return Agreement(1.0, 1.0, 0.0)
-    if reference_size == 0:
-        return Agreement(0.0, np.inf, np.inf)
-    cosine = value @ reference / (size * reference_size) if size > 0 else 0.0
-    return Agreement(float(cosine), float(size / reference_size), float(error / reference_size))
+    with np.errstate(over="ignore", invalid="ignore"):
+        size, reference_size = np.linalg.norm(value), np.linalg.norm(reference)
+        error = np.linalg.norm(value - reference)
+        if error == 0:
+            return Agreement(1.0, 1.0, 0.0)
+        if reference_size == 0:
+            return Agreement(0.0, np.inf, np.inf)
+        cosine = value @ reference / (size * reference_size) if size > 0 else 0.0
+        return Agreement(float(cosine), float(size / reference_size), float(error / reference_size))
 
 
 def agreement_by_leaf(tree: PyTree, reference: PyTree) -> dict[str, Agreement]:
@@ -68,16 +69,29 @@ def check_hamiltonian(
 ) -> None:
     """Raises `InadmissibleHamiltonian` where an assumption of the echo is violated, as far as samples can tell.
 
-    Looked at: parameters of integer type (they would get no gradient), energies that are not scalar, not finite or
-    without finite gradient, a kinetic energy that is not even, and contrasts that are not the difference of the
-    energies they stand for. That the energy is separable and conserved is so by construction.
+    Looked at: parameters that would get no gradient (arrays of integers, Python floats) or are complex, an empty
+    sequence, drives that are not floating-point, energies that are not scalar, not finite or without finite gradient, a
+    kinetic energy that is not even, and contrasts that are not the difference of the energies they stand for. That the
+    energy is separable and conserved is so by construction.
     """
     name = type(hamiltonian).__name__
-    for path, leaf in jax.tree_util.tree_leaves_with_path(eqx.filter(hamiltonian, eqx.is_array)):
-        if jnp.issubdtype(leaf.dtype, jnp.integer):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(hamiltonian):
+        where = name + jax.tree_util.keystr(path)
+        if eqx.is_array(leaf):
+            if jnp.issubdtype(leaf.dtype, jnp.integer):
+                raise InadmissibleHamiltonian(
+                    f"{where} is an array of {leaf.dtype} and would get no gradient: make it floating-point or, if it "
+                    "is no parameter, a static field"
+                )
+            if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+                raise InadmissibleHamiltonian(
+                    f"{where} is an array of {leaf.dtype}, and energies and states are real: make it two real fields"
+                )
+        elif isinstance(leaf, float | complex):
+            real = leaf if isinstance(leaf, float) else [leaf.real, leaf.imag]
             raise InadmissibleHamiltonian(
-                f"{name}{jax.tree_util.keystr(path)} is an array of {leaf.dtype} and would get no gradient: make it "
-                "floating-point or, if it is no parameter, a static field"
+                f"{where} is a Python {type(leaf).__name__}, {leaf!r}, and would get no gradient: make it "
+                f"jnp.asarray({real!r}) or, if it is no parameter, a static field"
             )
     if len(drives) == 0:
         raise InadmissibleHamiltonian("the sequence of drives is empty: it has no steps")

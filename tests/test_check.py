@@ -39,6 +39,28 @@ class UnevenKinetic(Springs):
         return 0.05 * jnp.sum(p**2 + 0.1 * p)
 
 
+class VectorKinetic(Springs):
+    def kinetic(self, p):
+        return 0.05 * p**2
+
+
+class RootKinetic(Springs):
+    def kinetic(self, p):
+        return jnp.sum(jnp.sqrt(jnp.abs(p)))
+
+
+class LogPotential(Springs):
+    """Finite at rest, not at every state."""
+
+    def potential(self, q, drive):
+        return jnp.sum(self.k * jnp.log1p(q - 0.5) - q * drive)
+
+
+class RootParameter(Springs):
+    def potential(self, q, drive):
+        return jnp.sum(jnp.sqrt(self.k) * q**2 - q * drive)
+
+
 class VectorPotential(Springs):
     def potential(self, q, drive):
         return 0.1 * (0.5 * self.k * q**2 - q * drive)
@@ -52,6 +74,20 @@ class RootPotential(Springs):
 class CornerPotential(Springs):
     def potential(self, q, drive):
         return jnp.linalg.norm(q) * jnp.sum(self.k)
+
+
+class WrongKineticContrast(Springs):
+    def kinetic_contrast(self, p, dp):
+        return 0.05 * jnp.sum(p * dp)
+
+
+class Stretched(Springs):
+    """A number that is a field of its own, or part of one."""
+
+    scale: float | complex | tuple
+
+    def potential(self, q, drive):
+        return jnp.sum(0.1 * (0.5 * self.k * jnp.real(jnp.asarray(self.scale)) * q**2 - q * drive))
 
 
 class WrongContrast(Springs):
@@ -68,12 +104,33 @@ def test_admissible_hamiltonians_pass(system):
     ("hamiltonian", "drives", "message"),
     [
         (UnevenKinetic(jnp.ones(8)), DRIVES, r"UnevenKinetic.kinetic is not even: .* at p, .* at -p"),
+        (VectorKinetic(jnp.ones(8)), DRIVES, r"VectorKinetic.kinetic must return a scalar, got shape \(8,\)"),
         (VectorPotential(jnp.ones(8)), DRIVES, r"VectorPotential.potential must return a scalar, got shape \(8,\)"),
+        (RootKinetic(jnp.ones(8)), DRIVES, r"the gradient of RootKinetic.kinetic by p is not finite at rest"),
+        (LogPotential(jnp.ones(8)), DRIVES, r"LogPotential.potential is nan at a random state"),
+        (RootParameter(jnp.zeros(8)), DRIVES, r"the gradient of RootParameter.potential by RootParameter.k is not fin"),
         (RootPotential(jnp.ones(8)), DRIVES, r"the gradient of RootPotential.potential by q is not finite at rest"),
         (CornerPotential(jnp.ones(8)), DRIVES, r"the gradient of CornerPotential.potential by q is not finite at rest"),
         (Springs(jnp.full(8, jnp.nan)), DRIVES, r"Springs.potential is nan at rest"),
         (Springs(jnp.arange(8)), DRIVES, r"Springs.k is an array of int32 and would get no gradient: make it"),
+        (
+            Springs(jnp.ones(8, complex)),
+            DRIVES,
+            r"Springs.k is an array of complex64, and energies and states are real: make it two real fields",
+        ),
+        (
+            Stretched(jnp.ones(8), 0.3),
+            DRIVES,
+            r"Stretched.scale is a Python float, 0.3, and would get no gradient: make it jnp.asarray\(0.3\) or, if it",
+        ),
+        (Stretched(jnp.ones(8), (0.3, 1.0)), DRIVES, r"Stretched.scale\[0\] is a Python float, 0.3, .* a static field"),
+        (
+            Stretched(jnp.ones(8), 1 + 2j),
+            DRIVES,
+            r"Stretched.scale is a Python complex, .* jnp.asarray\(\[1.0, 2.0\]\)",
+        ),
         (WrongContrast(jnp.ones(8)), DRIVES, r"WrongContrast.potential_contrast is .*, but .* differs by"),
+        (WrongKineticContrast(jnp.ones(8)), DRIVES, r"WrongKineticContrast.kinetic_contrast is .*, but .* differs by"),
         (Springs(jnp.ones(8)), DRIVES[:0], "the sequence of drives is empty"),
         (Springs(jnp.ones(8)), jnp.ones((5, 8), int), r"the drives must be floating-point, got int32"),
     ],
@@ -81,6 +138,16 @@ def test_admissible_hamiltonians_pass(system):
 def test_violated_assumptions_are_named(hamiltonian, drives, message):
     with pytest.raises(InadmissibleHamiltonian, match=message):
         check_gradient(hamiltonian, drives)
+
+
+def test_a_number_that_gets_a_gradient_or_wants_none_is_admitted():
+    class Fixed(Springs):
+        scale: float = eqx.field(static=True)
+
+    for number in (jnp.asarray(0.3), np.float32(0.3), np.full(8, 0.3, np.float32)):
+        check_hamiltonian(Stretched(jnp.ones(8), number), DRIVES)
+        assert check_gradient(Stretched(jnp.ones(8), number), DRIVES)["scale"].rhel < 1e-3
+    check_hamiltonian(Fixed(jnp.ones(8), 0.3), DRIVES)
 
 
 def test_evolve_names_what_it_can_see_without_a_check():
@@ -123,6 +190,8 @@ def test_agreement():
     assert agreement([6.0, 8.0], [3.0, 4.0]) == pytest.approx((1, 2, 1))
     assert agreement([-4.0, 3.0], [3.0, 4.0]) == pytest.approx((0, 1, 2**0.5))
     assert np.isnan(agreement([np.nan, 1.0], [3.0, 4.0]).relative_error)
+    assert agreement([np.inf, 1.0], [3.0, 4.0]).relative_error == np.inf
+    assert np.isnan(agreement([np.inf, 1.0], [3.0, 4.0]).cosine)
     assert list(agreement_by_leaf({"a": [1.0], "b": [2.0]}, {"a": [1.0], "b": [1.0]})) == ["['a'][0]", "['b'][0]"]
     with pytest.raises(ValueError, match="shorter"):
         agreement_by_leaf([1.0, 2.0], [1.0])
