@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from models.hamiltonian import AbstractHamiltonian, flow
+from models.layer import AbstractHRULayer
 from models.rhel import (
     BPTT,
     RHEL,
@@ -195,6 +196,64 @@ def to_float64(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x, tree)
 
 
+def one_rounding(tree: PyTree, *, key: PRNGKeyArray) -> PyTree:
+    """The tree with every floating-point number moved by one rounding of float32: 2^-24 of itself, up or down.
+
+    How far this moves a result in float64 says how far float32 can determine that result at all. Needs float64.
+    """
+    arrays, rest = eqx.partition(tree, eqx.is_inexact_array)
+    leaves, structure = jax.tree.flatten(arrays)
+    moved = [
+        leaf * (1 + 2.0**-24 * jax.random.rademacher(leaf_key, leaf.shape, leaf.dtype))
+        for leaf, leaf_key in zip(leaves, jax.random.split(key, len(leaves)), strict=True)
+    ]
+    return eqx.combine(jax.tree.unflatten(structure, moved), rest)
+
+
+class SameNumbers(eqx.Module):
+    """A unit in float64 whose Hamiltonian has the constrained parameters of its float32 original.
+
+    A constraint such as a softplus rounds, and the rounding of a frequency grows with the length of the sequence:
+    without this, float32 and float64 would be compared at two different Hamiltonians.
+    """
+
+    unit: AbstractHRULayer
+    rounding: PyTree
+
+    def __call__(self, inputs):
+        """As the unit's own."""
+        system = self.unit.system()
+        hamiltonian = jax.tree.map(jnp.add, system.hamiltonian, self.rounding)
+        return self.unit.learning_algorithm(eqx.tree_at(lambda s: s.hamiltonian, system, hamiltonian), inputs)
+
+
+def rounding_of_constraints(model: PyTree, *, key: PRNGKeyArray | None = None) -> list[PyTree]:
+    """What the constraints of each unit of a float32 model round off: its constrained parameters minus the exact ones.
+
+    With a key the constrained parameters are taken `one_rounding` away. In double precision; call it inside
+    `jax.enable_x64(True)`. The second argument of `with_same_numbers`.
+    """
+    narrow, exact = ([unit.hamiltonian() for unit in _units(m)] for m in (model, to_float64(model)))
+    narrow = to_float64(narrow) if key is None else one_rounding(to_float64(narrow), key=key)
+    return jax.tree.map(jnp.subtract, narrow, exact)
+
+
+def with_same_numbers(model: PyTree, rounding: list[PyTree]) -> PyTree:
+    """A model in float64 (see `to_float64`) with the constrained parameters of its float32 original.
+
+    To be called inside a loss, so that its gradient has the leaves of the model and the rounding is a constant.
+    """
+    units = [SameNumbers(*pair) for pair in zip(_units(model), rounding, strict=True)]
+    return eqx.tree_at(_units, model, units)
+
+
+def _units(model: PyTree) -> list[AbstractHRULayer]:
+    def is_unit(node):
+        return isinstance(node, AbstractHRULayer)
+
+    return [node for node in jax.tree.leaves(model, is_leaf=is_unit) if is_unit(node)]
+
+
 def finite_difference_errors(
     function: Callable[[PyTree], Float[Array, ""]],
     tree: PyTree,
@@ -258,6 +317,17 @@ class _Observed(AbstractLearningAlgorithm):
         return super().__call__(system, inputs)
 
 
+@eqx.filter_jit
+def _retrace_errors(model, state, x):
+    def of_one(x):
+        found: list[Array] = []
+        observer = _Observed(lambda system, inputs: found.append(retrace_error(system, inputs)))
+        with_learning_algorithm(model, observer)(x, state, None)
+        return jnp.stack(found)
+
+    return jax.vmap(of_one, axis_name="batch")(x)
+
+
 def retrace_errors(
     model: eqx.Module, state: eqx.nn.State, x: Float[Array, "batch time channels"]
 ) -> Float[Array, "batch units"]:
@@ -265,20 +335,7 @@ def retrace_errors(
 
     Warns with `RetraceWarning` where one exceeds `RETRACE_TOLERANCE`.
     """
-    found: list[Array] = []
-    observer = _Observed(lambda system, inputs: found.append(retrace_error(system, inputs)))
-    observed = with_learning_algorithm(model, observer)
-
-    @jax.jit
-    def errors(x):
-        def one(x):
-            found.clear()
-            observed(x, state, None)
-            return jnp.stack(found)
-
-        return jax.vmap(one, axis_name="batch")(x)
-
-    result = errors(x)
+    result = _retrace_errors(model, state, x)
     for unit, error in enumerate(np.max(result, axis=0)):
         if not error <= RETRACE_TOLERANCE:
             warnings.warn(

@@ -13,10 +13,15 @@ from models.check import (
     agreement_by_leaf,
     check_gradient,
     check_hamiltonian,
+    one_rounding,
     retrace_error,
     retrace_errors,
+    rounding_of_constraints,
+    to_float64,
+    with_same_numbers,
 )
 from models.hamiltonian import AbstractHamiltonian
+from models.NonlinHRU import NonlinHRULayer
 from models.rhel import BareSystem
 
 DRIVES = jax.random.normal(jax.random.PRNGKey(3), (60, 8))
@@ -226,3 +231,42 @@ def test_an_echo_that_misses_is_warned_of():
         RetraceWarning, match=r"the echo of unit \d misses its initial state by .* make the step smaller"
     ):
         assert np.any(retrace_errors(model, state, x) > 1e-3)
+
+
+def test_a_float64_unit_takes_the_constrained_parameters_of_the_float32_one(x64):
+    def narrow(tree):
+        return jax.tree.map(lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, tree)
+
+    unit = narrow(NonlinHRULayer(3, 5, key=jax.random.PRNGKey(0)))
+    wide, rounding = to_float64(unit), rounding_of_constraints(unit)
+    same = with_same_numbers(wide, rounding)
+    exact = jax.tree.map(lambda x: x.astype(jnp.float64), unit.hamiltonian())
+    shifted = jax.tree.map(jnp.add, wide.hamiltonian(), rounding[0])
+    for found, own, wanted in zip(*map(jax.tree.leaves, (shifted, wide.hamiltonian(), exact)), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-15)
+        np.testing.assert_allclose(own, wanted, rtol=1e-6)
+    assert np.any(wide.hamiltonian().alpha != exact.alpha)
+
+    # Its outputs are those of the shifted system, and its gradient has the leaves of the unit.
+    inputs = jax.random.normal(jax.random.PRNGKey(1), (50, 3))
+    expected = wide.learning_algorithm(eqx.tree_at(lambda s: s.hamiltonian, wide.system(), shifted), inputs)
+    np.testing.assert_array_equal(same(inputs), expected)
+    assert np.any(same(inputs) != wide(inputs))
+    gradient = eqx.filter_grad(lambda unit: jnp.sum(with_same_numbers(unit, rounding)(inputs)))(wide)
+    assert set(agreement_by_leaf(gradient, gradient)) == set(agreement_by_leaf(unit, unit))
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
+
+    # One rounding further off, every constrained parameter is.
+    moved = jax.tree.map(jnp.add, wide.hamiltonian(), rounding_of_constraints(unit, key=jax.random.PRNGKey(2))[0])
+    for found, wanted in zip(*map(jax.tree.leaves, (moved, exact)), strict=True):
+        np.testing.assert_allclose(np.abs(found - wanted), 2.0**-24 * np.abs(wanted), rtol=1e-6)
+
+
+def test_one_rounding_moves_every_number_up_or_down(x64):
+    tree = {"a": jnp.linspace(-1.0, 1.0, 101), "n": jnp.arange(3), "name": "b"}
+    moved = one_rounding(tree, key=jax.random.PRNGKey(0))
+    change = moved["a"] - tree["a"]
+    np.testing.assert_allclose(np.abs(change), 2.0**-24 * np.abs(tree["a"]), rtol=1e-6)
+    assert 30 < np.sum(change > 0) < 70
+    assert moved["n"] is tree["n"]
+    assert moved["name"] == "b"
