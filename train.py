@@ -39,7 +39,8 @@ PATIENCE = 10  # evaluations without improvement that are forgiven; one more sto
 
 # What is sent to the device at once. Its time bounds how long Ctrl-C has to wait: while Python waits for the device it
 # hears nothing, and one dispatch more is under way. Its bytes are held five times at most: drawn, queued, or in use.
-DISPATCH_SECONDS = 0.5
+# (On the CPU a dispatch has a price of its own: its working memory is new to the process, page by page.)
+DISPATCH_SECONDS = 1.0
 DISPATCH_BYTES = 32 * 2**20
 DISPATCH_STEPS = 64  # by then the host's part of a dispatch, about a millisecond, is spread thin
 
@@ -141,7 +142,6 @@ def train_step(
     return _step(batch, training, optimiser, classification)
 
 
-@eqx.filter_jit(donate="all-except-first")
 def train_steps(
     batches: tuple[
         Float[Array, "slots batch time channels"], Float[Array, "slots batch labels"], PRNGKeyArray, Int[Array, ""]
@@ -152,25 +152,33 @@ def train_steps(
 ) -> tuple[TrainingState, Float[Array, " slots"]]:
     """Steps as `train_step` does them, one after the other in one call; the old training state is used up.
 
+    It returns while the device still works. (A function of `eqx.filter_jit` waits for the device.)
+
     **Arguments:** `batches` is (x, y, dropout key of the run, count); of x and y the first `count` batches are used.
     Every count is served by one compiled program.
 
     **Returns:** the training state after `count` steps, and the losses of the steps in their order; those behind the
     first `count` are nan.
     """
-    x, y, key, count = batches
     arrays, rest = eqx.partition(training, eqx.is_array)
+    leaves, structure = jax.tree.flatten(rest)
+    arrays, losses = _compiled_steps(arrays, batches, tuple(leaves), structure, optimiser, classification)
+    return eqx.combine(arrays, rest), losses
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=(2, 3, 4, 5))
+def _compiled_steps(arrays, batches, leaves, structure, optimiser, classification):
+    x, y, key, count = batches
+    rest = jax.tree.unflatten(structure, leaves)
     pick = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
 
     def step(slot, carry):
         arrays, losses = carry
-        training, loss = _step(
-            (pick(x, slot), pick(y, slot), key), eqx.combine(arrays, rest), optimiser, classification
-        )
+        batch = (pick(x, slot), pick(y, slot), key)
+        training, loss = _step(batch, eqx.combine(arrays, rest), optimiser, classification)
         return eqx.filter(training, eqx.is_array), losses.at[slot].set(loss)
 
-    arrays, losses = jax.lax.fori_loop(0, count, step, (arrays, jnp.full(len(x), jnp.nan)))
-    return eqx.combine(arrays, rest), losses
+    return jax.lax.fori_loop(0, count, step, (arrays, jnp.full(len(x), jnp.nan)))
 
 
 def _step(batch, training, optimiser, classification):
@@ -282,7 +290,7 @@ def train(
 
     **Arguments:** the model and its state as `models.create_model` gives them (left intact); a `Dataset`; `key`, the
     training key of `seed_keys`. `steps_per_dispatch` steps are sent to the device at once, fewer before an evaluation;
-    without it, as many as take about half a second and 32 MiB, and at most 64. The results do not depend on it.
+    without it, as many as take about a second and 32 MiB, and at most 64. The results do not depend on it.
     `on_step(step, loss)` is called for every step, in order, once the device is done with all that were sent with it;
     `on_evaluation(evaluation)` after every evaluation.
 
@@ -312,7 +320,7 @@ def train(
 
     def read_losses(leave):
         nonlocal read_before
-        while len(in_flight) > leave:
+        while len(in_flight) > leave or (in_flight and in_flight[0][2].is_ready()):
             done, count, of_dispatch, sent = in_flight.popleft()
             of_dispatch = np.asarray(of_dispatch)[:count].tolist()
             now = time.perf_counter()

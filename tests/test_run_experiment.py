@@ -429,7 +429,7 @@ def test_a_kept_program_gives_the_bits_of_a_fresh_one(workplace, kept_or_taken):
     assert (kept, taken) == (0, 0)
     first, (kept, _) = trained("first", "folder")
     assert len(list(Path("folder").glob("jit_*"))) == kept > 0
-    assert list(Path("folder").glob("jit_train_steps-*"))
+    assert list(Path("folder").glob("jit__compiled_steps-*"))
     second, (kept_again, taken) = trained("second", "folder")
     assert kept_again == 0
     assert taken >= kept
