@@ -2,18 +2,22 @@ import json
 
 import pytest
 
-from gradient_comparison_bptt_rhel import main
+from gradient_comparison_bptt_rhel import main, parse
 
 TINY = ["--num_blocks", "2", "--hidden_dim", "4", "--ssm_dim", "3", "--sequence_length", "40", "--batch_size", "2"]
 
 
+def columns_of(line):
+    """The titles of a table whose titles have single spaces."""
+    return [title.strip() for title in line.split("  ") if title.strip()]
+
+
 @pytest.mark.slow
-def test_comparison_on_the_bundled_set_end_to_end(tmp_path, capsys):
+def test_sweep_on_the_bundled_set_end_to_end(tmp_path, capsys):
     arguments = [*TINY, "--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]
     assert main([*arguments, "--epsilon", "0.01", "0.1"]) == 0
     captured = capsys.readouterr()
     assert "SelfRegulationSCP1 is not processed" in captured.err
-    assert "NonlinHRU, 2 blocks, BasicMotions, 2 x 40 x 7" in captured.out
     for stem in ("LinHRU", "NonlinHRU", "epsilon"):
         assert (tmp_path / "out" / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
         assert (tmp_path / "out" / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
@@ -24,8 +28,52 @@ def test_comparison_on_the_bundled_set_end_to_end(tmp_path, capsys):
         nudged = row["learning_algorithm"] == "RHEL" and row["model"] == "NonlinHRU"
         assert row["relative_error"] < (1e-12 if exact else 0.1 if nudged else 1e-4), row
         assert row["finite_differences"] < 1e-3, row
+        assert 0 < row["one_rounding"] < 1e-5, row
     names = {(row["parameter"], row["block"]) for row in report["rows"] if row["model"] == "NonlinHRU"}
     assert {("W_diag", 0), ("step", 1), ("encoder.weight", None), ("glu.w2.bias", 1)} <= names
+
+    # Every epsilon has a column of its own, in the tables as in the report.
+    runs = ["RHEL float32 0.01", "RHEL float32 0.1", "BPTT float32", "RHEL float64 0.01", "RHEL float64 0.1"]
+    lines = captured.out.splitlines()
+    (heading,) = (i for i, line in enumerate(lines) if line.startswith("NonlinHRU, 2 blocks, BasicMotions, 2 x 40 x 7"))
+    assert columns_of(lines[heading + 1]) == ["run", *runs, "1 - cosine", "one rounding", "finite differences"]
+    errors = report["models"]["NonlinHRU"]["largest_relative_error"]
+    assert set(errors) == set(runs)
+    assert errors["RHEL float64 0.1"] == pytest.approx(100 * errors["RHEL float64 0.01"], rel=0.1)
+
+    # The last table: of both models the largest error and the smallest cosine, run by run.
+    (last,) = (i for i, line in enumerate(lines) if line.startswith("Over all parameters and blocks"))
+    assert columns_of(lines[last + 1]) == [*runs, "one rounding"]
+    rows = [line.rsplit(maxsplit=6) for line in lines[last + 2 : last + 6]]
+    assert [row[0].split()[0] for row in rows] == ["LinHRU", "1", "NonlinHRU", "1"]
+    assert rows[2][1:6] == [f"{errors[run]:.1e}" for run in runs]
+    of_nonlinear = [row for row in report["rows"] if row["model"] == "NonlinHRU"]
+    smallest = {run: min(row["cosine"] for row in of_nonlinear if row["run"] == run) for run in runs}
+    assert report["models"]["NonlinHRU"]["smallest_cosine"] == smallest
+    assert lines[last + 5].split()[-5:] == [f"{1 - smallest[run]:.1e}" for run in runs]
+
+
+@pytest.mark.slow
+def test_one_model_at_the_default_nudge_and_an_echo_that_does_not_return(tmp_path, capsys):
+    arguments = [*TINY, "--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]
+    long = ["--dataset_name", "ACSF1", "--sequence_length", "1460"]
+    assert main([*arguments, *long, "--model_name", "NonlinHRU", "--step_init", "0.9"]) == 0
+    captured = capsys.readouterr()
+    assert "warning: the echo of unit 0 misses its initial state by" in captured.err
+    assert "LinHRU" not in captured.out.replace("NonlinHRU", "")
+    report = json.loads((tmp_path / "out" / "gradient_comparison.json").read_text())
+    assert max(report["models"]["NonlinHRU"]["retrace_error_float32"]) > 1e-3
+    assert list(report["models"]["NonlinHRU"]["largest_relative_error"]) == [
+        "RHEL float32",
+        "RHEL float64",
+        "BPTT float32",
+    ]
+
+
+def test_the_default_is_a_batch_of_four_and_the_automatic_nudge():
+    options = parse([])
+    assert options.batch_size == 4
+    assert options.epsilon is None
 
 
 def test_unknown_data_set_is_one_clear_line(tmp_path, capsys):
