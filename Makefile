@@ -1,5 +1,6 @@
 # make run    a fresh clone to a model trained by RHEL on real data
 # make test   every test; `make test-fast` leaves out the slow ones
+# make data   fetches and processes SelfRegulationSCP1, without which a few of the tests are skipped
 # make lint   ruff
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 # Workers of the tests: one per core.
 WORKERS ?= auto
 
-.PHONY: run test test-fast lint clean
+.PHONY: run test test-fast data lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run_experiment.py --dataset_name BasicMotions
@@ -18,6 +19,10 @@ test: $(VENV)/.installed-dev
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+data: $(VENV)/.installed
+	$(BIN)/python data_dir/download_uea.py --datasets SelfRegulationSCP1
+	$(BIN)/python data_dir/process_uea.py --datasets SelfRegulationSCP1
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
