@@ -33,7 +33,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+import compilation_cache
 from data_dir.datasets import Dataset, create_dataset, processed_datasets
+from experiment_configs import MODEL_NAMES
 from models import create_model
 from models.check import (
     RetraceWarning,
@@ -48,7 +50,6 @@ from models.check import (
 from models.rhel import BPTT, LEARNING_ALGORITHMS, RHEL, make_learning_algorithm, with_learning_algorithm
 from train import sample_loss
 
-MODELS = ("LinHRU", "NonlinHRU")
 DATASET, BUNDLED_DATASET = "SelfRegulationSCP1", "BasicMotions"
 
 
@@ -248,7 +249,7 @@ def parse(arguments=None) -> argparse.Namespace:
     add = parser.add_argument
     add("--dataset_name", help=f"a processed data set (default: {DATASET}, or {BUNDLED_DATASET} where that is missing)")
     add("--data_dir", type=Path, default=Path("data_dir"), help="folder of the data (default: data_dir)")
-    add("--model_name", nargs="+", choices=MODELS, default=list(MODELS), help="one or both models (default: both)")
+    add("--model_name", nargs="+", choices=MODEL_NAMES, default=list(MODEL_NAMES), help="(default: both)")
     add(
         "--learning_algorithm",
         nargs="+",
@@ -266,6 +267,7 @@ def parse(arguments=None) -> argparse.Namespace:
     add("--epsilon", type=positive(float), nargs="+", help="relative size of the nudges; several for a sweep")
     add("--literal", action="store_true", help="run the echoes as two trajectories, as a machine would")
     add("--output_dir", type=Path, default=Path("outputs/gradient_comparison"), help="folder for what is written")
+    compilation_cache.add_flag(parser)
     return parser.parse_args(arguments)
 
 
@@ -290,7 +292,7 @@ def main(arguments=None) -> int:
         print(line, file=sys.stderr)
 
     # Both precisions live in one process: what is float32 says so.
-    with jax.enable_x64(True):
+    with compilation_cache.enabled(options.compilation_cache), jax.enable_x64(True):
         try:
             options.output_dir.mkdir(parents=True, exist_ok=True)
             name = choose_dataset(options, notice)
