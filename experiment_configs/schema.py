@@ -103,6 +103,7 @@ class ExperimentConfig(BaseModel):
     dropout_rate: Annotated[
         float, Field(strict=True, ge=0, lt=1, description="a number from 0 up to but not including 1"), _Unquoted
     ] = 0.05
+    remat: _Flag = True
 
     @field_validator("seeds")
     @classmethod
@@ -163,7 +164,7 @@ class ExperimentConfig(BaseModel):
         names = (
             *("model_name", "hidden_dim", "num_blocks", "ssm_dim", "classification", "output_step"),
             *("learning_algorithm", "epsilon", "complex_ssm", "train_steps", "step_init", "gate"),
-            *("batchnorm", "dropout_rate"),
+            *("batchnorm", "dropout_rate", "remat"),
         )
         return {name: getattr(self, name) for name in names}
 

@@ -8,58 +8,67 @@ A primitive is the place where jax lets that be said; the differentiation of it 
 """
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree, Shaped
 
 
 def sees_whole_batch(function: Callable) -> Callable:
-    """Turns f(shared, (time, batch, in)) -> (time, batch, out) into f(shared, (time, in)) -> (time, out).
+    """Turns f(shared, (time, batch, ..), ..) -> (time, batch, ..) into f(shared, (time, ..), ..) -> (time, ..).
 
     Under `jax.vmap` over the sequences, nested or not, `function` is called once with all of them; under one over
     `shared`, a pytree, it is itself mapped. It must treat the sequences independently.
     """
 
     @wraps(function)
-    def of_one_sequence(shared: PyTree, inputs: Float[Array, "time in"]) -> Float[Array, "time out"]:
+    def of_one_sequence(shared: PyTree, *inputs: Shaped[Array, "time ..."]) -> Shaped[Array, "time ..."]:
         arrays, static = eqx.partition(shared, eqx.is_array)
         leaves, structure = jax.tree.flatten(arrays)
 
-        def of_arrays(*operands):
-            *leaves, inputs = operands
-            return function(eqx.combine(jax.tree.unflatten(structure, leaves), static), inputs)
+        def of_batch(*operands):
+            leaves, inputs = operands[: len(operands) - len(axes)], operands[-len(axes) :]
+            return function(eqx.combine(jax.tree.unflatten(structure, leaves), static), *inputs)
 
-        return _whole_batch_p.bind(*leaves, inputs[:, None], function=of_arrays)[:, 0]
+        axes = (1,) * len(inputs)
+        return _whole_batch_p.bind(*leaves, *inputs, function=of_batch, shared=len(leaves), batched=False)
 
     return of_one_sequence
 
 
-def _call(*operands, function):
-    return function(*operands)
+def _call(*operands, function, shared, batched):
+    if batched:
+        return function(*operands)
+    return function(*operands[:shared], *(x[:, None] for x in operands[shared:]))[:, 0]
 
 
-def _abstract(*operands, function):
-    output = jax.eval_shape(function, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands))
+def _abstract(*operands, **how):
+    output = jax.eval_shape(partial(_call, **how), *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands))
     return jax.core.ShapedArray(output.shape, output.dtype)
 
 
-def _jvp(primals, tangents, *, function):
-    return jax.jvp(function, primals, tuple(ad.instantiate_zeros(tangent) for tangent in tangents))
+def _jvp(primals, tangents, **how):
+    return jax.jvp(partial(_call, **how), primals, tuple(map(ad.instantiate_zeros, tangents)))
 
 
-def _batch(operands, axes, *, function):
-    *shared, inputs = operands
-    if any(axis is not None for axis in axes[:-1]):
-        return jax.vmap(function, in_axes=axes)(*operands), 0
-    inputs = jnp.moveaxis(inputs, axes[-1], 1)
-    time, new, batch, *rest = inputs.shape
-    outputs = _whole_batch_p.bind(*shared, inputs.reshape(time, new * batch, *rest), function=function)
-    return outputs.reshape(time, new, batch, *outputs.shape[2:]), 1
+def _batch(operands, axes, *, function, shared, batched):
+    how = {"function": function, "shared": shared, "batched": True}
+    if any(axis is not None for axis in axes[:shared]):
+        return jax.vmap(partial(_call, function=function, shared=shared, batched=batched), axes)(*operands), 0
+    (new,) = {x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None}
+    inputs = [
+        jnp.broadcast_to(x[:, None], (x.shape[0], new, *x.shape[1:])) if axis is None else jnp.moveaxis(x, axis, 1)
+        for x, axis in zip(operands[shared:], axes[shared:], strict=True)
+    ]
+    if not batched:
+        return _whole_batch_p.bind(*operands[:shared], *inputs, **how), 1
+    merged = (x.reshape(x.shape[0], new * x.shape[2], *x.shape[3:]) for x in inputs)
+    outputs = _whole_batch_p.bind(*operands[:shared], *merged, **how)
+    return outputs.reshape(outputs.shape[0], new, -1, *outputs.shape[2:]), 1
 
 
 _whole_batch_p = Primitive("whole_batch")

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from models.hamiltonian import AbstractHamiltonian, flow
 from models.layer import AbstractHRULayer
+from models.normalisation import standardised
 from models.rhel import (
     BPTT,
     RHEL,
@@ -220,11 +221,12 @@ class SameNumbers(eqx.Module):
     unit: AbstractHRULayer
     rounding: PyTree
 
-    def __call__(self, inputs):
+    def __call__(self, inputs, standardisation=None):
         """As the unit's own."""
         system = self.unit.system()
         hamiltonian = jax.tree.map(jnp.add, system.hamiltonian, self.rounding)
-        return self.unit.learning_algorithm(eqx.tree_at(lambda s: s.hamiltonian, system, hamiltonian), inputs)
+        system = eqx.tree_at(lambda s: s.hamiltonian, system, hamiltonian)
+        return self.unit.learning_algorithm(standardised(system, standardisation), inputs)
 
 
 def rounding_of_constraints(model: PyTree, *, key: PRNGKeyArray | None = None) -> list[PyTree]:

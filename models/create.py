@@ -34,6 +34,7 @@ def create_model(
     gate: bool = False,
     batchnorm: Literal["ema", "batch"] = "batch",
     dropout_rate: float = 0.05,
+    remat: bool = True,
     key: PRNGKeyArray,
 ) -> tuple[HRU, eqx.nn.State]:
     """A model and its initial BatchNorm state.
@@ -46,6 +47,7 @@ def create_model(
     - `complex_ssm` concerns LinHRU alone: Eq. 18 of NonlinHRU is real.
     - `step_init` (default 0.1) and `gate` concern NonlinHRU alone.
     - `train_steps=False` freezes the time steps, whatever the algorithm.
+    - `remat`: compute the feed-forward part of a block again in the backward pass instead of keeping it.
     - `batchnorm`: "ema" reproduces the published code, "batch" normalises by the batch at hand while training.
 
     Raises `ValueError` for unknown names and impossible sizes.
@@ -91,5 +93,6 @@ def create_model(
         output_step=sizes["output_step"],
         batchnorm=batchnorm,
         dropout_rate=dropout_rate,
+        remat=remat,
         key=key,
     )

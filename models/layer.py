@@ -9,7 +9,9 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from models.batching import sees_whole_batch
 from models.hamiltonian import AbstractHamiltonian
+from models.normalisation import Standardisation, standardised
 from models.system import AbstractLearningAlgorithm, AbstractSystem
 
 
@@ -27,7 +29,13 @@ class LinearPorts(AbstractSystem):
 
     def readout(self, positions: Float[Array, "L P"], inputs: Float[Array, "L H"]) -> Float[Array, "L H"]:
         """C q_{t+1} + D u_t."""
-        return positions @ self.C.T + self.D[None, :] * inputs
+        return _readout((self.C, self.D), positions, inputs)
+
+
+@sees_whole_batch
+def _readout(C_and_D, positions, inputs):
+    C, D = C_and_D
+    return positions @ C.T + D[None, None] * inputs
 
 
 class AbstractHRULayer(eqx.Module):
@@ -49,9 +57,11 @@ class AbstractHRULayer(eqx.Module):
         """The Hamiltonian at the present parameters, with its ports."""
         return LinearPorts(self.hamiltonian(), self.B, self.C, self.D)
 
-    def __call__(self, inputs: Float[Array, "L H"]) -> Float[Array, "L H"]:
-        """Outputs of the unit, from rest."""
-        return self.learning_algorithm(self.system(), inputs)
+    def __call__(
+        self, inputs: Float[Array, "L H"], standardisation: Standardisation | None = None
+    ) -> Float[Array, "L H"]:
+        """Outputs of the unit, from rest, to the inputs, or to what the standardisation makes of them."""
+        return self.learning_algorithm(standardised(self.system(), standardisation), inputs)
 
 
 def init_ports(

@@ -1,22 +1,31 @@
 """The network around a unit: the block, the stack of blocks with its encoder and decoder.
 
-Everything acts on one sequence (L, ..) under `jax.vmap(..., axis_name="batch")`, over which BatchNorm averages.
+A network acts on one sequence (L, ..) under `jax.vmap(..., axis_name="batch")`, over which BatchNorm averages. Inside,
+what is wide (L, H) passes through functions that see the whole batch, time first: so nothing is transposed on its way
+from one to the next, and every product contracts over the batch.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
+from jax.extend.random import threefry_2x32
+from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
+from models.batching import sees_whole_batch
 from models.layer import AbstractHRULayer
+from models.normalisation import BatchNorm
+from models.system import CACHED, walk
 
 
-def _split(key: PRNGKeyArray | None, num: int):
-    """As `jax.random.split`; no key (in inference) splits into none."""
-    return [None] * num if key is None else jax.random.split(key, num)
+@sees_whole_batch
+def _affine(layer: eqx.nn.Linear, x: Float[Array, "L batch in"]) -> Float[Array, "L batch out"]:
+    """The same linear layer at every step."""
+    return x @ layer.weight.T + layer.bias[None, None]
 
 
 class GLU(eqx.Module):
@@ -30,18 +39,71 @@ class GLU(eqx.Module):
         self.w1 = eqx.nn.Linear(input_dim, output_dim, key=w1_key)
         self.w2 = eqx.nn.Linear(input_dim, output_dim, key=w2_key)
 
-    def __call__(self, x: Float[Array, "L in"]) -> Float[Array, "L out"]:
+    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         """The same unit at every step."""
-        return jax.vmap(self.w1)(x) * jax.nn.sigmoid(jax.vmap(self.w2)(x))
+        w1, w2 = (x @ layer.weight.T + layer.bias[(None,) * (x.ndim - 1)] for layer in (self.w1, self.w2))
+        return w1 * jax.nn.sigmoid(w2)
+
+
+class FeedForward(eqx.Module):
+    """GELU -> dropout -> GLU -> dropout, the same at every step.
+
+    A step draws one random word for each of its features, and both masks from the halves of the word; so the rate of
+    the dropout is resolved to 1/65536. With `remat` a stretch of steps at a time is computed, and computed again for
+    its gradient: of the whole sequence nothing is kept but the input.
+    """
+
+    glu: GLU
+    dropout: eqx.nn.Dropout
+    remat: bool = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "L H"], key: PRNGKeyArray | None = None) -> Float[Array, "L H"]:
+        """The result for one sequence. `key` draws the masks; raises `RuntimeError` where it is needed and missing."""
+        if self.dropout.inference or self._cut() == 0:
+            return _feed_forward(self, x)
+        if key is None:
+            raise RuntimeError("dropout needs a key in training: give one, or use equinox.nn.inference_mode")
+        return _feed_forward(self, x, jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(x))))
+
+    def _cut(self) -> int:
+        return round(self.dropout.p * 65536)
+
+    def of_stretch(self, x: Float[Array, "time batch H"], *keys: PRNGKeyArray) -> Float[Array, "time batch H"]:
+        """The result for a stretch of steps; where there is dropout, with a key for every step and sequence."""
+        if not keys:
+            return self.glu(jax.nn.gelu(x))
+        words = jax.vmap(jax.vmap(partial(_random_words, size=x.shape[2])))(*keys)
+        cut, scale = np.uint32(self._cut()), 65536 / (65536 - self._cut())
+        x = jnp.where(words >> 16 >= cut, scale * jax.nn.gelu(x), 0)
+        return jnp.where((words & np.uint32(0xFFFF)) >= cut, scale * self.glu(x), 0)
+
+
+def _random_words(key: PRNGKeyArray, size: int) -> UInt32[Array, " size"]:
+    """What `jax.random.bits` is for, at half the price: threefry makes two words at a time, and it gives away one."""
+    return threefry_2x32(jax.random.key_data(key).ravel()[:2], jnp.arange(size + size % 2, dtype=jnp.uint32))[:size]
+
+
+@sees_whole_batch
+def _feed_forward(feed_forward, x, *keys):
+    if not feed_forward.remat:
+        return feed_forward.of_stretch(x, *keys)
+    arrays, static = eqx.partition(feed_forward, eqx.is_array)
+
+    @jax.checkpoint
+    def of_stretch(arrays, steps):
+        return eqx.combine(arrays, static).of_stretch(*steps)
+
+    # A loop, and not only a checkpoint: XLA would find the two computations of one array to be the same, and keep it.
+    length = max(8, CACHED // (x.shape[1] * x.shape[2]))
+    return walk(lambda _, steps, __: (None, of_stretch(arrays, steps), None), None, (x, *keys), length)[1]
 
 
 class HRUBlock(eqx.Module):
     """BatchNorm (no affine) -> unit -> GELU -> dropout -> GLU -> dropout -> + skip."""
 
-    norm: eqx.nn.BatchNorm
+    norm: BatchNorm
     unit: AbstractHRULayer
-    glu: GLU
-    dropout: eqx.nn.Dropout
+    feed_forward: FeedForward
 
     def __init__(
         self,
@@ -50,23 +112,19 @@ class HRUBlock(eqx.Module):
         hidden_dim: int,
         batchnorm: Literal["ema", "batch"] = "batch",
         dropout_rate: float = 0.05,
+        remat: bool = True,
         key: PRNGKeyArray,
     ):
-        self.norm = eqx.nn.BatchNorm(hidden_dim, axis_name="batch", channelwise_affine=False, mode=batchnorm)
+        self.norm = BatchNorm(hidden_dim, mode=batchnorm)
         self.unit = unit
-        self.glu = GLU(hidden_dim, hidden_dim, key=key)
-        self.dropout = eqx.nn.Dropout(dropout_rate)
+        self.feed_forward = FeedForward(GLU(hidden_dim, hidden_dim, key=key), eqx.nn.Dropout(dropout_rate), remat)
 
     def __call__(
         self, x: Float[Array, "L H"], state: eqx.nn.State, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "L H"], eqx.nn.State]:
         """Output of the block and the new BatchNorm state. `key` draws the dropout masks."""
-        unit_key, glu_key = _split(key, 2)
-        y, state = self.norm(x.T, state)
-        y = self.unit(y.T)
-        y = self.dropout(jax.nn.gelu(y), key=unit_key)
-        y = self.dropout(self.glu(y), key=glu_key)
-        return x + y, state
+        standardisation, state = self.norm(x, state)
+        return x + self.feed_forward(self.unit(x, standardisation), key), state
 
 
 class HRU(eqx.Module):
@@ -95,6 +153,7 @@ class HRU(eqx.Module):
         output_step: int = 1,
         batchnorm: Literal["ema", "batch"] = "batch",
         dropout_rate: float = 0.05,
+        remat: bool = True,
         key: PRNGKeyArray,
     ):
         encoder_key, decoder_key, *block_keys = jax.random.split(key, num_blocks + 2)
@@ -105,6 +164,7 @@ class HRU(eqx.Module):
                 hidden_dim=hidden_dim,
                 batchnorm=batchnorm,
                 dropout_rate=dropout_rate,
+                remat=remat,
                 key=block_key,
             )
             for unit_key, block_key in map(jax.random.split, block_keys)
@@ -117,11 +177,12 @@ class HRU(eqx.Module):
         self, x: Float[Array, "L data_dim"], state: eqx.nn.State, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "..."], eqx.nn.State]:
         """Logits (label_dim,) for classification, else (L // output_step, label_dim) in (-1, 1); and the new state."""
-        x = jax.vmap(self.encoder)(x)
-        for block, block_key in zip(self.blocks, _split(key, len(self.blocks)), strict=True):
+        x = _affine(self.encoder, x)
+        block_keys = [None] * len(self.blocks) if key is None else jax.random.split(key, len(self.blocks))
+        for block, block_key in zip(self.blocks, block_keys, strict=True):
             x, state = block(x, state, block_key)
         if self.classification:
             return self.decoder(jnp.mean(x, axis=0)), state
         if len(x) < self.output_step:
             raise ValueError(f"the sequence has {len(x)} steps, fewer than output_step {self.output_step}")
-        return jnp.tanh(jax.vmap(self.decoder)(x[self.output_step - 1 :: self.output_step])), state
+        return jnp.tanh(_affine(self.decoder, x[self.output_step - 1 :: self.output_step])), state

@@ -79,6 +79,7 @@ def test_published_sets_follow_the_published_protocol(model_name, dataset_name):
         "gate": nonlinear,
         "batchnorm": "ema",
         "dropout_rate": 0.05,
+        "remat": True,
     }
 
 
@@ -190,7 +191,7 @@ def test_every_problem_is_reported_at_once(fields, write):
 @pytest.mark.parametrize("name", [name for name in ExperimentConfig.model_fields if name != "model_name"])
 def test_a_field_without_a_default_must_be_there(fields, write, name):
     fields.pop(name, None)
-    optional = {"learning_algorithm", "split", "inmemory", "step_init", "gate", "batchnorm", "dropout_rate"}
+    optional = {"learning_algorithm", "split", "inmemory", "step_init", "gate", "batchnorm", "dropout_rate", "remat"}
     if name in optional:
         load_config(write(fields))
     else:
@@ -264,7 +265,7 @@ def test_names_agree_with_the_models():
     config = load_config(REPEATS / "NonlinHRU" / "BasicMotions.json")
     parameters = inspect.signature(create_model).parameters
     assert set(config.model_options()) == set(parameters) - {"data_dim", "label_dim", "key"}
-    for name in ("learning_algorithm", "gate", "batchnorm", "dropout_rate", "step_init"):
+    for name in ("learning_algorithm", "gate", "batchnorm", "dropout_rate", "remat", "step_init"):
         assert parameters[name].default == ExperimentConfig.model_fields[name].default
     assert parameters["learning_algorithm"].default == LEARNING_ALGORITHMS[0]
 
