@@ -18,7 +18,7 @@ A system runs from s(0) = (q, p) and is judged all the way by L = ∫ l(q(t), t)
     dq/dτ = T'(p)      dp/dτ = -V'(q, v(T - τ)) ± ε e(T - τ)                                two echoes, + and -
     Δ_q   = (p+ - p-) / (2 ε)      Δ_p = (q+ - q-) / (2 ε)      Δ_θ = -(dH/dθ at + minus dH/dθ at -) / (2 ε)
 
-**Theorem 3.1.** As ε -> 0, Δ(τ) is λ(t) and Δ_θ(τ) is g(t), at every instant t = T - τ. For ε = 0 both echoes retrace
+**Theorem 3.1.** As ε -> 0, Δ(τ) is λ(t) and Δ_θ(τ) is g(t), at every instant t = T - τ. With ε = 0 the echoes retrace
 the free pass, (q(t), -p(t)). Linearise around it: (p+ - p-) / (2 ε) obeys the equation of λ_q, and (q+ - q-) / (2 ε)
 that of λ_p, with the same start, zero. Positions and momenta change places, and no sign does. In g = λ_q dT'/dθ - λ_p
 dV'/dθ the momentum is that of the free pass, opposite to that of the echo; T' is odd, hence the common minus of Δ_θ.
@@ -28,8 +28,8 @@ equation that does not know ε, the mean is the free pass exactly, and the diffe
 two. If the echoes take the error at their own positions instead of the recorded one (`Echo(recorded=False)`, the
 natural choice of a machine in which l is an energy too), each nudge changes the mean, and O(ε^2) comes back.
 
-In discrete time (`models.rhel`) e(t) dt is g_t, the energies carry the dt of the integral, and the nudge is a kick at an
-instant; the signs are the same.
+In discrete time (`models.rhel`) g_t is e(t) dt, the energies carry the dt of the integral, and the nudge is a kick at
+one instant; the signs are the same.
 """
 
 from abc import abstractmethod
@@ -53,7 +53,7 @@ def _require_positive(name, value):
 class Discretised(AbstractHamiltonian):
     """A Hamiltonian of continuous time with a time step folded in: what `models.rhel.evolve` takes.
 
-    Kicked in the middle of each step, it wants the drives at t = dt/2, 3 dt/2, ..; the positions are those at dt, 2 dt, ..
+    Kicked in the middle of each step, it wants the drives at dt/2, 3 dt/2, ..; its positions are those at dt, 2 dt, ..
     """
 
     hamiltonian: AbstractHamiltonian
@@ -284,7 +284,7 @@ class Echo(AbstractReturn):
     `ValueError` if `epsilon` is not positive and finite.
     """
 
-    epsilon: Float[Array, ""] = eqx.field(converter=jnp.asarray)
+    epsilon: Float[Array, ""] = eqx.field(converter=lambda x: jnp.asarray(x, float))
     recorded: bool = eqx.field(default=True, static=True)
 
     def __check_init__(self):
