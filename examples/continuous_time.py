@@ -143,7 +143,9 @@ def parameters_of(oscillators):
 def relative_errors(values, reference):
     """{group: of every element}: the largest difference over time, over the largest value of the reference."""
     return {
-        group: np.max(np.abs(values[group] - x), axis=0) / np.max(np.abs(x), axis=0) for group, x in reference.items()
+        group: np.max(np.abs(values[group] - reference[group]), axis=0) / np.max(np.abs(reference[group]), axis=0)
+        for group in NAMES
+        if group in reference
     }
 
 
@@ -311,7 +313,7 @@ def draw_trajectories(problem, integrator, times):
         for sign, color in enumerate((PLUS, MINUS)):
             axes.plot(times, echoes[:, sign, i], color=color, lw=1, label=f"echo, {'+-'[sign]}ε")
         axes.set_ylabel(f"$q_{i + 1}$")
-    axes.legend(fontsize="small", ncols=3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     for axes in figure.axes[-2:]:
         axes.set_xlabel("time t of the free pass")
     return figure
@@ -361,7 +363,7 @@ def draw_law(sizes, curves, label):
     sizes, errors = np.asarray(sizes), np.asarray(next(iter(curves.values())))
     middle = len(sizes) // 2
     axes.loglog(sizes, 0.3 * errors[middle] * (sizes / sizes[middle]) ** 2, "k:", lw=1, label="slope 2")
-    axes.set(xlabel=label, ylabel="largest relative error")
+    axes.set(xlabel=label, ylabel="relative error")
     axes.legend(fontsize="small")
     return figure
 
@@ -524,9 +526,14 @@ def main(arguments=None):
     parser.add_argument("--animate", action="store_true", help="write oscillators.gif as well")
     compilation_cache.add_flag(parser)
     options = parser.parse_args(arguments)
+    if options.num_steps < 1:
+        parser.error(f"--num_steps must be at least 1, got {options.num_steps}")
+    try:
+        integrator = Integrator(options.tolerance)
+    except ValueError as error:
+        parser.error(f"--tolerance: {error}")
     options.output_dir.mkdir(parents=True, exist_ok=True)
     with compilation_cache.enabled(options.compilation_cache), jax.enable_x64(True):
-        integrator = Integrator(options.tolerance)
         results, figures, problem = measure(options, integrator)
         for name, figure in figures.items():
             with replacing(options.output_dir / f"{name}.png") as path:

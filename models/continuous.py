@@ -23,10 +23,11 @@ the free pass, (q(t), -p(t)). Linearise around it: (p+ - p-) / (2 ε) obeys the 
 that of λ_p, with the same start, zero. Positions and momenta change places, and no sign does. In g = λ_q dT'/dθ - λ_p
 dV'/dθ the momentum is that of the free pass, opposite to that of the echo; T' is odd, hence the common minus of Δ_θ.
 
-What is left out is O(ε^2). It is nothing at all, for any ε, if H is quadratic: then the half-difference obeys a linear
-equation that does not know ε, the mean is the free pass exactly, and the difference of the energies is bilinear in the
-two. If the echoes take the error at their own positions instead of the recorded one (`Echo(recorded=False)`, the
-natural choice of a machine in which l is an energy too), each nudge changes the mean, and O(ε^2) comes back.
+What is left out is O(ε^2). It is nothing at all, for any ε, if H is quadratic in (q, p) at all θ: the half-difference
+over ε then obeys a linear equation that does not know ε, the mean is the free pass, and the difference of the energies
+is bilinear in the two. If the echoes take the error at their own positions instead of the recorded one
+(`Echo(recorded=False)`, the natural choice of a machine in which l is an energy too), each nudge changes the mean, and
+O(ε^2) comes back.
 
 In discrete time (`models.rhel`) g_t is e(t) dt, the energies carry the dt of the integral, and the nudge is a kick at
 one instant; the signs are the same.
