@@ -41,7 +41,7 @@ def test_continuous_time_agrees_at_every_instant_and_learns(tmp_path):
     names = [name for group in found["instants"].values() for name in group]
     assert len(names) == len(set(names)) == 6 + 6 + 6 + 6 + 15
     assert all(error < 1e-6 for group in found["instants"].values() for error in group.values())
-    assert len(found["gradients"]) == 4
+    assert len(found["gradients"]) == 3
     for errors in found["gradients"].values():
         assert all(error < 1e-6 for group in errors.values() for error in group.values())
     own_position, recorded = found["epsilon"]["errors"].values()
