@@ -1,5 +1,6 @@
 """The examples run as their README lines say."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -27,3 +28,33 @@ def test_a_unit_of_ones_own_trains_and_has_the_right_gradient(tmp_path, monkeypa
     assert accuracy >= 0.9
     assert largest_error < 1e-3
     assert "springs" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_continuous_time_agrees_at_every_instant_and_learns(tmp_path):
+    command = [sys.executable, "-W", "error", "examples/continuous_time.py", "--quick", "--animate"]
+    result = subprocess.run(
+        [*command, "--output_dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "results.json").read_text())
+    names = [name for group in found["instants"].values() for name in group]
+    assert len(names) == len(set(names)) == 6 + 6 + 6 + 6 + 15
+    assert all(error < 1e-6 for group in found["instants"].values() for error in group.values())
+    assert len(found["gradients"]) == 3
+    for errors in found["gradients"].values():
+        assert all(error < 1e-6 for group in errors.values() for error in group.values())
+    own_position, recorded = found["epsilon"]["errors"].values()
+    assert max(own_position) > 1
+    assert max(recorded) < 1e-6
+    assert found["epsilon"]["orders"]["toy, error at the echo's own position"] == pytest.approx(2, abs=0.02)
+    assert found["discrete"]["order"] == pytest.approx(2, abs=0.02)
+    assert all(row["to_bptt"] < 1e-12 for row in found["discrete"]["rows"])
+    losses = found["training"]["losses"]
+    assert losses[-1] < losses[0] / 10
+    figures = {"system", "trajectories", "adjoint", "gradient", "epsilon", "convergence", "training"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{x}.png" for x in figures} | {
+        "oscillators.gif",
+        "results.json",
+    }
+    assert (tmp_path / "oscillators.gif").read_bytes().startswith(b"GIF8")
