@@ -6,7 +6,8 @@ config.json names the sizes and options, model.eqx holds the numbers. Nothing in
 import inspect
 import json
 from pathlib import Path
-from typing import Any
+from tokenize import TokenError
+from typing import Any, BinaryIO
 
 import equinox as eqx
 import jax
@@ -71,21 +72,23 @@ def load_run(folder: str | Path) -> tuple[HRU, eqx.nn.State]:
     path = folder / MODEL
     try:
         with open(path, "rb") as file:
-            loaded = eqx.tree_deserialise_leaves(file, like, filter_spec=_read_leaf)
-            if file.read(1):
-                raise RunError(f"{path}: holds more than the model of {CONFIG}: it is that of another config")
+            loaded = _read_leaves(file, like)
+            surplus = file.read(1)
     except OSError as error:
         raise RunError(
             f"{path}: cannot be read ({error.strerror}); a run that is unfinished or has failed has none: run it again"
         ) from None
-    except RuntimeError as error:
-        # equinox wraps what the reader of a leaf raised, with the place of the leaf.
-        leaf = jax.tree_util.keystr(getattr(error, "path", ()))
+    except _Mismatch as error:
         raise RunError(
-            f"{path}: {leaf}: {error.__cause__ or error}; the file is damaged, or that of another config than the "
-            f"{CONFIG} beside it"
+            f"{path}: {error}; the file is damaged, or that of another config than the {CONFIG} beside it"
         ) from None
+    if surplus:
+        raise RunError(f"{path}: holds more than the model of the {CONFIG} beside it: it is that of another config")
     return loaded
+
+
+class _Mismatch(ValueError):
+    """What lies in the file is not what the config lets expect."""
 
 
 def _structure(path: Path, record: dict):
@@ -98,15 +101,31 @@ def _structure(path: Path, record: dict):
         raise RunError(f"{path}: describes no model ({error})") from None
 
 
-def _read_leaf(file, leaf):
-    """Read what `equinox.tree_serialise_leaves` wrote for a leaf; a number that is no parameter has to be the same."""
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        stored = np.lib.format.read_array(file, allow_pickle=False)
-        if (stored.shape, stored.dtype) != (leaf.shape, leaf.dtype):
-            raise ValueError(f"{stored.dtype} of shape {stored.shape}, expected {leaf.dtype} of shape {leaf.shape}")
-        return jnp.asarray(stored)
-    if eqx.is_array_like(leaf):
-        stored = np.lib.format.read_array(file, allow_pickle=False)
+def _read_leaves(file: BinaryIO, like):
+    """The inverse of `equinox.tree_serialise_leaves`, which writes the leaves in their order, each as an npy file.
+
+    `equinox.tree_deserialise_leaves` would take numbers that are no arrays from the file, whatever the config says.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+    loaded = []
+    for path, leaf in leaves:
+        try:
+            loaded.append(_read_leaf(file, leaf))
+        except (ValueError, MemoryError, TokenError) as error:  # the last from numpy, at a damaged header
+            raise _Mismatch(f"{jax.tree_util.keystr(path)}: {error}") from None
+    return jax.tree.unflatten(structure, loaded)
+
+
+def _read_leaf(file: BinaryIO, leaf):
+    """An array of the shape and type of `leaf`; or `leaf` itself, which has to be the same number in the file."""
+    is_array = isinstance(leaf, jax.ShapeDtypeStruct)
+    if not (is_array or eqx.is_array_like(leaf)):
+        return leaf
+    stored = np.lib.format.read_array(file, allow_pickle=False)
+    if not is_array:
         if stored.shape != () or stored.item() != leaf:
             raise ValueError(f"{stored}, expected {leaf}")
-    return leaf
+        return leaf
+    if (stored.shape, stored.dtype) != (leaf.shape, leaf.dtype):
+        raise ValueError(f"{stored.dtype} of shape {stored.shape}, expected {leaf.dtype} of shape {leaf.shape}")
+    return jnp.asarray(stored)
