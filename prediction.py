@@ -8,6 +8,7 @@ import json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -178,7 +179,7 @@ def _read_series(file: Path, run: KeptRun) -> Float[np.ndarray, "n L C"]:
     elif file.suffix == ".npy":
         try:
             series = np.lib.format.open_memmap(file, mode="r")  # never a pickle
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TokenError) as error:  # the last at a damaged header
             raise DataError(f"{file}: no array of numbers can be read from it ({error}).") from None
     else:
         raise DataError(f"{file}: is neither .npy nor .ts.")
