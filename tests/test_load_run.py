@@ -56,16 +56,8 @@ def test_what_was_saved_is_loaded(tmp_path, changes, double):
     with jax.enable_x64(double):
         saved = keep(tmp_path / "run", **changes)
         loaded = models.load_run(tmp_path / "run")
+        # Arrays, other numbers, and by their structure what is fixed: algorithm, output step, mode of the BatchNorm.
         assert eqx.tree_equal(loaded, saved)
-        # It computes, and what it computes is the same: options that are no arrays were restored too.
-        x = jax.random.normal(jax.random.PRNGKey(0), (5, 8, 3))
-        outputs = [
-            jax.vmap(eqx.nn.inference_mode(model), axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, state)[
-                0
-            ]
-            for model, state in (saved, loaded)
-        ]
-        np.testing.assert_array_equal(*outputs)
 
 
 @pytest.mark.parametrize("double", [False, True])
