@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with precision, compilation_cache.enabled(arguments.compilation_cache):
             return do(arguments)
-    except (ConfigError, DataError, RunError, OSError) as error:
+    except (ConfigError, DataError, RunError, OSError, jax.errors.JaxRuntimeError) as error:
         print(f"run_experiment.py: error: {_message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -303,12 +303,12 @@ def _configs(arguments: argparse.Namespace) -> list:
             f"Running {FALLBACK_SET}, which needs no download."
         )
     elif ALL in named:
-        absent = {config.dataset_name: config for config in configs if not is_processed(config)}
-        configs = [config for config in configs if config.dataset_name in named or is_processed(config)]
-        for config in absent.values():
+        wanted = [config for config in configs if config.dataset_name in named or is_processed(config)]
+        for config in {config.dataset_name: config for config in configs if config not in wanted}.values():
             print(f"Left out: {_how_to_get(config)}")
-        if not configs:
+        if not wanted:
             raise DataError("--dataset_name all: none of the seven published sets is processed (see above).")
+        return wanted
     return configs
 
 

@@ -137,6 +137,15 @@ def test_durations_are_readable(seconds, text):
     assert run_experiment._duration(seconds) == text
 
 
+def test_a_step_that_does_not_fit_into_memory_is_a_message(workplace, monkeypatch, capsys):
+    def exhausted(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(train, "train_steps", exhausted)
+    assert command("--plan", "--dataset_name", "Tiny") == 2
+    assert "error: RESOURCE_EXHAUSTED: out of memory" in capsys.readouterr().err
+
+
 # Lists
 
 
@@ -178,6 +187,9 @@ def test_all_data_sets_are_the_published_ones_that_are_processed(workplace, trai
     assert output.count("Left out: dataset_name 'SelfRegulationSCP1'") == 1
     assert "python data_dir/download_uea.py --datasets MotorImagery" in output
     assert "python data_dir/process_ppg.py" in output
+    # One that is named is not left out in silence.
+    assert command("--dataset_name", "all", "MotorImagery") == 2
+    assert "dataset_name 'MotorImagery': no folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
