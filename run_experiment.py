@@ -1,24 +1,37 @@
-"""Train models on data sets, as a config says: `python run_experiment.py --help`.
+"""Train models on data sets, as a config says, and use what was trained: `python run_experiment.py --help`.
 
 Without a flag it trains LinHRU by RHEL on those of the six UEA sets of the published experiments that are processed,
 and where none is, on BasicMotions, which needs no download. Every run leaves its files in its folder (see `runs`); a
-run that is finished there is kept and reported. Exit status: 0, or 1 if a run failed, or 2 if what was asked for cannot
-be done.
+run that is finished there is kept and reported, and one that fails does not stop the others.
 """
 
 import argparse
 import contextlib
-import statistics
+import math
 import sys
+import traceback
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import compilation_cache
+import tables
 from experiment_configs import LEARNING_ALGORITHMS, MODEL_NAMES
 
 CONFIG_DIR = Path(__file__).resolve().parent / "experiment_configs" / "repeats"
 FALLBACK_SET = "BasicMotions"
 SMALL_UEA_SETS = ("SelfRegulationSCP1", "SelfRegulationSCP2")  # small enough to be fetched by the way
-OVERRIDES = ("learning_algorithm", "seeds", "data_dir", "output_parent_dir", "num_steps", "print_steps", "batch_size")
+PUBLISHED_ALGORITHMS = ("RHEL", "BPTT")
+ALL = "all"
+OVERRIDES = ("seeds", "data_dir", "output_parent_dir", "num_steps", "print_steps", "batch_size")
+# The flags that the uses of a kept run read; training and planning read all but the flags of these alone.
+KEPT_RUN_FLAGS = {
+    "evaluate": {"evaluate", "split", "data_dir", "compilation_cache"},
+    "predict": {"predict", "run", "output", "overwrite", "compilation_cache"},
+}
+STATUS = (
+    "Exit status: 0; 2 if what was asked for cannot be done, and nothing was trained; else the number of failed runs, "
+    "where 2 is left out: 1 for one, 3 for two, 4 for three, 64 for 63 and more. --evaluate: 1 if the metric differs."
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,21 +62,35 @@ def parser() -> argparse.ArgumentParser:
     result = _Parser(
         prog="run_experiment.py",
         description="Train models on data sets. A flag overrides the field of the same name in the config.",
-        epilog="Exit status: 0; 1 if a run failed; 2 if what was asked for cannot be done.",
+        epilog=STATUS,
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     unset = {"default": argparse.SUPPRESS}
     add = result.add_argument
-    add("--model_name", choices=MODEL_NAMES, default=MODEL_NAMES[0], help="the model")
+    add(
+        "--model_name",
+        **unset,
+        nargs="+",
+        choices=(*MODEL_NAMES, ALL),
+        help=f"one or several models (default: {MODEL_NAMES[0]})",
+    )
     add(
         "--dataset_name",
         **unset,
         nargs="+",
         metavar="NAME",
-        help=f"one or several data sets (without it: the UEA sets that are processed, else {FALLBACK_SET})",
+        help=f"one or several data sets; {ALL}: those of the seven published sets that are processed (without it: "
+        f"the UEA sets among them, else {FALLBACK_SET})",
     )
-    add("--learning_algorithm", **unset, choices=LEARNING_ALGORITHMS, help="how the gradient is found (default: RHEL)")
+    add(
+        "--learning_algorithm",
+        **unset,
+        nargs="+",
+        choices=(*LEARNING_ALGORITHMS, ALL),
+        help=f"one or several ways to find the gradient; {ALL}: the published {' and '.join(PUBLISHED_ALGORITHMS)} "
+        "(default: RHEL)",
+    )
     add(
         "--seeds",
         **unset,
@@ -85,86 +112,238 @@ def parser() -> argparse.ArgumentParser:
     add("--print_steps", **unset, type=_positive, metavar="N", help="steps from one evaluation to the next")
     add("--batch_size", **unset, type=_positive, metavar="N", help="samples per step")
     add("--double_precision", action="store_true", help="compute in float64")
-    add("--overwrite", action="store_true", help="redo runs that are finished")
+    add("--overwrite", action="store_true", help="redo runs that are finished, or replace the file of predictions")
     compilation_cache.add_flag(result)
+
+    uses = result.add_argument_group("instead of training")
+    use = uses.add_mutually_exclusive_group().add_argument
+    use("--plan", **unset, action="store_true", help="print the memory, disk and time that the runs would take")
+    use("--evaluate", **unset, type=Path, metavar="RUN_FOLDER", help="compute the recorded metric of a run again")
+    use(
+        "--predict",
+        **unset,
+        type=Path,
+        metavar="FILE",
+        help="write what the model of --run predicts for an npy array (N, L, C) or a ts file, as CSV",
+    )
+    add = uses.add_argument
+    add("--split", **unset, choices=("train", "validation", "test"), help="for --evaluate: the part (default: test)")
+    add("--run", **unset, type=Path, metavar="RUN_FOLDER", help="for --predict: the run whose model predicts")
+    add(
+        "--output",
+        **unset,
+        type=Path,
+        metavar="CSV",
+        help="for --predict: the file to write (default: FILE_predictions.csv beside FILE)",
+    )
     return result
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, checked: a flag that would have no effect is an error."""
+    flags = parser()
+    arguments = flags.parse_args(argv)
+    given = {name for name, value in vars(arguments).items() if value != flags.get_default(name)}
+    use = next((name for name in KEPT_RUN_FLAGS if name in arguments), None)
+    if use is None:
+        surplus = given & {"split", "run", "output"}
+        reason = "it goes with --evaluate or --predict"
+    else:
+        surplus = given - KEPT_RUN_FLAGS[use]
+        reason = f"it has no effect on --{use}, which takes the settings of the run"
+    if surplus:
+        flags.error(f"--{min(surplus)}: {reason}")
+    if use == "predict" and "run" not in arguments:
+        flags.error("--predict: --run RUN_FOLDER is missing, the run whose model predicts")
+    return arguments
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit status. A flag that is wrong raises `SystemExit`, as argparse does."""
-    arguments = parser().parse_args(argv)
+    arguments = parse(argv)
     # From here on and not at the top, so that --help and a mistyped flag answer at once.
     import jax
 
     from data_dir.storage import DataError
     from experiment_configs.schema import ConfigError
+    from models.load import RunError
 
+    uses = {"plan": _plan_all, "evaluate": _evaluate, "predict": _predict}
+    do = next((function for name, function in uses.items() if name in arguments), _run_all)
     precision = jax.enable_x64(True) if arguments.double_precision else contextlib.nullcontext()
     try:
         with precision, compilation_cache.enabled(arguments.compilation_cache):
-            return _run_all(arguments)
-    except (ConfigError, DataError) as error:
-        print(f"run_experiment.py: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"run_experiment.py: error: {error.filename}: {error.strerror}", file=sys.stderr)
+            return do(arguments)
+    except (ConfigError, DataError, RunError, OSError, jax.errors.JaxRuntimeError) as error:
+        print(f"run_experiment.py: error: {_message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nInterrupted. The same command redoes the unfinished run and keeps the finished ones.", file=sys.stderr)
         return 130
 
 
+def exit_status(failed: int) -> int:
+    """As `STATUS` says: the number of failed runs, with 2 left out and none above 64."""
+    return min(failed if failed < 2 else failed + 1, 64)
+
+
+def _message(error: Exception) -> str:
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+
+
 def _run_all(arguments: argparse.Namespace) -> int:
-    configs = _configs(arguments)
-    results = [(config, [_run(config, seed, arguments.overwrite) for seed in config.seeds]) for config in configs]
+    import runs
+
+    configs = _checked_configs(arguments)
+    for config in configs:
+        runs.run_folder(config, config.seeds[0]).parent.mkdir(parents=True, exist_ok=True)
+    results = [(config, [_attempt(config, seed, arguments.overwrite) for seed in config.seeds]) for config in configs]
     print(f"\n{_table(results)}")
     failed = sum(result["status"] != "completed" for _, of_seeds in results for result in of_seeds)
     if failed:
         print(f"{failed} of {sum(len(of_seeds) for _, of_seeds in results)} runs failed.", file=sys.stderr)
-    return 1 if failed else 0
+    return exit_status(failed)
+
+
+def _plan_all(arguments: argparse.Namespace) -> int:
+    import planning
+
+    plans = []
+    for config in _checked_configs(arguments):
+        print(f"Timing {_title(config)}", file=sys.stderr)
+        plans.append(planning.plan(config, overwrite=arguments.overwrite))
+    print(_plan_table(plans, datetime.now()))
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    import jax
+
+    import prediction
+
+    part = getattr(arguments, "split", "test")
+    found = prediction.evaluate_run(arguments.evaluate, part=part, data_dir=getattr(arguments, "data_dir", None))
+    run, equal = found.run, found.recomputed == found.recorded
+    print(
+        f"{_title(run.config)} seed {run.record['seed']}, {part} {run.config.metric}: recorded {found.recorded}, "
+        f"recomputed {found.recomputed}: {'equal' if equal else 'DIFFERENT'}"
+    )
+    if not equal:
+        there = f"{run.record.get('device')} with jax {run.record.get('versions', {}).get('jax')}"
+        here = f"{jax.devices()[0].device_kind} with jax {jax.__version__}"
+        print(f"Recorded on {there}, recomputed on {here}; another one may round otherwise.", file=sys.stderr)
+    return 0 if equal else 1
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    import prediction
+
+    output = getattr(arguments, "output", None)
+    written = prediction.predict_file(arguments.run, arguments.predict, output, overwrite=arguments.overwrite)
+    print(f"{written.path}: {written.series} series, by {_title(written.run.config)} ({arguments.run})")
+    return 0
+
+
+def _title(config) -> str:
+    return f"{config.dataset_name} {config.model_name} {config.learning_algorithm}"
+
+
+def _checked_configs(arguments: argparse.Namespace) -> list:
+    """The configs to run; what can be refused is refused here, and not after hours spent on the runs before."""
+    import planning
+
+    configs = _configs(arguments)
+    # Of configs that differ in model and algorithm alone, one is enough.
+    alike = {(config.batch_size, config.seeds, *config.data_options().values()): config for config in configs}
+    for config in alike.values():
+        planning.check_data(config)
+    return configs
 
 
 def _configs(arguments: argparse.Namespace) -> list:
-    """The configs to run, with the flags laid over them; what can be checked before the first run is checked here."""
-    from data_dir.datasets import BUNDLED, PUBLISHED_UEA, create_dataset, processed_datasets
-    from data_dir.storage import script_command
+    """The configs that the command line names, with the flags laid over them: by data set, model and algorithm."""
+    from data_dir.datasets import PPG, PUBLISHED_UEA, processed_datasets
+    from data_dir.storage import DataError, script_command
     from experiment_configs.schema import ConfigError, config_path, load_config
 
     given = vars(arguments)
     changes = {name: given[name] for name in OVERRIDES if name in given}
+    models = _expanded(given.get("model_name", MODEL_NAMES[:1]), MODEL_NAMES)
+    algorithms = _expanded(given.get("learning_algorithm", ()), PUBLISHED_ALGORITHMS)
+    # Without the flag there is one round, in which the config decides.
+    rounds = [changes | {"learning_algorithm": algorithm} for algorithm in algorithms] or [changes]
 
     def load(name):
-        path = config_path(arguments.config_dir, arguments.model_name, name)
-        config = load_config(path, arguments.model_name)
-        if config.dataset_name != name:
-            raise ConfigError(
-                f'{path}: dataset_name is "{config.dataset_name}": allowed is the name of the file, {name}'
-            )
-        return config.replace(changes, source=f"{path} with the flags") if changes else config
+        for model in models:
+            path = config_path(arguments.config_dir, model, name)
+            config = load_config(path, model)
+            if config.dataset_name != name:
+                raise ConfigError(
+                    f'{path}: dataset_name is "{config.dataset_name}": allowed is the name of the file, {name}'
+                )
+            for flags in rounds:
+                yield config.replace(flags, source=f"{path} with the flags") if flags else config
 
     def is_processed(config):
         return config.dataset_name in processed_datasets(config.data_dir)
 
-    if "dataset_name" in given:
-        configs = [load(name) for name in dict.fromkeys(given["dataset_name"])]
-        for config in configs:
-            if config.dataset_name not in BUNDLED and not is_processed(config):
-                # It raises and says how to get the set; better now than after hours spent on the sets before.
-                create_dataset(config.data_dir, config.dataset_name, seed=config.seeds[0], time=config.time)
-        return configs
+    named = given.get("dataset_name", PUBLISHED_UEA)
+    configs = [config for name in _expanded(named, (*PUBLISHED_UEA, PPG)) for config in load(name)]
+    if "dataset_name" not in given:
+        configs = [config for config in configs if is_processed(config)]
+        if configs:
+            print("Processed UEA sets:", ", ".join(dict.fromkeys(config.dataset_name for config in configs)))
+            return configs
+        configs = list(load(FALLBACK_SET))
+        data_dir = configs[0].data_dir
+        print(
+            f"None of the six UEA sets is processed in {data_dir}. These commands fetch and process two of them:\n"
+            f"    {script_command('download_uea.py', data_dir, '--datasets', *SMALL_UEA_SETS)}\n"
+            f"    {script_command('process_uea.py', data_dir)}\n"
+            f"Running {FALLBACK_SET}, which needs no download."
+        )
+    elif ALL in named:
+        wanted = [config for config in configs if config.dataset_name in named or is_processed(config)]
+        for config in {config.dataset_name: config for config in configs if config not in wanted}.values():
+            print(f"Left out: {_how_to_get(config)}")
+        if not wanted:
+            raise DataError("--dataset_name all: none of the seven published sets is processed (see above).")
+        return wanted
+    return configs
 
-    configs = [config for config in map(load, PUBLISHED_UEA) if is_processed(config)]
-    if configs:
-        print("Processed UEA sets:", ", ".join(config.dataset_name for config in configs))
-        return configs
-    fallback = load(FALLBACK_SET)
-    print(
-        f"None of the six UEA sets is processed in {fallback.data_dir}. These commands fetch and process two of them:\n"
-        f"    {script_command('download_uea.py', fallback.data_dir, '--datasets', *SMALL_UEA_SETS)}\n"
-        f"    {script_command('process_uea.py', fallback.data_dir)}\n"
-        f"Running {FALLBACK_SET}, which needs no download."
-    )
-    return [fallback]
+
+def _expanded(names, everything) -> list[str]:
+    """The names without repeats, with `ALL` replaced by what it stands for."""
+    return list(dict.fromkeys(each for name in names for each in (everything if name == ALL else (name,))))
+
+
+def _how_to_get(config) -> str:
+    """What a data set that is not there says about how it is had."""
+    import planning
+    from data_dir.storage import DataError
+
+    try:
+        planning.check_data(config)
+    except DataError as error:
+        return str(error)
+
+
+def _attempt(config, seed: int, overwrite: bool) -> dict:
+    """As `_run`, but what ends one run is reported as its failure, so that the others go on."""
+    import jax
+
+    import runs
+    from data_dir.storage import DataError
+    from experiment_configs.schema import ConfigError
+
+    try:
+        return _run(config, seed, overwrite)
+    except Exception as error:
+        if not isinstance(error, (ConfigError, DataError, OSError, MemoryError, jax.errors.JaxRuntimeError)):
+            traceback.print_exc()
+        message = _message(error) or type(error).__name__
+        print(f"{_title(config)} seed {seed}: FAILED, {message} ({runs.run_folder(config, seed)})")
+        return {"status": "failed", "error": message}
 
 
 def _run(config, seed: int, overwrite: bool) -> dict:
@@ -172,7 +351,7 @@ def _run(config, seed: int, overwrite: bool) -> dict:
     import runs
 
     folder = runs.run_folder(config, seed)
-    name = f"{config.dataset_name} {config.model_name} {config.learning_algorithm} seed {seed}"
+    name = f"{_title(config)} seed {seed}"
     finished = None if overwrite else runs.finished_result(folder)
     if finished is not None:
         print(f"{name}: kept, {_outcome(config, finished)} ({folder})")
@@ -247,21 +426,42 @@ def _table(results: list) -> str:
             (
                 *(config.dataset_name, config.model_name, config.learning_algorithm),
                 *(str(len(completed)), str(len(of_seeds) - len(completed)), metric),
-                *(_mean_and_std(column, digits=1 if config.classification else 4) for column in columns),
+                *(tables.mean_and_std(column, digits=1 if config.classification else 4) for column in columns),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(
-        [*lines, "test and validation: mean ± sample standard deviation over the seeds, best model by validation"]
+    note = "test and validation: mean ± sample standard deviation over the seeds, best model by validation"
+    return f"{tables.aligned(rows)}\n{note}"
+
+
+def _plan_table(plans: list, now: datetime) -> str:
+    """A line for each plan, and when all of them would be done."""
+    sizes = ("temporaries", "arguments", "disk")
+    rows = [("data set", "model", "algorithm", "runs", "parameters", *sizes, "s / 1000 steps", "at most")]
+    for plan in plans:
+        config = plan.config
+        rows.append(
+            (
+                *(config.dataset_name, config.model_name, config.learning_algorithm),
+                *(str(plan.runs), f"{plan.parameters:,}"),
+                *(f"{getattr(plan, size) / 2**20:,.1f} MiB" for size in sizes),
+                *(f"{plan.per_1000_steps:,.1f}", _duration(plan.longest)),
+            )
+        )
+    seconds = math.fsum(plan.longest for plan in plans)
+    return (
+        f"{tables.aligned(rows)}\n"
+        f"{sum(plan.runs for plan in plans)} runs, one after the other: at most {_duration(seconds)}, until "
+        f"{now + timedelta(seconds=seconds):%Y-%m-%d %H:%M}. Early stopping ends runs before.\n"
+        "temporaries and arguments: memory of a step by XLA's own analysis; the data and a second copy of the model "
+        "come on top. disk: of all these runs."
     )
 
 
-def _mean_and_std(values: list[float], digits: int) -> str:
-    if not values:
-        return "-"
-    std = f"{statistics.stdev(values):.{digits}f}" if len(values) > 1 else "n/a"
-    return f"{statistics.fmean(values):.{digits}f} ± {std}"
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if days else f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
 if __name__ == "__main__":

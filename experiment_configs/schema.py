@@ -168,6 +168,11 @@ class ExperimentConfig(BaseModel):
         )
         return {name: getattr(self, name) for name in names}
 
+    def data_options(self) -> dict:
+        """Give the keyword arguments of `data_dir.datasets.create_dataset` but the seed."""
+        names = ("data_dir", "dataset_name", "time", "classification", "output_step", "split", "inmemory")
+        return {name: getattr(self, name) for name in names}
+
     def replace(self, changes: Mapping[str, Any], source: str = "command line") -> "ExperimentConfig":
         """Give a copy with some fields changed, checked as a whole.
 

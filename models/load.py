@@ -1,0 +1,131 @@
+"""A trained model, from the folder that its run left. The one module of this package that reads files.
+
+config.json names the sizes and options, model.eqx holds the numbers. Nothing in either file is unpickled or evaluated.
+"""
+
+import inspect
+import json
+from pathlib import Path
+from tokenize import TokenError
+from typing import Any, BinaryIO
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.create import create_model
+from models.stack import HRU
+
+CONFIG, MODEL = "config.json", "model.eqx"
+PRECISIONS = ("float32", "float64")
+_OPTIONS = inspect.signature(create_model).parameters.keys() - {"data_dim", "label_dim", "key"}
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used. The message names the file and the way out."""
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """What config.json of a run says: "config", "data", "precision", "seed" and what else was recorded.
+
+    **Raises:** `RunError` if it cannot be read, or lacks one of these.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path}: not JSON, line {error.lineno} column {error.colno}: {error.msg}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"{path}: cannot be read ({reason}); the folder of a run is DIR/seed_<n>") from None
+    _require(path, record, config=dict, data=dict, precision=str, seed=int)
+    _require(path, record["data"], data_dim=int, label_dim=int, length=int)
+    if record["precision"] not in PRECISIONS:
+        raise RunError(f"{path}: precision is {record['precision']!r}: allowed is {' or '.join(PRECISIONS)}")
+    return record
+
+
+def _require(path: Path, fields: Any, **kinds: type) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(fields, dict) or not isinstance(fields.get(name), kind):
+            raise RunError(f"{path}: {name} is missing or not of type {kind.__name__}: not the record of a run")
+
+
+def load_run(folder: str | Path) -> tuple[HRU, eqx.nn.State]:
+    """The model that was best on the validation set of a run, and its BatchNorm state, as `create_model` gives them.
+
+    For use without dropout call `equinox.nn.inference_mode` on the model. Only config.json and model.eqx are read.
+
+    **Raises:** `RunError` if one of them is missing or damaged, if they do not belong to each other, and if jax is set
+    to another precision than the run had.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    precision = str(jax.dtypes.canonicalize_dtype(float))
+    if record["precision"] != precision:
+        raise RunError(
+            f"{folder}: was trained in {record['precision']}, but jax is set to {precision}: load it within "
+            f"jax.enable_x64({record['precision'] == 'float64'})"
+        )
+    like = _structure(folder / CONFIG, record)
+    path = folder / MODEL
+    try:
+        with open(path, "rb") as file:
+            loaded = _read_leaves(file, like)
+            surplus = file.read(1)
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be read ({error.strerror}); a run that is unfinished or has failed has none: run it again"
+        ) from None
+    except _Mismatch as error:
+        raise RunError(
+            f"{path}: {error}; the file is damaged, or that of another config than the {CONFIG} beside it"
+        ) from None
+    if surplus:
+        raise RunError(f"{path}: holds more than the model of the {CONFIG} beside it: it is that of another config")
+    return loaded
+
+
+class _Mismatch(ValueError):
+    """What lies in the file is not what the config lets expect."""
+
+
+def _structure(path: Path, record: dict):
+    """The model and state with shapes and types in place of the arrays."""
+    options = {name: record["config"][name] for name in _OPTIONS if name in record["config"]}
+    options |= {name: record["data"][name] for name in ("data_dim", "label_dim")}
+    try:
+        return eqx.filter_eval_shape(lambda key: create_model(**options, key=key), jax.random.PRNGKey(0))
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{path}: describes no model ({error})") from None
+
+
+def _read_leaves(file: BinaryIO, like):
+    """The inverse of `equinox.tree_serialise_leaves`, which writes the leaves in their order, each as an npy file.
+
+    `equinox.tree_deserialise_leaves` would take numbers that are no arrays from the file, whatever the config says.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+    loaded = []
+    for path, leaf in leaves:
+        try:
+            loaded.append(_read_leaf(file, leaf))
+        except (ValueError, MemoryError, TokenError) as error:  # the last from numpy, at a damaged header
+            raise _Mismatch(f"{jax.tree_util.keystr(path)}: {error}") from None
+    return jax.tree.unflatten(structure, loaded)
+
+
+def _read_leaf(file: BinaryIO, leaf):
+    """An array of the shape and type of `leaf`; or `leaf` itself, which has to be the same number in the file."""
+    is_array = isinstance(leaf, jax.ShapeDtypeStruct)
+    if not (is_array or eqx.is_array_like(leaf)):
+        return leaf
+    stored = np.lib.format.read_array(file, allow_pickle=False)
+    if not is_array:
+        if stored.shape != () or stored.item() != leaf:
+            raise ValueError(f"{stored}, expected {leaf}")
+        return leaf
+    if (stored.shape, stored.dtype) != (leaf.shape, leaf.dtype):
+        raise ValueError(f"{stored.dtype} of shape {stored.shape}, expected {leaf.dtype} of shape {leaf.shape}")
+    return jnp.asarray(stored)

@@ -1,0 +1,340 @@
+"""Compare what RHEL and BPTT reached, and both with the paper: `python postprocess_results.py [outputs]`.
+
+Of every run below the folder, <data set>/<model>_<algorithm>/seed_<n>/, only result.json and metrics.jsonl are read.
+The comparison is printed as Markdown and written to results.md, results.csv, results.tex and results.png, one line per
+run to runs.csv, and the learning curves of each data set to curves/<data set>.png. Exit status: 0, or 2 if there is
+nothing to compare.
+"""
+
+import argparse
+import json
+import math
+import re
+import sys
+from pathlib import Path
+from statistics import fmean
+
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy.stats import t as student_t
+
+import tables
+from atomic import replacing
+from published_results import DATASETS, PUBLISHED
+
+ALGORITHMS = ("BPTT", "RHEL")
+COLOURS = {"BPTT": "tab:orange", "RHEL": "tab:blue"}
+CONFIDENCE = 0.95
+# Accuracies are shown in %, errors in 1e-2, as in the paper.
+SCALE = 100
+UNITS = {"accuracy": ("accuracy, %", 1), "mse": ("mse, 1e-2", 2)}  # name and digits
+RESULT_FIELDS = (
+    *("metric", "test_metric", "val_metric", "best_step", "steps", "stop_reason", "parameters", "seconds"),
+    *("seconds_per_1000_steps", "peak_memory", "error"),
+)
+NOTE = (
+    "Test metric of the model that was best on the validation set: mean ± sample standard deviation (n - 1) over n "
+    "seeds; paper: mean ± std over five seeds. RHEL - BPTT: mean of the differences of the seeds that both have, with "
+    "its 95 % interval by Student's t. Averages are over the sets that have both, seed by seed."
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="postprocess_results.py",
+        description="Compare the runs of RHEL and BPTT with each other and with the paper.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("outputs", nargs="?", type=Path, default=Path("outputs"), help="default: %(default)s")
+    parser.add_argument("--output_dir", type=Path, metavar="DIR", help="folder to write to (default: OUTPUTS/summary)")
+    arguments = parser.parse_args(argv)
+    runs = read_runs(arguments.outputs)
+    if runs.empty:
+        print(
+            f"postprocess_results.py: error: {arguments.outputs}: no runs of {' or '.join(ALGORITHMS)} here; they are "
+            "folders <data set>/<model>_<algorithm>/seed_<n>, which run_experiment.py makes",
+            file=sys.stderr,
+        )
+        return 2
+    folder = arguments.output_dir or arguments.outputs / "summary"
+    try:
+        print(write(runs, folder))
+    except OSError as error:
+        print(f"postprocess_results.py: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    print(f"Written to {folder}", file=sys.stderr)
+    return 0
+
+
+# Reading
+
+
+def read_runs(outputs: Path) -> pd.DataFrame:
+    """The runs below a folder, one per row: data set, model, algorithm, seed, status, folder and `RESULT_FIELDS`.
+
+    The status is "completed", "failed", "unfinished" (no result yet) or "damaged" (a result that tells no metric).
+    """
+    rows = []
+    for folder in outputs.glob("*/*_*/seed_*"):
+        model, _, algorithm = folder.parent.name.rpartition("_")
+        seed = re.fullmatch(r"seed_(\d+)", folder.name)
+        if seed is None or algorithm not in ALGORITHMS or not folder.is_dir():
+            continue
+        result = _read_result(folder / "result.json")
+        rows.append(
+            {
+                **{"dataset": folder.parent.parent.name, "model": model, "algorithm": algorithm},
+                **{"seed": int(seed[1]), "status": result["status"], "folder": str(folder)},
+                **{name: result.get(name) for name in RESULT_FIELDS},
+            }
+        )
+    names = ["dataset", "model", "algorithm", "seed", "status", "folder", *RESULT_FIELDS]
+    runs = pd.DataFrame(rows, columns=names)
+    return runs.sort_values(names[:4], key=lambda column: column.map(_rank), ignore_index=True)
+
+
+def _rank(name):
+    """The published sets come first, in the paper's order."""
+    if not isinstance(name, str):
+        return name
+    return f"{DATASETS.index(name) if name in DATASETS else len(DATASETS)} {name}"
+
+
+def _read_result(path: Path) -> dict:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["status"] == "completed" and not (result["metric"] in UNITS and math.isfinite(result["test_metric"])):
+            raise ValueError(f"test_metric {result['test_metric']}")
+        return {**result, "status": "completed" if result["status"] == "completed" else "failed"}
+    except FileNotFoundError:
+        return {"status": "unfinished"}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {"status": "damaged", "error": f"{path.name}: {error!r}"}
+
+
+def read_curve(folder: Path) -> pd.DataFrame:
+    """The evaluations of a run: step, train_loss and val_metric. Lines that cannot be read are left out."""
+    evaluations = []
+    try:
+        text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        text = ""
+    for line in text.splitlines():
+        try:
+            evaluations.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return pd.DataFrame(evaluations, columns=["step", "train_loss", "val_metric"]).apply(pd.to_numeric, errors="coerce")
+
+
+# Comparing
+
+
+def compare(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per data set and model, then the averages of each model over sets measured by accuracy.
+
+    For each algorithm mean, std, n, paper_mean and paper_std; of RHEL - BPTT mean, low, high and pairs. What cannot be
+    said is nan.
+    """
+    completed = runs[runs["status"] == "completed"]
+    # Rows: metric, data set, model and seed; a column for each algorithm.
+    scores = completed.pivot(index=["metric", "dataset", "model", "seed"], columns="algorithm", values="test_metric")
+    scores = SCALE * scores.reindex(columns=ALGORITHMS).astype(float)
+    rows = []
+    for (metric, dataset, model), values in scores.groupby(level=["metric", "dataset", "model"], sort=False):
+        published = {algorithm: PUBLISHED.get((dataset, model, algorithm)) for algorithm in ALGORITHMS}
+        rows.append(_compared(dataset, model, metric, values, published))
+    rows.sort(key=lambda row: (_rank(row["dataset"]), row["model"]))
+    if "accuracy" in scores.index.levels[0]:
+        for model, values in scores.loc["accuracy"].groupby(level="model"):
+            rows += _averages(model, values.droplevel("model"))
+    return pd.DataFrame(rows)
+
+
+def _compared(dataset: str, model: str, metric: str, values: pd.DataFrame, published: dict) -> dict:
+    row = {"dataset": dataset, "model": model, "metric": metric}
+    for algorithm in ALGORITHMS:
+        column = values[algorithm].dropna()
+        mean, std = published[algorithm] or (math.nan, math.nan)
+        own = {"mean": column.mean(), "std": column.std(ddof=1), "n": len(column)}
+        row |= {f"{algorithm}_{name}": value for name, value in {**own, "paper_mean": mean, "paper_std": std}.items()}
+    differences = (values["RHEL"] - values["BPTT"]).dropna()
+    pairs, mean = len(differences), differences.mean()
+    # nan for a single pair, which has no interval
+    half = student_t.ppf((1 + CONFIDENCE) / 2, pairs - 1) * differences.std(ddof=1) / math.sqrt(max(pairs, 1))
+    return row | {
+        "difference_mean": mean,
+        "difference_low": mean - half,
+        "difference_high": mean + half,
+        "pairs": pairs,
+    }
+
+
+def _averages(model: str, values: pd.DataFrame) -> list[dict]:
+    """The mean over the data sets that have runs of both algorithms, and over the published ones among them.
+
+    It is taken seed by seed, over the seeds that all these sets have, so that it has a paired difference too.
+    """
+    by_set = values.unstack("dataset")
+    both = [name for name in by_set["BPTT"].columns if by_set[[("BPTT", name), ("RHEL", name)]].notna().any().all()]
+    published = [name for name in both if (name, model, "RHEL") in PUBLISHED]
+    rows = []
+    # Where all sets are published, the two are one.
+    for names, kind in {tuple(both): "sets", tuple(published): "published sets"}.items():
+        if len(names) < 2:
+            continue
+        chosen = by_set.loc[:, [(algorithm, name) for algorithm in ALGORITHMS for name in names]].dropna()
+        means = pd.DataFrame({algorithm: chosen[algorithm].mean(axis=1) for algorithm in ALGORITHMS})
+        paper = dict.fromkeys(ALGORITHMS)
+        if kind == "published sets":
+            for algorithm in ALGORITHMS:
+                paper[algorithm] = (fmean(PUBLISHED[name, model, algorithm][0] for name in names), math.nan)
+        rows.append(_compared(f"average of {len(names)} {kind}", model, "accuracy", means, paper))
+    return rows
+
+
+def problems(runs: pd.DataFrame) -> list[str]:
+    """A line for each data set, model and algorithm with runs that failed, are unfinished, damaged or missing.
+
+    A seed that any run of a data set has is expected of both algorithms of every model found.
+    """
+    lines = []
+    for dataset, of_set in runs.groupby("dataset", sort=False):
+        for model in sorted(set(runs["model"])):
+            for algorithm in ALGORITHMS:
+                there = of_set[(of_set["model"] == model) & (of_set["algorithm"] == algorithm)].set_index("seed")
+                found = [
+                    f"seed {seed} {run['status']}" + (f" ({run['error']})" if isinstance(run["error"], str) else "")
+                    for seed, run in there[there["status"] != "completed"].iterrows()
+                ]
+                missing = sorted(set(of_set["seed"]) - set(there.index))
+                if missing:
+                    found.append(f"missing: {', '.join(map(str, missing))}")
+                if found:
+                    lines.append(f"{dataset} {model} {algorithm}: {'; '.join(found)}")
+    return lines
+
+
+# Writing
+
+
+def write(runs: pd.DataFrame, folder: Path) -> str:
+    """Write everything into a folder and return the Markdown."""
+    (folder / "curves").mkdir(parents=True, exist_ok=True)
+    comparison = compare(runs)
+    rows = _cells(comparison)
+    found = problems(runs)
+    report = "\n".join(
+        [
+            *("# RHEL and BPTT", "", tables.markdown(rows), "", NOTE, ""),
+            *("Runs that are missing or failed:" if found else "No run is missing and none has failed.", ""),
+            *(f"- {line}" for line in found),
+        ]
+    )
+    texts = {
+        "results.md": f"{report.rstrip()}\n\n![Test metric by data set](results.png)\n",
+        "results.tex": f"% {NOTE}\n{tables.latex(rows)}\n",
+        "results.csv": comparison.to_csv(index=False),
+        "runs.csv": runs.to_csv(index=False),
+    }
+    for name, text in texts.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    if not comparison.empty:
+        _save(draw_results(comparison), folder / "results.png")
+    for dataset, of_set in runs[runs["status"] == "completed"].groupby("dataset"):
+        _save(draw_curves(dataset, of_set), folder / "curves" / f"{dataset}.png")
+    return report.rstrip()
+
+
+def _cells(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
+    """The comparison as text, its header first."""
+    head = [text for algorithm in ALGORITHMS for text in (algorithm, "n", f"{algorithm}, paper")]
+    cells = [("data set", "model", "metric", *head, "RHEL - BPTT", "95 % interval", "pairs")]
+    for _, row in comparison.iterrows():
+        unit, digits = UNITS[row["metric"]]
+
+        def number(value, digits=digits):
+            return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+        def spread(mean, std, number=number):
+            return "-" if math.isnan(mean) else number(mean) if math.isnan(std) else f"{number(mean)} ± {number(std)}"
+
+        columns = [
+            text
+            for algorithm in ALGORITHMS
+            for text in (
+                spread(row[f"{algorithm}_mean"], row[f"{algorithm}_std"]),
+                str(row[f"{algorithm}_n"]),
+                spread(row[f"{algorithm}_paper_mean"], row[f"{algorithm}_paper_std"]),
+            )
+        ]
+        low, high = number(row["difference_low"]), number(row["difference_high"])
+        interval = "-" if low == "-" else f"[{low}, {high}]"
+        difference = number(row["difference_mean"])
+        cells.append((row["dataset"], row["model"], unit, *columns, difference, interval, str(row["pairs"])))
+    return cells
+
+
+def draw_results(comparison: pd.DataFrame) -> Figure:
+    """Mean and standard deviation by data set: a row of axes for each model, a column for each metric."""
+    models = sorted(set(comparison["model"]))
+    metrics = [metric for metric in UNITS if metric in set(comparison["metric"])]
+    widths = [comparison.loc[comparison["metric"] == metric, "dataset"].nunique() for metric in metrics]
+    figure = Figure(figsize=(3.5 + 1.2 * sum(widths), 3.2 * len(models)), layout="constrained")
+    grid = figure.subplots(len(models), len(metrics), squeeze=False, width_ratios=widths)
+    for model, of_model in zip(models, grid, strict=True):
+        for metric, axes in zip(metrics, of_model, strict=True):
+            rows = comparison[(comparison["model"] == model) & (comparison["metric"] == metric)]
+            for offset, algorithm in zip((-0.12, 0.12), ALGORITHMS, strict=True):
+                for source, shift, filled in (("", 0.0, True), ("paper_", 0.08, False)):
+                    axes.errorbar(
+                        [place + offset + shift for place in range(len(rows))],
+                        rows[f"{algorithm}_{source}mean"],
+                        rows[f"{algorithm}_{source}std"].fillna(0),
+                        fmt="o",
+                        capsize=3,
+                        color=COLOURS[algorithm],
+                        alpha=1.0 if filled else 0.5,
+                        markerfacecolor=None if filled else "white",
+                        label=algorithm if filled else f"{algorithm}, paper",
+                    )
+            axes.set_xticks(range(len(rows)), rows["dataset"], rotation=20, ha="right")
+            axes.set_xlim(-0.5, max(len(rows), 1) - 0.5)
+            axes.set_ylabel(f"test {UNITS[metric][0]}")
+            axes.set_title(model)
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def draw_curves(dataset: str, runs: pd.DataFrame) -> Figure:
+    """Training loss and validation metric against the step, a line per seed: a row of axes for each model."""
+    models = sorted(set(runs["model"]))
+    figure = Figure(figsize=(9, 3.2 * len(models)), layout="constrained")
+    figure.suptitle(f"{dataset}, one line per seed")
+    grid = figure.subplots(len(models), 2, squeeze=False)
+    for model, of_model in zip(models, grid, strict=True):
+        for _, run in runs[runs["model"] == model].iterrows():
+            curve = read_curve(Path(run["folder"]))
+            for axes, quantity in zip(of_model, ("train_loss", "val_metric"), strict=True):
+                # Dashes let the other algorithm be seen where the two coincide.
+                style = {"color": COLOURS[run["algorithm"]], "linestyle": "--" if run["algorithm"] == "RHEL" else "-"}
+                axes.plot(curve["step"], curve[quantity], **style, alpha=0.7, label=run["algorithm"])
+        for axes, label in zip(of_model, ("training loss", f"validation {run['metric']}"), strict=True):
+            axes.set_xlabel("step")
+            axes.set_ylabel(label)
+            axes.set_title(model)
+            handles, labels = axes.get_legend_handles_labels()
+            once = dict(zip(labels, handles, strict=True))
+            axes.legend(once.values(), once.keys(), frameon=False, fontsize="small")
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""What a kept run is good for: its metric again, to the last bit, and predictions for new series. Prints nothing.
+
+Both compute as the training did: in the recorded precision, with its time channel and its batch size.
+"""
+
+import csv
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tokenize import TokenError
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy.special import softmax
+
+import runs
+import train
+from atomic import replacing
+from data_dir.dataloaders import Dataloader
+from data_dir.datasets import Dataset, create_dataset
+from data_dir.readers import read_raw
+from data_dir.storage import DataError
+from experiment_configs.schema import ExperimentConfig, validate
+from models.load import RunError, load_run, read_record
+
+
+@dataclass(frozen=True)
+class KeptRun:
+    """A run that is finished: its record (config.json), its config, and its best model, without dropout."""
+
+    folder: Path
+    record: dict[str, Any]
+    config: ExperimentConfig
+    model: eqx.Module
+    state: eqx.nn.State
+
+
+class Reproduction(NamedTuple):
+    """The metric of a part of the data: as it was recorded, and as it comes out now."""
+
+    run: KeptRun
+    part: str
+    recorded: float
+    recomputed: float
+
+
+class Predictions(NamedTuple):
+    """What was written where. `path` is a CSV file with one row per series."""
+
+    run: KeptRun
+    path: Path
+    series: int
+
+
+def evaluate_run(folder: str | Path, *, part: str = "test", data_dir: str | None = None) -> Reproduction:
+    """Compute the metric of one part of the data again, on the rows that the run used.
+
+    `part` is one of "train", "validation" and "test"; `data_dir` takes the place of the recorded one.
+
+    **Raises:** `RunError` for a folder that holds no finished run; `DataError` if the data cannot be had, or are no
+    longer what the run was trained on.
+    """
+    with _kept_run(folder) as run:
+        recorded = _recorded_metric(run.folder, part)
+        dataset = _dataset(run, data_dir)
+        _, recomputed = train.evaluate(
+            run.model,
+            run.state,
+            getattr(dataset, part),
+            batch_size=run.config.batch_size,
+            classification=run.config.classification,
+        )
+        return Reproduction(run, part, recorded, recomputed)
+
+
+def predict_file(
+    folder: str | Path, file: str | Path, output: str | Path | None = None, *, overwrite: bool = False
+) -> Predictions:
+    """Predict for every series of a file, and write the predictions as CSV.
+
+    `file` is an npy array (N, L, C) or a ts file; the time channel is added here. The columns are, in classification:
+    index (from 0), predicted, and one probability per class; in regression: index and one column per output.
+    `output` is <file>_predictions.csv beside the input if not given. It appears in one piece.
+
+    **Raises:** `RunError` for a folder that holds no finished run; `DataError` for a file of another kind or shape than
+    the run was trained on, for values or predictions that are not finite, and for an output that cannot be written or
+    is there already and not to be replaced (`overwrite`).
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise DataError(f"{file}: no such file.")
+    output = file.with_name(f"{file.stem}_predictions.csv") if output is None else Path(output)
+    if not output.parent.is_dir():
+        raise DataError(f"{output}: there is no folder {output.parent}.")
+    if output.exists() and (not overwrite or output.is_dir() or output.samefile(file)):
+        raise DataError(f"{output}: is there already. --output names another file, --overwrite replaces it.")
+    with _kept_run(folder) as run:
+        series = _read_series(file, run)
+        outputs = predict(run, series)
+    bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
+    if len(bad):
+        raise DataError(f"{file}: the prediction for series {bad[0]} (from 0) is not finite: its values are too large.")
+    with replacing(output) as temporary, open(temporary, "w", encoding="utf-8", newline="") as table:
+        csv.writer(table, lineterminator="\n").writerows(_rows(run, outputs))
+    return Predictions(run, output, len(series))
+
+
+def predict(run: KeptRun, series: Float[np.ndarray, "n L C"]) -> Float[np.ndarray, "n outputs"]:
+    """Logits of the classes, or the outputs of a regression, for series without the time channel."""
+    batch_size = run.config.batch_size
+    loader = Dataloader(series, np.zeros((len(series), 1)), time=run.config.time)
+    outputs = []
+    for x, _ in loader.loop_epoch(batch_size):
+        # A full batch always: one compiled program, and the arithmetic of the training's evaluations.
+        filled = np.resize(x, (batch_size, *x.shape[1:]))
+        outputs.append(np.asarray(_outputs(run.model, run.state, jnp.asarray(filled)))[: len(x)])
+    return np.concatenate(outputs)
+
+
+@eqx.filter_jit
+def _outputs(model, state, x: Float[Array, "batch L data_dim"]) -> Float[Array, "batch outputs"]:
+    forward = jax.vmap(model, axis_name="batch", in_axes=(0, None, None), out_axes=(0, None))
+    output, _ = forward(x, state, None)
+    return output.reshape(len(x), -1)
+
+
+@contextmanager
+def _kept_run(folder: str | Path):
+    """Within the block jax has the precision of the run."""
+    folder = Path(folder)
+    record = read_record(folder)
+    config = validate(record["config"], source=str(folder / runs.CONFIG))
+    with jax.enable_x64(record["precision"] == "float64"):
+        model, state = load_run(folder)
+        yield KeptRun(folder, record, config, eqx.nn.inference_mode(model), state)
+
+
+def _recorded_metric(folder: Path, part: str) -> float:
+    """From result.json, and for the training part from the line of metrics.jsonl that belongs to the best step."""
+    result = runs.finished_result(folder)
+    if result is None:
+        raise RunError(f"{folder / runs.RESULT}: no result of a completed run; run it again")
+    name = {"train": "train_metric", "validation": "val_metric", "test": "test_metric"}[part]
+    try:
+        if name not in result:
+            lines = map(json.loads, (folder / runs.METRICS).read_text(encoding="utf-8").splitlines())
+            result = next(line for line in lines if line["step"] == result["best_step"])
+        return float(result[name])
+    except (OSError, ValueError, TypeError, KeyError, StopIteration):
+        raise RunError(f"{folder}: neither {runs.RESULT} nor {runs.METRICS} has the {name} of the best step") from None
+
+
+def _dataset(run: KeptRun, data_dir: str | None) -> Dataset:
+    """The data of a run, with the rows of each part that it saved."""
+    options = run.config.data_options()
+    if data_dir is not None:
+        options["data_dir"] = data_dir
+    if (run.folder / runs.SPLIT).exists():
+        options["split"] = str(run.folder / runs.SPLIT)
+    dataset = create_dataset(seed=run.record["seed"], **options)
+    for name in ("data_dim", "label_dim", "length", "class_names"):
+        then, now = run.record["data"].get(name), getattr(dataset, name)
+        if now != then:
+            raise DataError(
+                f"{dataset.name} in {options['data_dir']}: {name} is {now}, but the run {run.folder} was trained on "
+                f"{then}. --data_dir names another folder."
+            )
+    return dataset
+
+
+def _read_series(file: Path, run: KeptRun) -> Float[np.ndarray, "n L C"]:
+    if file.suffix == ".ts":
+        series = read_raw(file).data  # shorter series end in NaN
+    elif file.suffix == ".npy":
+        try:
+            series = np.lib.format.open_memmap(file, mode="r")  # never a pickle
+        except (OSError, ValueError, TokenError) as error:  # the last at a damaged header
+            raise DataError(f"{file}: no array of numbers can be read from it ({error}).") from None
+    else:
+        raise DataError(f"{file}: is neither .npy nor .ts.")
+    if series.dtype.kind not in "biuf" or series.ndim != 3 or 0 in series.shape:
+        raise DataError(
+            f"{file}: {series.dtype} of shape {series.shape}; needed are numbers (series, time steps, channels)."
+        )
+    length, channels = run.record["data"]["length"], run.record["data"]["data_dim"] - run.config.time
+    if series.shape[1:] != (length, channels):
+        raise DataError(
+            f"{file}: series of {series.shape[1]} time steps and {series.shape[2]} channels; the run {run.folder} was "
+            f"trained on {length} steps and {channels} channels."
+        )
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported
+        series = series.astype(np.float32)
+    bad = np.argwhere(~np.isfinite(series))
+    if len(bad):
+        index, step, channel = bad[0]
+        raise DataError(
+            f"{file}: {len(bad)} values are missing, infinite or beyond float32, the first in series {index}, "
+            f"time step {step}, channel {channel} (from 0)."
+        )
+    return series
+
+
+def _rows(run: KeptRun, outputs: np.ndarray):
+    """The lines of the table, its header first. Numbers are written so that reading them gives them back."""
+    if not run.config.classification:
+        yield ["index", *(f"output_{number}" for number in range(outputs.shape[1]))]
+        yield from ([index, *row] for index, row in enumerate(outputs))
+        return
+    names = run.record["data"]["class_names"] or [str(number) for number in range(outputs.shape[1])]
+    yield ["index", "predicted", *(f"probability_{name}" for name in names)]
+    probabilities = softmax(outputs, axis=1)
+    for index, (logits, row) in enumerate(zip(outputs, probabilities, strict=True)):
+        yield [index, names[logits.argmax()], *row]

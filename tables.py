@@ -1,0 +1,43 @@
+"""Tables as text: rows of cells, the header first, for a terminal, for Markdown and for LaTeX."""
+
+import statistics
+from collections.abc import Sequence
+
+Rows = Sequence[Sequence[str]]
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "²": "$^2$",
+    "⁻": "$^{-}$",
+    **{character: "\\" + character for character in "&%$#_{}"},
+}
+
+
+def aligned(rows: Rows) -> str:
+    """Columns that stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def markdown(rows: Rows) -> str:
+    """A Markdown table."""
+    head, *body = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
+
+
+def latex(rows: Rows) -> str:
+    """A LaTeX tabular, with rules of its own that need no package."""
+    head, *body = (" & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in row) for row in rows)
+    lines = [head + r" \\", r"\hline", *(row + r" \\" for row in body)]
+    return "\n".join([f"\\begin{{tabular}}{{{'l' * len(rows[0])}}}", *lines, r"\end{tabular}"])
+
+
+def mean_and_std(values: Sequence[float], digits: int) -> str:
+    """Mean ± sample standard deviation (n - 1), which one value does not have."""
+    if not values:
+        return "-"
+    std = f"{statistics.stdev(values):.{digits}f}" if len(values) > 1 else "n/a"
+    return f"{statistics.fmean(values):.{digits}f} ± {std}"

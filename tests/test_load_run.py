@@ -1,0 +1,180 @@
+"""A model from the folder of its run: the same numbers, and a clear word where files do not fit."""
+
+import json
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from models import create_model
+from models.load import RunError, read_record
+
+OPTIONS = {
+    "model_name": "NonlinHRU",
+    "hidden_dim": 4,
+    "num_blocks": 2,
+    "ssm_dim": 3,
+    "classification": True,
+    "gate": True,
+    "dropout_rate": 0.1,
+}
+
+
+def keep(folder, **changes):
+    """A run folder as a training leaves it, with options changed, and its model."""
+    options = {**OPTIONS, **changes}
+    model, state = create_model(data_dim=3, label_dim=2, key=jax.random.PRNGKey(7), **options)
+    folder.mkdir()
+    precision = str(jnp.zeros(()).dtype)
+    data = {"data_dim": 3, "label_dim": 2, "length": 8}
+    # A config has fields that no model has.
+    record = {"config": {**options, "lr": 0.1}, "data": data, "precision": precision, "seed": 1}
+    (folder / "config.json").write_text(json.dumps(record))
+    eqx.tree_serialise_leaves(folder / "model.eqx", (model, state))
+    return model, state
+
+
+@pytest.fixture
+def folder(tmp_path):
+    keep(tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model_name": "LinHRU", "gate": False, "complex_ssm": True, "train_steps": False},
+        {"batchnorm": "ema", "learning_algorithm": "BPTT", "classification": False, "output_step": 4},
+    ],
+)
+@pytest.mark.parametrize("double", [False, True])
+def test_what_was_saved_is_loaded(tmp_path, changes, double):
+    with jax.enable_x64(double):
+        saved = keep(tmp_path / "run", **changes)
+        loaded = models.load_run(tmp_path / "run")
+        # Arrays, other numbers, and by their structure what is fixed: algorithm, output step, mode of the BatchNorm.
+        assert eqx.tree_equal(loaded, saved)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_another_precision_is_refused_with_the_way_out(tmp_path, double):
+    with jax.enable_x64(double):
+        keep(tmp_path / "run")
+    with (
+        jax.enable_x64(not double),
+        pytest.raises(RunError, match=rf"trained in float{64 if double else 32}, .* jax.enable_x64\({double}\)"),
+    ):
+        models.load_run(tmp_path / "run")
+
+
+def test_a_model_of_another_precision_than_its_record_is_refused(tmp_path, x64):
+    keep(tmp_path / "double")
+    with jax.enable_x64(False):
+        keep(tmp_path / "run")
+        (tmp_path / "double" / "model.eqx").replace(tmp_path / "run" / "model.eqx")
+        with pytest.raises(RunError, match=r"model.eqx: .*encoder.weight: float64 of shape \(4, 3\), expected float32"):
+            models.load_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_dim": 5}, r"encoder.weight: float32 of shape \(5, 3\), expected float32 of shape \(4, 3\)"),
+        ({"ssm_dim": 5}, r"blocks\[0\].unit.*: float32 of shape \(5,\), expected float32 of shape \(3,\)"),
+        ({"dropout_rate": 0.2}, r"dropout.p: 0.2, expected 0.1"),
+        ({"num_blocks": 1}, r"model.eqx: .*blocks\[1\]"),
+        ({"num_blocks": 3}, r"model.eqx: "),
+        ({"batchnorm": "ema"}, r"model.eqx: "),
+        ({"model_name": "LinHRU", "gate": False}, r"model.eqx: "),
+    ],
+)
+def test_a_model_of_another_config_is_refused(tmp_path, folder, changes, message):
+    keep(tmp_path / "other", **changes)
+    (tmp_path / "other" / "model.eqx").replace(folder / "model.eqx")
+    with pytest.raises(RunError, match=message):
+        models.load_run(folder)
+
+
+def test_a_model_with_more_behind_it_is_refused(folder):
+    with open(folder / "model.eqx", "ab") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(RunError, match=r"model.eqx: holds more than the model of the config.json"):
+        models.load_run(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 60, 200, -1])
+def test_a_cut_model_is_refused(folder, kept):
+    path = folder / "model.eqx"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(RunError, match=r"model.eqx: .*the file is damaged, or that of another config"):
+        models.load_run(folder)
+
+
+@pytest.mark.parametrize(("sound", "damaged"), [(b"(4,", b"{4,"), (b"'descr'", b"'descr("), (b"NUMPY", b"numpy")])
+def test_a_damaged_header_is_refused(folder, sound, damaged):
+    content = (folder / "model.eqx").read_bytes()
+    (folder / "model.eqx").write_bytes(content.replace(sound, damaged, 1))
+    with pytest.raises(RunError, match=r"model.eqx: .*the file is damaged"):
+        models.load_run(folder)
+
+
+def test_a_pickle_in_place_of_a_model_is_not_opened(folder):
+    with open(folder / "model.eqx", "wb") as file:
+        np.save(file, np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(RunError, match="Object arrays cannot be loaded"):
+        models.load_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("config.json", "config.json: cannot be read"), ("model.eqx", "model.eqx: cannot be read .* run it again")],
+)
+def test_a_missing_file_is_named(folder, name, message):
+    (folder / name).unlink()
+    with pytest.raises(RunError, match=message):
+        models.load_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"config": {},\n "seed" 1}', r"config.json: not JSON, line 2 column 9"),
+        (b"\xff", r"config.json: cannot be read \(.*utf-8"),
+        ("[]", "config.json: config is missing"),
+        ('{"config": {}, "data": {}, "precision": "float32", "seed": null}', "seed is missing or not of type int"),
+        ('{"config": {}, "data": {}, "precision": "float32", "seed": 1}', "data_dim is missing or not of type int"),
+    ],
+)
+def test_a_record_that_is_none_is_refused(folder, content, message):
+    (folder / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RunError, match=message):
+        read_record(folder)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "message"),
+    [
+        (None, "precision", "float16", "precision is 'float16': allowed is float32 or float64"),
+        ("config", "model_name", "GRU", "describes no model .unknown model_name 'GRU'"),
+        ("config", "hidden_dim", 0, "describes no model .hidden_dim must be"),
+        ("config", "hidden_dim", None, "describes no model .hidden_dim must be"),
+    ],
+)
+def test_a_record_of_an_impossible_model_is_refused(folder, section, field, value, message):
+    record = read_record(folder)
+    (record if section is None else record[section])[field] = value
+    (folder / "config.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match=message):
+        models.load_run(folder)
+
+
+def test_a_record_without_a_size_is_refused(folder):
+    record = read_record(folder)
+    del record["config"]["hidden_dim"]
+    (folder / "config.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match=r"describes no model .*hidden_dim"):
+        models.load_run(folder)

@@ -1,0 +1,311 @@
+"""Kept runs: their metric comes out again to the last bit, and their model predicts for files of series."""
+
+import csv
+import json
+import shutil
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+from raw_files import HEADER, series_text
+from small_experiments import REGRESSION, small_config, write_dataset
+
+import prediction
+import run_experiment
+import runs
+from data_dir.datasets import create_dataset
+from models import load_run
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder with data and finished runs: outputs/<data set>/LinHRU_RHEL/seed_1."""
+    root = tmp_path_factory.mktemp("kept")
+    write_dataset(root, "Tiny")
+    write_dataset(root, "Pulse", regression=True)
+    runs.run_seed(small_config(root, "Tiny"), 1)
+    runs.run_seed(small_config(root, "Pulse", time=False, **REGRESSION), 1)
+    return root
+
+
+@pytest.fixture
+def work(kept, tmp_path):
+    """A copy of it that a test may spoil. The recorded data_dir is that of the original."""
+    shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def run_of(root, name="Tiny"):
+    return root / "outputs" / name / "LinHRU_RHEL" / "seed_1"
+
+
+def change(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def command(*flags):
+    return run_experiment.main([str(flag) for flag in flags])
+
+
+# The metric again
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+@pytest.mark.parametrize("name", ["Tiny", "Pulse"])
+def test_the_recorded_metric_comes_out_again(kept, capsys, name, part):
+    folder = run_of(kept, name)
+    assert command("--evaluate", folder, *([] if part == "test" else ["--split", part])) == 0
+    result = json.loads((folder / "result.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    best = next(line for line in lines if line["step"] == result["best_step"])
+    metric = {"train": best["train_metric"], "validation": best["val_metric"], "test": result["test_metric"]}[part]
+    printed = capsys.readouterr().out
+    assert f"{name} LinHRU RHEL seed 1, {part} {result['metric']}: recorded {metric}, recomputed {metric}" in printed
+
+
+def test_it_comes_out_again_with_other_settings_and_in_double_precision(work):
+    changes = {"model_name": "NonlinHRU", "complex_ssm": False, "batchnorm": "ema", "split": "original"}
+    config = small_config(work, "Pulse", batch_size=3, inmemory=True, **REGRESSION, **changes)
+    with jax.enable_x64(True):
+        runs.run_seed(config, 5)
+    found = prediction.evaluate_run(runs.run_folder(config, 5))
+    assert found.recomputed == found.recorded
+    assert float(np.float32(found.recorded)) != found.recorded
+    assert not jax.config.jax_enable_x64
+    # And the other way round.
+    with jax.enable_x64(True):
+        found = prediction.evaluate_run(run_of(work, "Pulse"))
+    assert found.recomputed == found.recorded
+
+
+def test_the_rows_are_those_that_the_run_saved(work):
+    path = run_of(work, "Pulse") / "split.json"
+    saved = json.loads(path.read_text())
+    parts = saved["seeds"]["1"]
+    parts["train"][0], parts["test"][0] = parts["test"][0], parts["train"][0]
+    path.write_text(json.dumps(saved))
+    found = prediction.evaluate_run(run_of(work, "Pulse"))
+    assert found.recomputed != found.recorded
+    # Without saved rows they are drawn by the recorded seed.
+    path.unlink()
+    found = prediction.evaluate_run(run_of(work, "Pulse"))
+    assert found.recomputed == found.recorded
+
+
+def test_a_metric_that_differs_is_exit_status_1(work, capsys):
+    change(run_of(work) / "result.json", test_metric=0.123)
+    assert command("--evaluate", run_of(work)) == 1
+    printed = capsys.readouterr()
+    assert "recorded 0.123, recomputed" in printed.out
+    assert "DIFFERENT" in printed.out
+    assert f"with jax {jax.__version__}" in printed.err
+
+
+def test_the_data_may_lie_elsewhere(work):
+    record = json.loads((run_of(work) / "config.json").read_text())
+    change(run_of(work) / "config.json", config=record["config"] | {"data_dir": str(work / "moved")})
+    assert command("--evaluate", run_of(work)) == 2
+    (work / "data").rename(work / "moved")
+    assert command("--evaluate", run_of(work)) == 0
+    assert command("--evaluate", run_of(work), "--data_dir", work / "moved") == 0
+
+
+def test_other_data_of_that_name_are_refused(work, capsys):
+    shutil.rmtree(work / "data")
+    write_dataset(work, "Tiny", channels=3)
+    assert command("--evaluate", run_of(work), "--data_dir", work / "data") == 2
+    assert "data_dim is 4, but the run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder), "config.json: cannot be read (No such file"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json: not JSON, line 1 column 2"),
+        (lambda folder: (folder / "model.eqx").unlink(), "model.eqx: cannot be read (No such file"),
+        (lambda folder: (folder / "model.eqx").write_bytes(b"PK"), "model.eqx: [0].encoder.weight: "),
+        (lambda folder: (folder / "result.json").unlink(), "result.json: no result of a completed run"),
+        (lambda folder: change(folder / "result.json", status="failed"), "no result of a completed run"),
+        (lambda folder: (folder / "metrics.jsonl").write_text("{"), "has the train_metric of the best step"),
+        (lambda folder: change(folder / "config.json", config={}), "config.json: missing field model_name"),
+        (lambda folder: change(folder / "config.json", precision="float64"), "expected float64"),
+    ],
+)
+def test_a_folder_that_is_no_finished_run_is_refused(work, capsys, spoil, message):
+    spoil(run_of(work))
+    assert command("--evaluate", run_of(work), "--split", "train") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+# Predictions
+
+
+def rows_of(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def test_classes_are_predicted_as_the_evaluation_does(work, capsys):
+    folder = run_of(work)
+    record = json.loads((folder / "config.json").read_text())
+    change(folder / "config.json", data=record["data"] | {"class_names": ["up", "down, or so"]})
+    data = create_dataset(work / "data", "Tiny", seed=1, time=False)
+    np.save(work / "new.npy", data.validation.data)  # 3 series, less than a batch of 4
+    assert command("--predict", work / "new.npy", "--run", folder) == 0
+    table = work / "new_predictions.csv"
+    assert capsys.readouterr().out == f"{table}: 3 series, by Tiny LinHRU RHEL ({folder})\n"
+    head, *rows = rows_of(table)
+    assert head == ["index", "predicted", "probability_up", "probability_down, or so"]
+    assert [row[0] for row in rows] == ["0", "1", "2"]
+
+    model, state = load_run(folder)
+    forward = jax.vmap(eqx.nn.inference_mode(model), axis_name="batch", in_axes=(0, None), out_axes=(0, None))
+    with_time = create_dataset(work / "data", "Tiny", seed=1, time=True).validation.data
+    expected = jax.nn.softmax(forward(with_time, state)[0])
+    probabilities = np.array([row[2:] for row in rows], dtype=np.float32)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-6)
+    assert [row[1] for row in rows] == [head[2 + k].removeprefix("probability_") for k in probabilities.argmax(axis=1)]
+    right = probabilities.argmax(axis=1) == data.validation.labels.argmax(axis=1)
+    assert np.mean(right) == json.loads((folder / "result.json").read_text())["val_metric"]
+    assert sorted(path.name for path in work.iterdir()) == ["data", "new.npy", "new_predictions.csv", "outputs"]
+
+
+def test_a_regression_gives_a_column_per_output_in_every_precision(work):
+    data = create_dataset(work / "data", "Pulse", seed=1, time=False, classification=False, output_step=4)
+    np.save(work / "new.npy", data.train.data)  # 14 series, 4 batches
+    errors = []
+    for double in (False, True):
+        config = small_config(work, "Pulse", time=False, **REGRESSION)
+        with jax.enable_x64(double):
+            runs.run_seed(config, 1)
+        output = work / f"{double}.csv"
+        assert command("--predict", work / "new.npy", "--run", runs.run_folder(config, 1), "--output", output) == 0
+        head, *rows = rows_of(output)
+        assert head == ["index", "output_0", "output_1"]
+        outputs = np.array([row[1:] for row in rows], dtype=float)
+        lines = (runs.run_folder(config, 1) / "metrics.jsonl").read_text().splitlines()
+        best = json.loads((runs.run_folder(config, 1) / "result.json").read_text())["best_step"]
+        recorded = next(line["train_metric"] for line in map(json.loads, lines) if line["step"] == best)
+        errors.append(np.mean((outputs - data.train.labels) ** 2) / recorded - 1)
+    assert abs(errors[0]) < 1e-6
+    assert abs(errors[1]) < 1e-12
+
+
+def test_a_ts_file_is_read_and_classes_without_names_are_numbered(work):
+    series = np.random.default_rng(1).normal(size=(5, 8, 2)).astype(np.float32)
+    (work / "new.ts").write_text(HEADER + series_text(*((one.T.tolist(), "a") for one in series)))
+    np.save(work / "same.npy", np.asfortranarray(series.astype(np.float64)))
+    for name in ("new.ts", "same.npy"):
+        assert command("--predict", work / name, "--run", run_of(work)) == 0
+    rows = rows_of(work / "new_predictions.csv")
+    assert rows[0][2:] == ["probability_0", "probability_1"]
+    assert {row[1] for row in rows[1:]} <= {"0", "1"}
+    assert (work / "new_predictions.csv").read_bytes() == (work / "same_predictions.csv").read_bytes()
+
+
+SERIES = np.zeros((3, 8, 2))
+
+
+def with_value(value):
+    series = SERIES.copy()
+    series[1, 2, 0] = value
+    return series
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.zeros((3, 8, 3)), "series of 8 time steps and 3 channels; the run"),
+        (np.zeros((3, 7, 2)), "series of 7 time steps and 2 channels; the run"),
+        (np.zeros((8, 2)), "float64 of shape (8, 2); needed are numbers (series, time steps, channels)"),
+        (np.zeros((0, 8, 2)), "shape (0, 8, 2); needed are"),
+        (np.zeros((3, 8, 2), dtype=complex), "complex128 of shape"),
+        (np.full((3, 8, 2), "1"), "<U1 of shape"),
+        (np.full((3, 8, 2), None), "no array of numbers can be read from it (Array can't be memory-mapped: Python obj"),
+        (with_value(np.nan), "1 values are missing, infinite or beyond float32, the first in series 1, time step 2, c"),
+        (with_value(1e39), "1 values are missing, infinite or beyond float32"),
+        (np.full((3, 8, 2), [[[0]], [[3e38]], [[0]]]), "the prediction for series 1 (from 0) is not finite"),
+        (b"", "no array of numbers can be read from it"),
+        (b"PK\x03\x04", "no array of numbers can be read from it"),
+        (b"\x93NUMPY\x01\x00\x0a\x00{'descr': (", "no array of numbers can be read from it"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(work, capsys, content, message):
+    path = work / "new.npy"
+    path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
+    assert command("--predict", path, "--run", run_of(work)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"run_experiment.py: error: {path}: ")
+    assert message in error
+    assert not list(work.glob("*predictions.csv*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("new.csv", "1,2", "is neither .npy nor .ts"),
+        ("new.ts", "@data\n", "has a header but no series"),
+        ("new.ts", "@problemName x\n@classLabel false\n@data\n1,2:3,4\n", "has no class labels"),
+        ("new.ts", None, "no such file"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(work, capsys, name, text, message):
+    if text is not None:
+        (work / name).write_text(text)
+    assert command("--predict", work / name, "--run", run_of(work)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_nothing_is_overwritten_unasked(work, capsys):
+    np.save(work / "new.npy", SERIES)
+    output = work / "new_predictions.csv"
+    output.write_text("the user's own")
+    assert command("--predict", work / "new.npy", "--run", run_of(work)) == 2
+    assert "is there already. --output names another file, --overwrite replaces it" in capsys.readouterr().err
+    assert output.read_text() == "the user's own"
+    assert command("--predict", work / "new.npy", "--run", run_of(work), "--overwrite") == 0
+    assert len(rows_of(output)) == 4
+    # The input itself is never replaced, and a folder must be there.
+    before = (work / "new.npy").read_bytes()
+    for output in (work / "new.npy", work, work / "absent" / "new.csv"):
+        assert command("--predict", work / "new.npy", "--run", run_of(work), "--overwrite", "--output", output) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert (work / "new.npy").read_bytes() == before
+
+
+def test_a_table_that_cannot_be_finished_leaves_nothing(work, monkeypatch):
+    np.save(work / "new.npy", SERIES)
+
+    def fails(*_):
+        yield ["index"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prediction, "_rows", fails)
+    assert command("--predict", work / "new.npy", "--run", run_of(work)) == 130
+    assert sorted(path.name for path in work.iterdir()) == ["data", "new.npy", "outputs"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--predict new.npy", "--predict: --run RUN_FOLDER is missing"),
+        ("--predict new.npy --evaluate run", "not allowed with argument"),
+        ("--evaluate run --plan", "not allowed with argument"),
+        ("--evaluate run --seeds 1", "--seeds: it has no effect on --evaluate"),
+        ("--evaluate run --double_precision", "--double_precision: it has no effect on --evaluate"),
+        ("--evaluate run --split all", "invalid choice: 'all'"),
+        ("--predict new.npy --run run --data_dir data", "--data_dir: it has no effect on --predict"),
+        ("--output new.csv", "--output: it goes with --evaluate or --predict"),
+        ("--plan --run run", "--run: it goes with --evaluate or --predict"),
+    ],
+)
+def test_flags_without_effect_are_refused(capsys, flags, message):
+    with pytest.raises(SystemExit) as exit:
+        run_experiment.main(flags.split())
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
