@@ -2,12 +2,14 @@
 
 Without a flag it trains LinHRU by RHEL on those of the six UEA sets of the published experiments that are processed,
 and where none is, on BasicMotions, which needs no download. Every run leaves its files in its folder (see `runs`); a
-run that is finished there is kept and reported. Exit status: 0, or 1 if a run failed, or 2 if what was asked for cannot
-be done.
+run that is finished there is kept and reported, one that is unfinished goes on. SIGTERM, SIGINT and SIGUSR1 end it once
+the steps at work are done and saved; a second SIGINT ends it at once. Exit status: 0, or 1 if a run failed, or 2 if
+what was asked for cannot be done, or 75 if a signal ended it and the same command goes on.
 """
 
 import argparse
 import contextlib
+import signal
 import statistics
 import sys
 from pathlib import Path
@@ -18,7 +20,11 @@ from experiment_configs import LEARNING_ALGORITHMS, MODEL_NAMES
 CONFIG_DIR = Path(__file__).resolve().parent / "experiment_configs" / "repeats"
 FALLBACK_SET = "BasicMotions"
 SMALL_UEA_SETS = ("SelfRegulationSCP1", "SelfRegulationSCP2")  # small enough to be fetched by the way
-OVERRIDES = ("learning_algorithm", "seeds", "data_dir", "output_parent_dir", "num_steps", "print_steps", "batch_size")
+OVERRIDES = (
+    *("learning_algorithm", "seeds", "data_dir", "output_parent_dir", "num_steps", "print_steps", "batch_size"),
+    *("checkpoint_steps", "skip_nonfinite"),
+)
+RESUMABLE = 75  # exit status, EX_TEMPFAIL of sysexits.h
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,6 +39,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
 def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**32:
@@ -41,6 +54,7 @@ def _seed(text: str) -> int:
 
 
 _positive.__name__ = "positive whole number"
+_whole.__name__ = "whole number"
 _seed.__name__ = "seed from 0 to 4294967295"
 
 
@@ -49,7 +63,8 @@ def parser() -> argparse.ArgumentParser:
     result = _Parser(
         prog="run_experiment.py",
         description="Train models on data sets. A flag overrides the field of the same name in the config.",
-        epilog="Exit status: 0; 1 if a run failed; 2 if what was asked for cannot be done.",
+        epilog="Exit status: 0; 1 if a run failed; 2 if what was asked for cannot be done; 75 if SIGTERM, SIGINT or "
+        "SIGUSR1 ended it: the same command goes on.",
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -84,8 +99,10 @@ def parser() -> argparse.ArgumentParser:
     add("--num_steps", **unset, type=_positive, metavar="N", help="steps of training, at most")
     add("--print_steps", **unset, type=_positive, metavar="N", help="steps from one evaluation to the next")
     add("--batch_size", **unset, type=_positive, metavar="N", help="samples per step")
+    add("--checkpoint_steps", **unset, type=_positive, metavar="N", help="steps from one checkpoint to the next")
+    add("--skip_nonfinite", **unset, type=_whole, metavar="N", help="steps to skip that are not finite, at most")
     add("--double_precision", action="store_true", help="compute in float64")
-    add("--overwrite", action="store_true", help="redo runs that are finished")
+    add("--overwrite", action="store_true", help="start runs anew, finished or not")
     compilation_cache.add_flag(result)
     return result
 
@@ -96,27 +113,64 @@ def main(argv: list[str] | None = None) -> int:
     # From here on and not at the top, so that --help and a mistyped flag answer at once.
     import jax
 
+    from checkpoints import CheckpointError
     from data_dir.storage import DataError
     from experiment_configs.schema import ConfigError
+    from train import Stopped
 
     precision = jax.enable_x64(True) if arguments.double_precision else contextlib.nullcontext()
     try:
-        with precision, compilation_cache.enabled(arguments.compilation_cache):
-            return _run_all(arguments)
-    except (ConfigError, DataError) as error:
+        with precision, compilation_cache.enabled(arguments.compilation_cache), _Signals() as signals:
+            return _run_all(arguments, signals)
+    except (CheckpointError, ConfigError, DataError) as error:
         print(f"run_experiment.py: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"run_experiment.py: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"run_experiment.py: error: {where}{error.strerror}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"{signals.received} received: {stopped}; the same command goes on from there.", file=sys.stderr)
+        return RESUMABLE
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command redoes the unfinished run and keeps the finished ones.", file=sys.stderr)
+        print("\nInterrupted. The same command goes on.", file=sys.stderr)
         return 130
 
 
-def _run_all(arguments: argparse.Namespace) -> int:
+class _Signals:
+    """Notes the first signal that asks for an end; within the block only a second SIGINT ends the process by itself."""
+
+    _HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self):
+        self.received: str | None = None
+
+    def __enter__(self):
+        self._before = {number: signal.signal(number, self._note) for number in self._HEARD}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _):
+        self.received = signal.Signals(number).name
+        if number == signal.SIGINT:
+            # The system's own way, as Python would wait until jax is done. Files are whole at any moment.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _run_all(arguments: argparse.Namespace, signals: _Signals) -> int:
+    import runs
+
     configs = _configs(arguments)
-    results = [(config, [_run(config, seed, arguments.overwrite) for seed in config.seeds]) for config in configs]
+    if not arguments.overwrite:
+        for config in configs:
+            for seed in config.seeds:
+                runs.require_same_config(config, runs.run_folder(config, seed))
+    results = [
+        (config, [_run(config, seed, arguments.overwrite, signals) for seed in config.seeds]) for config in configs
+    ]
     print(f"\n{_table(results)}")
     failed = sum(result["status"] != "completed" for _, of_seeds in results for result in of_seeds)
     if failed:
@@ -167,7 +221,7 @@ def _configs(arguments: argparse.Namespace) -> list:
     return [fallback]
 
 
-def _run(config, seed: int, overwrite: bool) -> dict:
+def _run(config, seed: int, overwrite: bool, signals: _Signals) -> dict:
     """One run with its progress on stderr and a line on stdout; a finished one is only reported."""
     import runs
 
@@ -176,13 +230,17 @@ def _run(config, seed: int, overwrite: bool) -> dict:
     finished = None if overwrite else runs.finished_result(folder)
     if finished is not None:
         print(f"{name}: kept, {_outcome(config, finished)} ({folder})")
-        changed = runs.changed_fields(config, folder)
-        if changed:
-            differences = "; ".join(f"{field} {there!r}, now {now!r}" for field, (there, now) in changed.items())
-            print(f"    It was made with another config ({differences}). --overwrite redoes it.")
         return finished
     with _Progress(name, config) as progress:
-        result = runs.run_seed(config, seed, on_step=progress.step, on_evaluation=progress.evaluation)
+        result = runs.run_seed(
+            config,
+            seed,
+            overwrite=overwrite,
+            stop=lambda: signals.received is not None,
+            on_step=progress.step,
+            on_evaluation=progress.evaluation,
+            on_resume=progress.resume,
+        )
     if result["status"] == "completed":
         print(f"{name}: {_outcome(config, result)}, {result['seconds']:.1f} s ({folder})")
     else:
@@ -213,6 +271,12 @@ class _Progress:
 
     def __exit__(self, *_):
         self.bar.close()
+
+    def resume(self, step: int, damaged: dict[int, str]) -> None:
+        for number, problem in damaged.items():
+            print(f"{self.name}: the checkpoint of step {number} is damaged: {problem}", file=sys.stderr)
+        print(f"{self.name}: goes on from step {step}", file=sys.stderr)
+        self.bar.update(step)
 
     def step(self, _, loss: float) -> None:
         self.bar.set_postfix_str(f"loss {loss:.4f}{self.validation}", refresh=False)

@@ -324,12 +324,22 @@ def _gradient(batch, training, classification):
 
 @eqx.filter_jit
 def _evaluate_batch(model, state, x, y, weights, classification):
-    """Sums of loss and metric over the samples whose weight is 1."""
+    """Sums of loss and metric over the samples whose weight is 1, and the outputs of all."""
     forward = jax.vmap(model, axis_name="batch", in_axes=(0, None, None), out_axes=(0, None))
     output, _ = forward(x, state, None)
     losses = jax.vmap(sample_loss, in_axes=(0, 0, None))(output, y, classification)
     metrics = jnp.argmax(output, axis=1) == jnp.argmax(y, axis=1) if classification else losses
-    return jnp.sum(weights * losses), jnp.sum(weights * metrics)
+    return jnp.sum(weights * losses), jnp.sum(weights * metrics), output
+
+
+def _evaluate_batches(model, state, data, batch_size, classification):
+    """What `_evaluate_batch` gives for each batch of a split, with the number of its samples in front."""
+    model = eqx.nn.inference_mode(model)
+    rows = np.arange(batch_size)
+    for x, y in data.loop_epoch(batch_size):
+        filled = np.where(rows < len(x), rows, 0)
+        batch = (jnp.asarray(values) for values in (x[filled], y[filled], rows < len(x)))
+        yield len(x), *_evaluate_batch(model, state, *batch, classification)
 
 
 def evaluate(
@@ -342,16 +352,19 @@ def evaluate(
 
     **Raises:** what the loader raises for a split without samples.
     """
-    model = eqx.nn.inference_mode(model)
-    rows = np.arange(batch_size)
     losses, metrics = [], []
-    for x, y in data.loop_epoch(batch_size):
-        filled = np.where(rows < len(x), rows, 0)
-        batch = (jnp.asarray(values) for values in (x[filled], y[filled], rows < len(x)))
-        loss, metric = _evaluate_batch(model, state, *batch, classification)
+    for _, loss, metric, _ in _evaluate_batches(model, state, data, batch_size, classification):
         losses.append(float(loss))
         metrics.append(float(metric))
     return math.fsum(losses) / data.size, math.fsum(metrics) / data.size
+
+
+def predict(
+    model: eqx.Module, state: eqx.nn.State, data: Any, *, batch_size: int, classification: bool
+) -> Float[np.ndarray, "samples ..."]:
+    """The outputs of a model for every sample of a split, in stored order, as `evaluate` computes them."""
+    batches = _evaluate_batches(model, state, data, batch_size, classification)
+    return np.concatenate([np.asarray(output)[:count] for count, _, _, output in batches])
 
 
 class _Pace:
@@ -648,7 +661,8 @@ def _retrace_error(training: TrainingState, data: Any, batch_size: int) -> float
     x, _ = data.batch(np.arange(min(batch_size, data.size)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RetraceWarning)  # it is recorded instead
-        return float(np.max(retrace_errors(training.model, training.state, jnp.asarray(x))))
+        model = eqx.nn.inference_mode(training.model)
+        return float(np.max(retrace_errors(model, training.state, jnp.asarray(x))))
 
 
 def _largest(tree: PyTree) -> str:
