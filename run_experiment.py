@@ -9,9 +9,12 @@ what was asked for cannot be done, or 75 if a signal ended it and the same comma
 
 import argparse
 import contextlib
+import os
 import signal
+import socket
 import statistics
 import sys
+import threading
 from pathlib import Path
 
 import compilation_cache
@@ -138,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class _Signals:
-    """Notes the first signal that asks for an end; within the block only a second SIGINT ends the process by itself."""
+    """Notes a signal that asks for an end; a second SIGINT ends the process, with status 130. For the main thread."""
 
     _HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -147,17 +150,30 @@ class _Signals:
 
     def __enter__(self):
         self._before = {number: signal.signal(number, self._note) for number in self._HEARD}
+        self._heard, self._hears = socket.socketpair()
+        self._hears.setblocking(False)
+        signal.set_wakeup_fd(self._hears.fileno())
+        threading.Thread(target=self._count, args=(self._heard,), name="signals", daemon=True).start()
         return self
 
     def __exit__(self, *_):
+        signal.set_wakeup_fd(-1)
+        self._hears.close()  # which ends the thread
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _note(self, number, _):
         self.received = signal.Signals(number).name
-        if number == signal.SIGINT:
-            # The system's own way, as Python would wait until jax is done. Files are whole at any moment.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    @staticmethod
+    def _count(heard):
+        """A thread of its own, because Python's handlers wait until jax is done. Files are whole at any moment."""
+        interrupts = 0
+        with heard:
+            while number := heard.recv(1):
+                interrupts += number[0] == signal.SIGINT
+                if interrupts == 2:
+                    os._exit(128 + signal.SIGINT)
 
 
 def _run_all(arguments: argparse.Namespace, signals: _Signals) -> int:
