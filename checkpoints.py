@@ -70,7 +70,7 @@ class Checkpoints:
             ) from error
 
     def restore(self, like: Sequence[Array]) -> Restored | None:
-        """Read the newest checkpoint that is sound, and remove those after it; None if there is none at all.
+        """Read the newest checkpoint that is sound, and remove what lies behind it; None if there is none at all.
 
         `like` are arrays of the shapes and types that are expected.
 
@@ -85,6 +85,7 @@ class Checkpoints:
             damaged[step] = problem
         else:
             if not damaged:
+                self._remove_unnamed()
                 return None
             found = "; ".join(f"that of step {step}: {problem}" for step, problem in damaged.items())
             raise CheckpointError(
