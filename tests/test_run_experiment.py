@@ -140,6 +140,13 @@ def test_the_script_end_to_end_on_real_data(tmp_path):
     assert saved["data"]["samples"] == {"train": 56, "validation": 12, "test": 12}
     assert saved["versions"]["jax"] == jax.__version__
     assert saved["device"].startswith(jax.devices()[0].platform)
+    assert saved["command"].endswith("--print_steps 2 --data_dir data --output_parent_dir out")
+    assert saved["commit"] is None or len(saved["commit"].removesuffix("-dirty")) == 40
+    confusion = np.array(result["test_confusion"])
+    assert (confusion.shape, confusion.sum()) == ((4, 4), 12)
+    assert np.trace(confusion) / 12 == pytest.approx(result["test_metric"])
+    assert result["peak_memory_bytes"]["host"] > 2**20
+    assert result["seconds_per_1000_steps"] > 0
 
     # stdout: one line for the run, then the table; stderr, which is no terminal here: a line per evaluation.
     assert f"test accuracy {result['test_metric']:.4f}" in done.stdout
@@ -179,6 +186,11 @@ def test_the_metrics_are_the_evaluations(workplace):
     result = read(SEED_1 / "result.json")
     assert result["val_metric"] == best
     assert result["best_step"] == next(record["step"] for record in records if record["val_metric"] == best)
+
+
+def test_a_confusion_matrix_counts_the_true_class_by_row():
+    outputs = np.array([[0.1, 0.9, 0.0], [0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])
+    assert runs.confusion(outputs, np.eye(3)[[1, 0, 0]]) == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
 
 
 def test_flags_override_the_config_and_nothing_else(workplace):
@@ -227,6 +239,8 @@ def test_a_regression_and_a_classification_in_one_command(workplace, capsys):
     results = [read(path) for path in sorted(Path("outputs", "Pulse", "LinHRU_RHEL").glob("*/result.json"))]
     assert [result["seed"] for result in results] == [1, 2]
     errors = [result["test_metric"] for result in results]
+    drawn = Path("outputs", "Pulse", "LinHRU_RHEL", "seed_1", "predictions.png")
+    assert drawn.read_bytes().startswith(b"\x89PNG")
     assert f"mse          {np.mean(errors):.4f} ± {np.std(errors, ddof=1):.4f}" in table[2]
 
 
