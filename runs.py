@@ -38,7 +38,7 @@ import train
 from checkpoints import Checkpoints
 from data_dir.datasets import create_dataset
 from data_dir.splits import write_index_file
-from experiment_configs.schema import ConfigError, ExperimentConfig
+from experiment_configs.schema import ConfigError, ExperimentConfig, validate
 from models import create_model
 
 CONFIG, SPLIT, METRICS = "config.json", "split.json", "metrics.jsonl"
@@ -257,6 +257,29 @@ def run_seed(
             draw_curves(progress.history, curves, title=title, metric=config.metric, best_step=result["best_step"])
         _write_json(folder / RESULT, result)
         return result
+
+
+def load_model(folder: Path) -> tuple[eqx.Module, eqx.nn.State]:
+    """The best model of a run and its state, as config.json and model.eqx in its folder have them.
+
+    **Raises:** `ConfigError`, naming the file, if one of the two is missing or damaged, or if they do not fit.
+    """
+    try:
+        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = validate(saved["config"], str(folder / CONFIG))
+        dims = {name: saved["data"][name] for name in ("data_dim", "label_dim")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder / CONFIG}: does not tell of a run ({error})") from error
+    like = create_model(**dims, key=jax.random.PRNGKey(0), **config.model_options())
+    try:
+        return eqx.tree_deserialise_leaves(folder / MODEL, like)
+    except OSError as error:
+        raise ConfigError(f"{folder / MODEL}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RuntimeError, TypeError, EOFError) as error:
+        raise ConfigError(
+            f"{folder / MODEL}: is not the model of {CONFIG} beside it, in {precision()}: it is damaged, or of another "
+            f"config or precision ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def confusion(outputs: np.ndarray, labels: np.ndarray) -> list[list[int]]:

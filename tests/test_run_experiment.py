@@ -19,8 +19,7 @@ import train
 from data_dir.dataloaders import Dataloader
 from data_dir.datasets import create_dataset
 from data_dir.pickles import write_arrays
-from experiment_configs.schema import load_config
-from models import create_model
+from experiment_configs.schema import ConfigError, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {"config.json", "split.json", "metrics.jsonl", "model.eqx", "curves.png", "result.json", "checkpoints", ".lock"}
@@ -163,18 +162,34 @@ def test_the_best_model_is_saved_so_that_it_gives_the_recorded_result(workplace)
     saved = read(SEED_1 / "config.json")
     data = create_dataset("data", "Tiny", seed=1, time=True)
     assert (saved["data"]["data_dim"], saved["data"]["label_dim"], saved["data"]["length"]) == (3, 2, 8)
-    config = load_config("configs/LinHRU/Tiny.json")
-    like = create_model(
-        data_dim=saved["data"]["data_dim"],
-        label_dim=saved["data"]["label_dim"],
-        key=jax.random.PRNGKey(0),
-        **config.model_options(),
-    )
-    model, state = eqx.tree_deserialise_leaves(SEED_1 / "model.eqx", like)
+    model, state = runs.load_model(SEED_1)
     loss, metric = train.evaluate(model, state, data.test, batch_size=4, classification=True)
     result = read(SEED_1 / "result.json")
     assert (loss, metric) == (result["test_loss"], result["test_metric"])
     assert result["parameters"] == train.count_parameters(model)
+
+
+def test_a_model_of_another_config_or_precision_or_a_damaged_one_is_refused(workplace):
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+    sound = (SEED_1 / "model.eqx").read_bytes()
+    with jax.enable_x64(True), pytest.raises(ConfigError, match=r"seed_1/model.eqx: .* in float64: .* precision \("):
+        runs.load_model(SEED_1)
+    for content in (sound[: len(sound) // 2], sound[:-1], b"", b"\x80\x04."):
+        (SEED_1 / "model.eqx").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"seed_1/model.eqx: is not the model of config.json"):
+            runs.load_model(SEED_1)
+    (SEED_1 / "model.eqx").unlink()
+    with pytest.raises(ConfigError, match=r"seed_1/model.eqx: cannot be read \(No such file"):
+        runs.load_model(SEED_1)
+    (SEED_1 / "model.eqx").write_bytes(sound)
+    saved = read(SEED_1 / "config.json")
+    saved["config"]["hidden_dim"] = 5
+    (SEED_1 / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ConfigError, match=r"seed_1/model.eqx: is not the model of config.json"):
+        runs.load_model(SEED_1)
+    (SEED_1 / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"seed_1/config.json: does not tell of a run"):
+        runs.load_model(SEED_1)
 
 
 def test_the_metrics_are_the_evaluations(workplace):
