@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import equinox as eqx
 import jax
@@ -441,6 +442,25 @@ def test_the_state_in_which_a_step_went_wrong_is_at_hand(steps_per_dispatch):
     options = {**OPTIONS, "print_steps": 8, "steps_per_dispatch": steps_per_dispatch}
     with pytest.raises(train.NonFiniteLoss, match="training loss is not finite at step 5") as error:
         train.train(*toy(), spoilt(2, 5), **options, skip_nonfinite=1)
+    model, _ = trained_by_hand((1, 3, 4))
+    for left, right in zip(arrays(error.value.model), arrays(model), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("skip_nonfinite", [0, 1])
+def test_the_skips_of_before_a_resume_count(skip_nonfinite):
+    saved = []
+
+    def save(progress):
+        saved.append((list(map(np.array, progress.arrays())), json.loads(json.dumps(progress.facts()))))
+
+    options = {**OPTIONS, "print_steps": 8, "steps_per_dispatch": 8}
+    train.train(*toy(), spoilt(2), **options, skip_nonfinite=1, checkpoint_steps=3, on_checkpoint=save)
+    assert [facts["step"] for _, facts in saved] == [3, 6, 8]
+    with pytest.raises(train.NonFiniteLoss, match="training loss is not finite at step 5") as error:
+        train.train(
+            *toy(), spoilt(2, 5), **options, skip_nonfinite=skip_nonfinite, resume=lambda new: new.restored(*saved[0])
+        )
     model, _ = trained_by_hand((1, 3, 4))
     for left, right in zip(arrays(error.value.model), arrays(model), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)
