@@ -9,6 +9,7 @@ what was asked for cannot be done, or 75 if a signal ended it and the same comma
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import signal
 import socket
@@ -104,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch_size", **unset, type=_positive, metavar="N", help="samples per step")
     add("--checkpoint_steps", **unset, type=_positive, metavar="N", help="steps from one checkpoint to the next")
     add("--skip_nonfinite", **unset, type=_whole, metavar="N", help="steps to skip that are not finite, at most")
+    add("--tensorboard", action="store_true", help="write event files too; needs tensorboardX")
     add("--double_precision", action="store_true", help="compute in float64")
     add("--overwrite", action="store_true", help="start runs anew, finished or not")
     compilation_cache.add_flag(result)
@@ -178,15 +180,16 @@ class _Signals:
 
 def _run_all(arguments: argparse.Namespace, signals: _Signals) -> int:
     import runs
+    from experiment_configs.schema import ConfigError
 
+    if arguments.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise ConfigError("--tensorboard needs a package that is not installed: pip install tensorboardX")
     configs = _configs(arguments)
     if not arguments.overwrite:
         for config in configs:
             for seed in config.seeds:
                 runs.require_same_config(config, runs.run_folder(config, seed))
-    results = [
-        (config, [_run(config, seed, arguments.overwrite, signals) for seed in config.seeds]) for config in configs
-    ]
+    results = [(config, [_run(config, seed, arguments, signals) for seed in config.seeds]) for config in configs]
     print(f"\n{_table(results)}")
     failed = sum(result["status"] != "completed" for _, of_seeds in results for result in of_seeds)
     if failed:
@@ -237,21 +240,21 @@ def _configs(arguments: argparse.Namespace) -> list:
     return [fallback]
 
 
-def _run(config, seed: int, overwrite: bool, signals: _Signals) -> dict:
+def _run(config, seed: int, arguments: argparse.Namespace, signals: _Signals) -> dict:
     """One run with its progress on stderr and a line on stdout; a finished one is only reported."""
     import runs
 
     folder = runs.run_folder(config, seed)
     name = f"{config.dataset_name} {config.model_name} {config.learning_algorithm} seed {seed}"
-    finished = None if overwrite else runs.finished_result(folder)
+    finished = None if arguments.overwrite else runs.finished_result(folder)
     if finished is not None:
         print(f"{name}: kept, {_outcome(config, finished)} ({folder})")
         return finished
-    with _Progress(name, config) as progress:
+    with _Progress(name, config, folder / runs.EVENTS if arguments.tensorboard else None) as progress:
         result = runs.run_seed(
             config,
             seed,
-            overwrite=overwrite,
+            overwrite=arguments.overwrite,
             stop=lambda: signals.received is not None,
             on_step=progress.step,
             on_evaluation=progress.evaluation,
@@ -265,9 +268,12 @@ def _run(config, seed: int, overwrite: bool, signals: _Signals) -> dict:
 
 
 class _Progress:
-    """A bar with loss and metric on a terminal; one line per evaluation where stderr goes elsewhere."""
+    """A bar with loss and metric on a terminal; one line per evaluation where stderr goes elsewhere.
 
-    def __init__(self, name: str, config):
+    With a folder for `events` there are event files for TensorBoard in it.
+    """
+
+    def __init__(self, name: str, config, events: Path | None):
         from tqdm import tqdm
 
         self.name, self.config = name, config
@@ -281,12 +287,15 @@ class _Progress:
             dynamic_ncols=True,
         )
         self.validation = ""
+        self.events, self.writer = events, None
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.bar.close()
+        if self.writer is not None:
+            self.writer.close()
 
     def resume(self, step: int, damaged: dict[int, str]) -> None:
         for number, problem in damaged.items():
@@ -307,6 +316,17 @@ class _Progress:
                 f"{evaluation.train_metric:.4f} (validation {evaluation.val_metric:.4f}), {evaluation.seconds:.1f} s",
                 file=sys.stderr,
             )
+        if self.events is None:
+            return
+        if self.writer is None:
+            from tensorboardX import SummaryWriter
+
+            # What an earlier process wrote of this step and later ones counts no more.
+            self.writer = SummaryWriter(str(self.events), purge_step=evaluation.step)
+        for field, value in evaluation._asdict().items():
+            if value is not None and field != "step":
+                self.writer.add_scalar(field, value, evaluation.step)
+        self.writer.flush()
 
 
 def _outcome(config, result: dict) -> str:

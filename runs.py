@@ -10,6 +10,7 @@
     predictions.png  of a regression: predicted and true labels of some test samples
     nonfinite.eqx    the model and its state before the step that was not finite, if one ended the run
     result.json      how it ended; written last, in one piece: a folder without it is unfinished
+    events/          for TensorBoard, where asked for
     .lock            held by the process at work
 """
 
@@ -44,6 +45,7 @@ from models import create_model
 CONFIG, SPLIT, METRICS = "config.json", "split.json", "metrics.jsonl"
 MODEL, CURVES, RESULT = "model.eqx", "curves.png", "result.json"
 CHECKPOINTS, PREDICTIONS, NONFINITE, LOCK = "checkpoints", "predictions.png", "nonfinite.eqx", ".lock"
+EVENTS = "events"
 
 # Fields that say where things lie, which runs there are, or when to save or give up, and nothing about what a run
 # computes on its way.
@@ -375,8 +377,9 @@ def _metrics_line(evaluation: train.Evaluation) -> str:
 def _clear(folder: Path) -> None:
     """Remove what a run left. The result goes first: if this ends halfway, the folder is unfinished."""
     (folder / RESULT).unlink(missing_ok=True)
-    if (folder / CHECKPOINTS).exists():
-        shutil.rmtree(folder / CHECKPOINTS)
+    for name in (CHECKPOINTS, EVENTS):
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
     for name in (CONFIG, SPLIT, METRICS, MODEL, CURVES, PREDICTIONS, NONFINITE):
         (folder / name).unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 import run_experiment
 import runs
@@ -206,6 +208,37 @@ def test_the_metrics_are_the_evaluations(workplace):
 def test_a_confusion_matrix_counts_the_true_class_by_row():
     outputs = np.array([[0.1, 0.9, 0.0], [0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])
     assert runs.confusion(outputs, np.eye(3)[[1, 0, 0]]) == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_event_files_have_every_evaluation(workplace):
+    assert run("--dataset_name", "Tiny", "--seeds", "1", "--tensorboard") == 0
+    (file,) = (SEED_1 / "events").iterdir()
+    events = [Event.FromString(record) for record in records_of(file)]
+    found = {(value.tag, event.step): value.simple_value for event in events for value in event.summary.value}
+    expected = {
+        (name, record["step"]): np.float32(value)
+        for record in lines(SEED_1 / "metrics.jsonl")
+        for name, value in record.items()
+        if name != "step"
+    }
+    assert found == expected
+    assert run("--dataset_name", "Tiny", "--seeds", "1", "--overwrite") == 0
+    assert not (SEED_1 / "events").exists()
+
+
+def records_of(file):
+    """The records of an event file: a length, its checksum, the bytes and their checksum."""
+    content, at = file.read_bytes(), 0
+    while at < len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        yield content[at + 12 : at + 12 + length]
+        at += 16 + length
+
+
+def test_event_files_need_their_package(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(run_experiment.importlib.util, "find_spec", lambda name: None)
+    assert run("--dataset_name", "Tiny", "--tensorboard") == 2
+    assert "pip install tensorboardX" in capsys.readouterr().err
 
 
 def test_flags_override_the_config_and_nothing_else(workplace):
@@ -542,7 +575,7 @@ def test_help_names_every_flag_without_loading_anything_heavy():
     flags = (
         "model_name dataset_name learning_algorithm seeds config_dir data_dir output_parent_dir num_steps print_steps"
     )
-    flags += " checkpoint_steps skip_nonfinite"
+    flags += " checkpoint_steps skip_nonfinite tensorboard"
     for flag in (*flags.split(), "batch_size", "double_precision", "overwrite", "compilation_cache"):
         assert f"--{flag} " in shown.stdout
 
