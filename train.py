@@ -123,7 +123,7 @@ class Evaluation(NamedTuple):
     learning_rate: float  # of the last step
     gradient_norm: float  # mean over the same steps as `loss`, before clipping
     retrace_error: float | None  # see `train`
-    seconds: float  # since the start of the training, in all its sittings
+    seconds: float  # since the start of the training, in all its sittings; those of the parts, and saving
     seconds_steps: float
     seconds_evaluation: float
     seconds_compiling: float
@@ -162,6 +162,18 @@ class Progress:
     def best_evaluation(self) -> Evaluation:
         """The evaluation of the best model. Raises `IndexError` before the first one."""
         return self.history[-1 - self.evaluations_since_best]
+
+    def judge(self, evaluation: Evaluation, better: Callable[[float, float], bool]) -> None:
+        """Add the evaluation of the present model, and keep the model if its metric is the best so far."""
+        improved = not self.history or better(evaluation.val_metric, self.best_evaluation.val_metric)
+        self.history.append(evaluation)
+        self.losses.clear()
+        self.gradient_norms.clear()
+        if improved:
+            self.best = _copy((self.training.model, self.training.state))
+            self.evaluations_since_best = 0
+        else:
+            self.evaluations_since_best += 1
 
     def arrays(self) -> list[Array]:
         """The numbers of the model, its state, the optimiser, the best model and the key."""
@@ -515,29 +527,18 @@ def train(
             of_train = measure("training set", dataset.train, step, training.model, training.state)
             of_validation = measure("validation set", dataset.validation, step, training.model, training.state)
             error = _retrace_error(training, dataset.train, batch_size) if retrace else None
-        applied = step - progress.skipped
+        updates_before = max(step - progress.skipped - 1, 0)
         seconds = clock.read()
         return Evaluation(
             step,
             _mean(progress.losses),
             *of_train,
             *of_validation,
-            float(learning_rate(applied - 1) if callable(learning_rate) else learning_rate),
+            float(learning_rate(updates_before) if callable(learning_rate) else learning_rate),
             _mean(progress.gradient_norms),
             error,
             *(seconds.total, seconds.steps, seconds.evaluation, seconds.compiling),
         )
-
-    def judge(evaluation):
-        improved = not progress.history or better(evaluation.val_metric, progress.best_evaluation.val_metric)
-        progress.history.append(evaluation)
-        progress.losses.clear()
-        progress.gradient_norms.clear()
-        if improved:
-            progress.best = _copy((progress.training.model, progress.training.state))
-            progress.evaluations_since_best = 0
-        else:
-            progress.evaluations_since_best += 1
 
     def failed(step, what):
         samples = batches_after(step - 1).draw()
@@ -609,7 +610,7 @@ def train(
                 saving = stopping or evaluating or any(progress.step % station == 0 for station in stations)
                 read_losses(leave=0 if saving else DISPATCHES_IN_FLIGHT)
             if evaluating:
-                judge(evaluation())
+                progress.judge(evaluation(), better)
                 if on_evaluation is not None:
                     on_evaluation(progress.history[-1])
             if saving:
