@@ -102,7 +102,7 @@ def _measure_step(config: ExperimentConfig, dataset: Dataset, model, state, key:
     def dispatch(count):
         nonlocal training
         dispatched = (*stack, key, np.int32(count))
-        training, losses = train.train_steps(dispatched, training, optimiser, config.classification)
+        training, losses, _ = train.train_steps(dispatched, training, optimiser, config.classification)
         return losses
 
     jax.block_until_ready(dispatch(1))  # compiles

@@ -2,11 +2,13 @@
 
 Without a flag it trains LinHRU by RHEL on those of the six UEA sets of the published experiments that are processed,
 and where none is, on BasicMotions, which needs no download. Every run leaves its files in its folder (see `runs`); a
-run that is finished there is kept and reported, and one that fails does not stop the others.
+run that is finished there is kept and reported, one that is unfinished goes on, and one that fails does not stop the
+others. SIGTERM, SIGINT and SIGUSR1 end it once the steps at work are done and saved; a second SIGINT ends it at once.
 """
 
 import argparse
 import contextlib
+import importlib.util
 import math
 import sys
 import traceback
@@ -22,15 +24,20 @@ FALLBACK_SET = "BasicMotions"
 SMALL_UEA_SETS = ("SelfRegulationSCP1", "SelfRegulationSCP2")  # small enough to be fetched by the way
 PUBLISHED_ALGORITHMS = ("RHEL", "BPTT")
 ALL = "all"
-OVERRIDES = ("seeds", "data_dir", "output_parent_dir", "num_steps", "print_steps", "batch_size")
+OVERRIDES = (
+    *("seeds", "data_dir", "output_parent_dir", "num_steps", "print_steps", "batch_size"),
+    *("checkpoint_steps", "skip_nonfinite"),
+)
 # The flags that the uses of a kept run read; training and planning read all but the flags of these alone.
 KEPT_RUN_FLAGS = {
     "evaluate": {"evaluate", "split", "data_dir", "compilation_cache"},
     "predict": {"predict", "run", "output", "overwrite", "compilation_cache"},
 }
+RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h
 STATUS = (
-    "Exit status: 0; 2 if what was asked for cannot be done, and nothing was trained; else the number of failed runs, "
-    "where 2 is left out: 1 for one, 3 for two, 4 for three, 64 for 63 and more. --evaluate: 1 if the metric differs."
+    "Exit status: 0; 2 if what was asked for cannot be done, and nothing was trained; 75 if SIGTERM, SIGINT or SIGUSR1 "
+    "ended it: the same command goes on; else the number of failed runs, where 2 is left out: 1 for one, 3 for two, 4 "
+    "for three, 64 for 63 and more. --evaluate: 1 if the metric differs."
 )
 
 
@@ -46,6 +53,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
 def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**32:
@@ -54,6 +68,7 @@ def _seed(text: str) -> int:
 
 
 _positive.__name__ = "positive whole number"
+_whole.__name__ = "whole number"
 _seed.__name__ = "seed from 0 to 4294967295"
 
 
@@ -111,8 +126,11 @@ def parser() -> argparse.ArgumentParser:
     add("--num_steps", **unset, type=_positive, metavar="N", help="steps of training, at most")
     add("--print_steps", **unset, type=_positive, metavar="N", help="steps from one evaluation to the next")
     add("--batch_size", **unset, type=_positive, metavar="N", help="samples per step")
+    add("--checkpoint_steps", **unset, type=_positive, metavar="N", help="steps from one checkpoint to the next")
+    add("--skip_nonfinite", **unset, type=_whole, metavar="N", help="steps to skip that are not finite, at most")
+    add("--tensorboard", action="store_true", help="write event files too; needs tensorboardX")
     add("--double_precision", action="store_true", help="compute in float64")
-    add("--overwrite", action="store_true", help="redo runs that are finished, or replace the file of predictions")
+    add("--overwrite", action="store_true", help="start runs anew, finished or not, or replace the file of predictions")
     compilation_cache.add_flag(result)
 
     uses = result.add_argument_group("instead of training")
@@ -164,6 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     # From here on and not at the top, so that --help and a mistyped flag answer at once.
     import jax
 
+    from checkpoints import CheckpointError
     from data_dir.storage import DataError
     from experiment_configs.schema import ConfigError
     from models.load import RunError
@@ -174,11 +193,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with precision, compilation_cache.enabled(arguments.compilation_cache):
             return do(arguments)
-    except (ConfigError, DataError, RunError, OSError, jax.errors.JaxRuntimeError) as error:
+    except (CheckpointError, ConfigError, DataError, RunError, OSError, jax.errors.JaxRuntimeError) as error:
         print(f"run_experiment.py: error: {_message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command redoes the unfinished run and keeps the finished ones.", file=sys.stderr)
+        print("\nInterrupted. The same command goes on.", file=sys.stderr)
         return 130
 
 
@@ -193,11 +212,25 @@ def _message(error: Exception) -> str:
 
 def _run_all(arguments: argparse.Namespace) -> int:
     import runs
+    from experiment_configs.schema import ConfigError
+    from run_progress import StopSignals
+    from train import Stopped
 
+    if arguments.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise ConfigError("--tensorboard needs a package that is not installed: pip install tensorboardX")
     configs = _checked_configs(arguments)
     for config in configs:
         runs.run_folder(config, config.seeds[0]).parent.mkdir(parents=True, exist_ok=True)
-    results = [(config, [_attempt(config, seed, arguments.overwrite) for seed in config.seeds]) for config in configs]
+        for seed in () if arguments.overwrite else config.seeds:
+            runs.require_same_config(config, runs.run_folder(config, seed))
+    results = []
+    with StopSignals() as signals:
+        try:
+            for config in configs:
+                results.append((config, [_attempt(config, seed, arguments, signals) for seed in config.seeds]))
+        except Stopped as stopped:
+            print(f"{signals.received} received: {stopped}; the same command goes on from there.", file=sys.stderr)
+            return RESUMABLE
     print(f"\n{_table(results)}")
     failed = sum(result["status"] != "completed" for _, of_seeds in results for result in of_seeds)
     if failed:
@@ -328,84 +361,56 @@ def _how_to_get(config) -> str:
         return str(error)
 
 
-def _attempt(config, seed: int, overwrite: bool) -> dict:
+def _attempt(config, seed: int, arguments: argparse.Namespace, signals) -> dict:
     """As `_run`, but what ends one run is reported as its failure, so that the others go on."""
     import jax
 
     import runs
+    from checkpoints import CheckpointError
     from data_dir.storage import DataError
     from experiment_configs.schema import ConfigError
+    from train import Stopped
 
     try:
-        return _run(config, seed, overwrite)
+        return _run(config, seed, arguments, signals)
+    except Stopped:
+        raise
     except Exception as error:
-        if not isinstance(error, (ConfigError, DataError, OSError, MemoryError, jax.errors.JaxRuntimeError)):
+        if not isinstance(
+            error, (CheckpointError, ConfigError, DataError, OSError, MemoryError, jax.errors.JaxRuntimeError)
+        ):
             traceback.print_exc()
         message = _message(error) or type(error).__name__
         print(f"{_title(config)} seed {seed}: FAILED, {message} ({runs.run_folder(config, seed)})")
         return {"status": "failed", "error": message}
 
 
-def _run(config, seed: int, overwrite: bool) -> dict:
+def _run(config, seed: int, arguments: argparse.Namespace, signals) -> dict:
     """One run with its progress on stderr and a line on stdout; a finished one is only reported."""
     import runs
+    from run_progress import RunProgress
 
     folder = runs.run_folder(config, seed)
     name = f"{_title(config)} seed {seed}"
-    finished = None if overwrite else runs.finished_result(folder)
+    finished = None if arguments.overwrite else runs.finished_result(folder)
     if finished is not None:
         print(f"{name}: kept, {_outcome(config, finished)} ({folder})")
-        changed = runs.changed_fields(config, folder)
-        if changed:
-            differences = "; ".join(f"{field} {there!r}, now {now!r}" for field, (there, now) in changed.items())
-            print(f"    It was made with another config ({differences}). --overwrite redoes it.")
         return finished
-    with _Progress(name, config) as progress:
-        result = runs.run_seed(config, seed, on_step=progress.step, on_evaluation=progress.evaluation)
+    with RunProgress(name, config, folder / runs.EVENTS if arguments.tensorboard else None) as progress:
+        result = runs.run_seed(
+            config,
+            seed,
+            overwrite=arguments.overwrite,
+            stop=lambda: signals.received is not None,
+            on_step=progress.step,
+            on_evaluation=progress.evaluation,
+            on_resume=progress.resume,
+        )
     if result["status"] == "completed":
         print(f"{name}: {_outcome(config, result)}, {result['seconds']:.1f} s ({folder})")
     else:
         print(f"{name}: FAILED, {result['error']} ({folder})")
     return result
-
-
-class _Progress:
-    """A bar with loss and metric on a terminal; one line per evaluation where stderr goes elsewhere."""
-
-    def __init__(self, name: str, config):
-        from tqdm import tqdm
-
-        self.name, self.config = name, config
-        self.interactive = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=config.num_steps,
-            desc=name,
-            unit="step",
-            disable=not self.interactive,
-            leave=False,
-            dynamic_ncols=True,
-        )
-        self.validation = ""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.bar.close()
-
-    def step(self, _, loss: float) -> None:
-        self.bar.set_postfix_str(f"loss {loss:.4f}{self.validation}", refresh=False)
-        self.bar.update()
-
-    def evaluation(self, evaluation) -> None:
-        metric = self.config.metric
-        self.validation = f", validation {metric} {evaluation.val_metric:.4f}"
-        if not self.interactive:
-            print(
-                f"{self.name} step {evaluation.step}/{self.config.num_steps}: loss {evaluation.loss:.4f}, {metric} "
-                f"{evaluation.train_metric:.4f} (validation {evaluation.val_metric:.4f}), {evaluation.seconds:.1f} s",
-                file=sys.stderr,
-            )
 
 
 def _outcome(config, result: dict) -> str:

@@ -1,18 +1,28 @@
 """One run: a config and a seed, trained in a folder of its own.
 
 <output_parent_dir>/<dataset>/<model>_<algorithm>/seed_<n>/
-    config.json      the effective config, the shape of the data, precision, versions and device
+    config.json      the effective config, the shape of the data, precision, versions, commit, device and command
     split.json       the stored rows of each part, as an index file (not for sets that come already cut)
     metrics.jsonl    one line per evaluation (the fields of `train.Evaluation`)
+    checkpoints/     where the training stands, see `checkpoints`: an unfinished run goes on from there
     model.eqx        the model and its state that were best on the validation set
     curves.png       loss and metric against the step
+    predictions.png  of a regression: predicted and true labels of some test samples
+    nonfinite.eqx    the model and its state before the step that was not finite, if one ended the run
     result.json      how it ended; written last, in one piece: a folder without it is unfinished
+    events/          for TensorBoard, where asked for
+    .lock            held by the process at work
 """
 
+import fcntl
+import hashlib
 import json
-import os
 import platform
-import time
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -21,20 +31,30 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 from matplotlib.figure import Figure
 
 import train
+from atomic import replacing
+from checkpoints import Checkpoints
 from data_dir.datasets import create_dataset
 from data_dir.splits import write_index_file
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
+from models.load import CONFIG, MODEL
 
-CONFIG, SPLIT, METRICS = "config.json", "split.json", "metrics.jsonl"
-MODEL, CURVES, RESULT = "model.eqx", "curves.png", "result.json"
+SPLIT, METRICS, CURVES, RESULT = "split.json", "metrics.jsonl", "curves.png", "result.json"
+CHECKPOINTS, PREDICTIONS, NONFINITE, LOCK = "checkpoints", "predictions.png", "nonfinite.eqx", ".lock"
+EVENTS = "events"
 
-# Fields that say where things lie or which runs there are, and nothing about what one run computes.
-_PLACES = ("seeds", "data_dir", "output_parent_dir", "inmemory")
-_PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy")
+# Fields that say where things lie, which runs there are, or when to save or give up, and nothing about what a run
+# computes on its way.
+_INCIDENTAL = ("seeds", "data_dir", "output_parent_dir", "inmemory", "checkpoint_steps", "skip_nonfinite")
+_PACKAGES = ("jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "numpy")
+
+
+class RunRefused(ConfigError):
+    """A run that cannot be had in its folder: another process is at work there, or it was made with another config."""
 
 
 def run_folder(config: ExperimentConfig, seed: int) -> Path:
@@ -54,14 +74,32 @@ def finished_result(folder: Path) -> dict | None:
 
 def changed_fields(config: ExperimentConfig, folder: Path) -> dict[str, tuple[Any, Any]]:
     """Fields that decide what a run computes and in which the run in this folder differs: name -> (there, now)."""
+    if not (folder / CONFIG).exists():
+        return {}
     try:
         saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         there = {**saved["config"], "precision": saved["precision"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {"config.json": ("unreadable", "the present one")}
-    now = {**config.model_dump(mode="json"), "precision": precision()}
-    names = sorted((there.keys() | now.keys()) - set(_PLACES))
+    now = _decisive(config)
+    names = sorted((there.keys() | now.keys()) - set(_INCIDENTAL))
     return {name: (there.get(name), now.get(name)) for name in names if there.get(name) != now.get(name)}
+
+
+def require_same_config(config: ExperimentConfig, folder: Path) -> None:
+    """Raise `RunRefused`, with the fields that differ, if the run in this folder was made with another config."""
+    changed = changed_fields(config, folder)
+    if changed:
+        differences = "; ".join(f"{field} {there!r}, now {now!r}" for field, (there, now) in changed.items())
+        raise RunRefused(
+            f"{folder}: was made with another config ({differences}). --overwrite starts anew, --output_parent_dir "
+            "names another place"
+        )
+
+
+def _decisive(config: ExperimentConfig) -> dict:
+    fields = config.model_dump(mode="json", exclude=set(_INCIDENTAL))
+    return {**fields, "precision": precision()}
 
 
 def precision() -> str:
@@ -73,27 +111,25 @@ def run_seed(
     config: ExperimentConfig,
     seed: int,
     *,
+    overwrite: bool = False,
+    stop: Callable[[], bool] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     on_evaluation: Callable[[train.Evaluation], None] | None = None,
+    on_resume: Callable[[int, dict[int, str]], None] | None = None,
 ) -> dict:
     """Train and test one seed, leave its files in its folder, and return what result.json says.
 
-    What an earlier run left in the folder is removed first. A loss that is not finite ends the run with the status
-    "failed"; it is recorded like any other result and not raised. The callbacks are those of `train.train`.
+    A run that is unfinished there goes on from its newest sound checkpoint, and ends as if it had never stopped;
+    `on_resume(step, damaged)` is told from which, and what is wrong with those after it. With `overwrite` it starts
+    anew, and what an earlier run left in the folder is removed first. A loss or gradient that is not finite ends the
+    run with the status "failed"; it is recorded like any other result and not raised. The other callbacks are those of
+    `train.train`.
 
-    **Raises:** `data_dir.storage.DataError` for a data set that cannot be had or used, `ConfigError` for sizes that the
-    model refuses, `OSError` for a folder that cannot be written.
+    **Raises:** `train.Stopped`; `RunRefused` for a folder that another process works in or that was made with another
+    config; `checkpoints.CheckpointError`; `data_dir.storage.DataError` for a data set that cannot be had or used,
+    `ConfigError` for sizes that the model refuses, `OSError` for a folder that cannot be written.
     """
-    dataset = create_dataset(
-        config.data_dir,
-        config.dataset_name,
-        seed=seed,
-        time=config.time,
-        classification=config.classification,
-        output_step=config.output_step,
-        split=config.split,
-        inmemory=config.inmemory,
-    )
+    dataset = create_dataset(seed=seed, **config.data_options())
     # Whatever can be refused is refused before anything of an earlier run is removed.
     if config.batch_size > dataset.train.size:
         raise ConfigError(
@@ -110,25 +146,39 @@ def run_seed(
 
     folder = run_folder(config, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    # The result goes first: if the run ends here, its folder is unfinished and not half old, half new.
-    for name in (RESULT, CONFIG, SPLIT, METRICS, MODEL, CURVES):
-        (folder / name).unlink(missing_ok=True)
-    _write_json(folder / CONFIG, _effective_config(config, seed, dataset))
-    if dataset.split is not None:
-        write_index_file(folder / SPLIT, dataset.name, dataset.stored, {seed: dataset.split})
+    with _locked(folder):
+        if overwrite:
+            _clear(folder)
+        require_same_config(config, folder)
+        finished = finished_result(folder)
+        if finished is not None:  # by a process that held the lock until now
+            return finished
+        checkpoints = Checkpoints(folder / CHECKPOINTS, _hash(_decisive(config)))
+        progress = None
 
-    history: list[train.Evaluation] = []
-    start = time.perf_counter()
-    with open(folder / METRICS, "w", encoding="utf-8") as metrics:
+        def begin(fresh):
+            nonlocal progress
+            restored = checkpoints.restore(fresh.arrays())
+            progress = fresh if restored is None else fresh.restored(restored.arrays, restored.facts)
+            (folder / RESULT).unlink(missing_ok=True)
+            _write_json(folder / CONFIG, _effective_config(config, seed, dataset))
+            if dataset.split is not None:
+                write_index_file(folder / SPLIT, dataset.name, dataset.stored, {seed: dataset.split})
+            # What was evaluated after the checkpoint is evaluated again.
+            with replacing(folder / METRICS) as path:
+                path.write_text("".join(map(_metrics_line, progress.history)), encoding="utf-8")
+            if restored is not None and on_resume is not None:
+                on_resume(progress.step, restored.damaged)
+            return progress
 
         def record(evaluation):
-            history.append(evaluation)
-            metrics.write(json.dumps(evaluation._asdict()) + "\n")
-            metrics.flush()
+            with open(folder / METRICS, "a", encoding="utf-8") as metrics:
+                metrics.write(_metrics_line(evaluation))
             if on_evaluation is not None:
                 on_evaluation(evaluation)
 
         try:
+            trained, failure = None, None
             trained = train.train(
                 model,
                 state,
@@ -138,41 +188,90 @@ def run_seed(
                 print_steps=config.print_steps,
                 batch_size=config.batch_size,
                 key=keys.training,
+                grad_clip=config.grad_clip,
+                skip_nonfinite=config.skip_nonfinite,
+                retrace=config.learning_algorithm != "BPTT",
+                checkpoint_steps=config.checkpoint_steps,
+                resume=begin,
+                stop=stop,
                 on_step=on_step,
                 on_evaluation=record,
+                on_checkpoint=lambda progress: checkpoints.save(progress.step, progress.arrays(), progress.facts()),
             )
         except train.NonFiniteLoss as error:
-            trained, failure = None, error
+            failure = error
 
-    result = {"status": "failed", "seed": seed, "metric": config.metric}
-    if trained is not None:
-        result |= {
-            "status": "completed",
-            "best_step": trained.best_step,
-            "val_metric": trained.val_metric,
-            "test_metric": trained.test_metric,
-            "test_loss": trained.test_loss,
-            "steps": trained.steps,
-            "stop_reason": trained.stop_reason,
-        }
-        with _replacing(folder / MODEL) as path:
-            eqx.tree_serialise_leaves(path, (trained.model, trained.state))
-    else:
-        result |= {
-            "best_step": None,
-            "val_metric": None,
-            "test_metric": None,
-            "test_loss": None,
-            "steps": failure.step,
-            "stop_reason": "non_finite_loss",
-            "error": str(failure),
-        }
-    result |= {"parameters": train.count_parameters(model), "seconds": round(time.perf_counter() - start, 3)}
-    if history:
         title = f"{config.dataset_name}, {config.model_name} by {config.learning_algorithm}, seed {seed}"
-        draw_curves(history, folder / CURVES, title=title, metric=config.metric, best_step=result["best_step"])
-    _write_json(folder / RESULT, result)
-    return result
+        result = {"status": "failed", "seed": seed, "metric": config.metric}
+        if trained is not None:
+            result |= {
+                "status": "completed",
+                "best_step": trained.best_step,
+                "val_metric": trained.val_metric,
+                "test_metric": trained.test_metric,
+                "test_loss": trained.test_loss,
+                "steps": trained.steps,
+                "stop_reason": trained.stop_reason,
+            }
+            outputs = train.predict(
+                trained.model,
+                trained.state,
+                dataset.test,
+                batch_size=config.batch_size,
+                classification=config.classification,
+            )
+            if config.classification:
+                result["test_confusion"] = confusion(outputs, dataset.test.labels)
+            else:
+                draw_predictions(outputs[..., 0], dataset.test.labels, folder / PREDICTIONS, title=title)
+            _save_model(folder / MODEL, trained.model, trained.state)
+        else:
+            result |= {
+                "best_step": None,
+                "val_metric": None,
+                "test_metric": None,
+                "test_loss": None,
+                "steps": failure.step,
+                "stop_reason": "non_finite_loss",
+                "error": str(failure),
+                "rows": failure.rows,
+            }
+            _save_model(folder / NONFINITE, failure.model, failure.state)
+        seconds = progress.seconds
+        result |= {
+            "skipped_steps": progress.skipped,
+            "parameters": train.count_parameters(model),
+            "seconds": round(seconds.total, 3),
+            "seconds_per_1000_steps": round(1000 * seconds.steps / result["steps"], 3),
+            "peak_memory_bytes": _peak_memory(),
+        }
+        if progress.history:
+            curves = folder / CURVES
+            draw_curves(progress.history, curves, title=title, metric=config.metric, best_step=result["best_step"])
+        _write_json(folder / RESULT, result)
+        return result
+
+
+def confusion(outputs: np.ndarray, labels: np.ndarray) -> list[list[int]]:
+    """How many samples of each class (row) were taken for each class (column); both arguments (samples, classes)."""
+    classes = labels.shape[1]
+    pairs = np.argmax(labels, axis=1) * classes + np.argmax(outputs, axis=1)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes).tolist()
+
+
+def draw_predictions(outputs: np.ndarray, labels: np.ndarray, path: Path, *, title: str) -> None:
+    """Draw predicted and true labels, both (samples, outputs), of up to four samples spread over a set, into a PNG."""
+    shown = np.unique(np.linspace(0, len(labels) - 1, 4, dtype=int))
+    figure = Figure(figsize=(9, 1 + 1.6 * len(shown)), layout="constrained")
+    figure.suptitle(title)
+    for axes, sample in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
+        axes.plot(labels[sample], color="0.4", label="true")
+        axes.plot(outputs[sample], label="predicted")
+        axes.set_ylabel(f"test sample {sample}")
+    axes.set_xlabel("label (of PPG-DaLiA: heart rate every 2 s, scaled to [-1, 1] by subject)")
+    axes.legend(frameon=False, fontsize="small")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
 
 
 def draw_curves(history: list[train.Evaluation], path: Path, *, title: str, metric: str, best_step: int | None) -> None:
@@ -191,7 +290,7 @@ def draw_curves(history: list[train.Evaluation], path: Path, *, title: str, metr
         axes.set_xlabel("step")
         axes.set_ylabel(name)
         axes.legend(frameon=False, fontsize="small")
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
 
@@ -213,21 +312,62 @@ def _effective_config(config: ExperimentConfig, seed: int, dataset: Any) -> dict
             },
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "commit": _commit(),
         "device": f"{device.platform} ({device.device_kind})",
+        "command": shlex.join(sys.orig_argv),
     }
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give the path of a temporary file that takes the place of `path` once the block has ended well."""
-    temporary = path.with_name(f".{path.name}.tmp")
+def _commit() -> str | None:
+    """The git commit of this program, with "-dirty" if files differ from it; None if it is not under git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty"]
     try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _peak_memory() -> dict[str, int | None]:
+    """The most memory that this process has held up to now, in bytes; None for a device that does not tell."""
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    device = jax.devices()[0].memory_stats() or {}
+    return {"host": host, "device": device.get("peak_bytes_in_use")}
+
+
+def _hash(fields: dict) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _metrics_line(evaluation: train.Evaluation) -> str:
+    return json.dumps(evaluation._asdict()) + "\n"
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run left. The result goes first: if this ends halfway, the folder is unfinished."""
+    (folder / RESULT).unlink(missing_ok=True)
+    for name in (CHECKPOINTS, EVENTS):
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
+    for name in (CONFIG, SPLIT, METRICS, MODEL, CURVES, PREDICTIONS, NONFINITE):
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the folder. The system lifts the lock when the process ends, however it ends."""
+    with open(folder / LOCK, "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunRefused(f"{folder}: another process is at work there; wait for it, or end it") from None
+        yield
+
+
+def _save_model(path: Path, model: eqx.Module, state: eqx.nn.State) -> None:
+    with replacing(path) as temporary:
+        eqx.tree_serialise_leaves(temporary, (model, state))
 
 
 def _write_json(path: Path, content: dict) -> None:
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

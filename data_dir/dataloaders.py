@@ -64,6 +64,11 @@ class Dataloader:
             return self._device[1]
         return self._labels if self._served_whole else self._labels[self._rows]
 
+    @property
+    def rows(self) -> np.ndarray:
+        """The row of each sample (n,) in the arrays that the loader was made of."""
+        return self._rows
+
     def batch(self, samples: np.ndarray) -> tuple[Array, Array]:
         """Samples by their numbers in this part, 0..n-1, and their labels."""
         if self._device is not None:
@@ -90,6 +95,14 @@ class Dataloader:
         this set.
         """
         return ShuffledBatches(self, batch_size, key, position)
+
+    def position(self, drawn: int) -> dict[str, int]:
+        """The ``.position`` of a ``loop`` that began at the start, once ``drawn`` samples have been drawn from it.
+
+        Raises DataError if there are no samples.
+        """
+        self._require_samples(batch_size=1)
+        return {"epoch": drawn // self.size, "offset": drawn % self.size}
 
     def loop_epoch(self, batch_size: int) -> Iterator[tuple[Array, Array]]:
         """Batches (x, y) in stored order, every sample once; the last batch may be short.
@@ -136,6 +149,10 @@ class ShuffledBatches:
         return self
 
     def __next__(self) -> tuple[Array, Array]:
+        return self._loader.batch(self.draw())
+
+    def draw(self) -> np.ndarray:
+        """The numbers of the samples of the next batch, for ``Dataloader.batch``; the loop goes on behind it."""
         samples = self._order[self._offset : self._offset + self._batch_size]
         self._offset += self._batch_size
         if self._offset >= self._loader.size:
@@ -143,7 +160,7 @@ class ShuffledBatches:
             self._offset -= self._loader.size
             self._order = self._permutation(self._epoch)
             samples = np.concatenate([samples, self._order[: self._offset]])
-        return self._loader.batch(samples)
+        return samples
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return np.asarray(jax.random.permutation(jax.random.fold_in(self._key, epoch), self._loader.size))

@@ -74,6 +74,13 @@ class ExperimentConfig(BaseModel):
     print_steps: _Count
     batch_size: _Count
     metric: Literal["accuracy", "mse"] = Field(description="accuracy or mse")
+    grad_clip: Annotated[
+        _Positive | None, Field(description="a positive number, or null for gradients of any norm"), _Unquoted
+    ] = None
+    skip_nonfinite: Annotated[int, Field(strict=True, ge=0, description="a whole number, 0 or more"), _Unquoted] = 0
+    checkpoint_steps: Annotated[
+        _Count | None, Field(description="a positive whole number, or null for evaluations alone"), _Unquoted
+    ] = None
 
     # data
     classification: _Flag

@@ -80,6 +80,9 @@ def test_published_sets_follow_the_published_protocol(model_name, dataset_name):
         "batchnorm": "ema",
         "dropout_rate": 0.05,
         "remat": True,
+        "grad_clip": None,
+        "skip_nonfinite": 0,
+        "checkpoint_steps": None,
     }
 
 
@@ -142,6 +145,11 @@ def test_epsilon_may_be_left_to_the_algorithm(fields, write, value):
         ({"epsilon": 0}, "epsilon is 0: allowed is a positive number, or null"),
         ({"epsilon": "inf"}, 'epsilon is "inf": allowed is a positive number, or null'),
         ({"dropout_rate": 1}, "dropout_rate is 1: allowed is a number from 0 up to"),
+        ({"grad_clip": 0}, "grad_clip is 0: allowed is a positive number, or null"),
+        ({"grad_clip": "inf"}, 'grad_clip is "inf": allowed is a positive number, or null'),
+        ({"skip_nonfinite": -1}, "skip_nonfinite is -1: allowed is a whole number, 0 or more"),
+        ({"skip_nonfinite": True}, "skip_nonfinite is true: allowed is a whole number, 0 or more"),
+        ({"checkpoint_steps": 0}, "checkpoint_steps is 0: allowed is a positive whole number, or null"),
         ({"batchnorm": "layer"}, 'batchnorm is "layer": allowed is ema or batch'),
         ({"metric": "f1"}, 'metric is "f1": allowed is accuracy or mse'),
         ({"learning_algorithm": "EP"}, 'learning_algorithm is "EP": allowed is one of RHEL, BPTT'),
@@ -192,6 +200,7 @@ def test_every_problem_is_reported_at_once(fields, write):
 def test_a_field_without_a_default_must_be_there(fields, write, name):
     fields.pop(name, None)
     optional = {"learning_algorithm", "split", "inmemory", "step_init", "gate", "batchnorm", "dropout_rate", "remat"}
+    optional |= {"grad_clip", "skip_nonfinite", "checkpoint_steps"}
     if name in optional:
         load_config(write(fields))
     else:

@@ -88,7 +88,6 @@ def test_a_model_of_another_precision_than_its_record_is_refused(tmp_path, x64):
         ({"dropout_rate": 0.2}, r"dropout.p: 0.2, expected 0.1"),
         ({"num_blocks": 1}, r"model.eqx: .*blocks\[1\]"),
         ({"num_blocks": 3}, r"model.eqx: "),
-        ({"batchnorm": "ema"}, r"model.eqx: "),
         ({"model_name": "LinHRU", "gate": False}, r"model.eqx: "),
     ],
 )

@@ -180,7 +180,7 @@ def test_a_regression_gives_a_column_per_output_in_every_precision(work):
     for double in (False, True):
         config = small_config(work, "Pulse", time=False, **REGRESSION)
         with jax.enable_x64(double):
-            runs.run_seed(config, 1)
+            runs.run_seed(config, 1, overwrite=True)
         output = work / f"{double}.csv"
         assert command("--predict", work / "new.npy", "--run", runs.run_folder(config, 1), "--output", output) == 0
         head, *rows = rows_of(output)

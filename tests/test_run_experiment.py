@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 import run_experiment
 import runs
@@ -20,10 +22,10 @@ from data_dir.dataloaders import Dataloader
 from data_dir.datasets import create_dataset
 from data_dir.pickles import write_arrays
 from experiment_configs.schema import load_config
-from models import create_model
+from models import load_run
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = {"config.json", "split.json", "metrics.jsonl", "model.eqx", "curves.png", "result.json"}
+FILES = {"config.json", "split.json", "metrics.jsonl", "model.eqx", "curves.png", "result.json", "checkpoints", ".lock"}
 FIELDS = {
     "seeds": [1, 2],
     "lr": 0.01,
@@ -106,10 +108,10 @@ def test_the_rows_of_each_part_are_saved_and_can_be_given_back(workplace):
 
 def test_a_refused_overwrite_leaves_the_finished_run_intact(workplace, capsys):
     assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
-    before = {path.name: path.read_bytes() for path in SEED_1.iterdir()}
+    before = snapshot(SEED_1)
     assert run("--dataset_name", "Tiny", "--seeds", "1", "--overwrite", "--batch_size", "1000") == 2
     assert "must not exceed the 14 samples of the training part of Tiny" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in SEED_1.iterdir()} == before
+    assert snapshot(SEED_1) == before
 
 
 def test_data_on_the_device_give_the_same_run(workplace):
@@ -140,6 +142,13 @@ def test_the_script_end_to_end_on_real_data(tmp_path):
     assert saved["data"]["samples"] == {"train": 56, "validation": 12, "test": 12}
     assert saved["versions"]["jax"] == jax.__version__
     assert saved["device"].startswith(jax.devices()[0].platform)
+    assert saved["command"].endswith("--print_steps 2 --data_dir data --output_parent_dir out")
+    assert saved["commit"] is None or len(saved["commit"].removesuffix("-dirty")) == 40
+    confusion = np.array(result["test_confusion"])
+    assert (confusion.shape, confusion.sum()) == ((4, 4), 12)
+    assert np.trace(confusion) / 12 == pytest.approx(result["test_metric"])
+    assert result["peak_memory_bytes"]["host"] > 2**20
+    assert result["seconds_per_1000_steps"] > 0
 
     # stdout: one line for the run, then the table; stderr, which is no terminal here: a line per evaluation.
     assert f"test accuracy {result['test_metric']:.4f}" in done.stdout
@@ -156,14 +165,7 @@ def test_the_best_model_is_saved_so_that_it_gives_the_recorded_result(workplace)
     saved = read(SEED_1 / "config.json")
     data = create_dataset("data", "Tiny", seed=1, time=True)
     assert (saved["data"]["data_dim"], saved["data"]["label_dim"], saved["data"]["length"]) == (3, 2, 8)
-    config = load_config("configs/LinHRU/Tiny.json")
-    like = create_model(
-        data_dim=saved["data"]["data_dim"],
-        label_dim=saved["data"]["label_dim"],
-        key=jax.random.PRNGKey(0),
-        **config.model_options(),
-    )
-    model, state = eqx.tree_deserialise_leaves(SEED_1 / "model.eqx", like)
+    model, state = load_run(SEED_1)
     loss, metric = train.evaluate(model, state, data.test, batch_size=4, classification=True)
     result = read(SEED_1 / "result.json")
     assert (loss, metric) == (result["test_loss"], result["test_metric"])
@@ -179,6 +181,42 @@ def test_the_metrics_are_the_evaluations(workplace):
     result = read(SEED_1 / "result.json")
     assert result["val_metric"] == best
     assert result["best_step"] == next(record["step"] for record in records if record["val_metric"] == best)
+
+
+def test_a_confusion_matrix_counts_the_true_class_by_row():
+    outputs = np.array([[0.1, 0.9, 0.0], [0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])
+    assert runs.confusion(outputs, np.eye(3)[[1, 0, 0]]) == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_event_files_have_every_evaluation(workplace):
+    assert run("--dataset_name", "Tiny", "--seeds", "1", "--tensorboard") == 0
+    (file,) = (SEED_1 / "events").iterdir()
+    events = [Event.FromString(record) for record in records_of(file)]
+    found = {(value.tag, event.step): value.simple_value for event in events for value in event.summary.value}
+    expected = {
+        (name, record["step"]): np.float32(value)
+        for record in lines(SEED_1 / "metrics.jsonl")
+        for name, value in record.items()
+        if name != "step"
+    }
+    assert found == expected
+    assert run("--dataset_name", "Tiny", "--seeds", "1", "--overwrite") == 0
+    assert not (SEED_1 / "events").exists()
+
+
+def records_of(file):
+    """The records of an event file: a length, its checksum, the bytes and their checksum."""
+    content, at = file.read_bytes(), 0
+    while at < len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        yield content[at + 12 : at + 12 + length]
+        at += 16 + length
+
+
+def test_event_files_need_their_package(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(run_experiment.importlib.util, "find_spec", lambda name: None)
+    assert run("--dataset_name", "Tiny", "--tensorboard") == 2
+    assert "pip install tensorboardX" in capsys.readouterr().err
 
 
 def test_flags_override_the_config_and_nothing_else(workplace):
@@ -215,11 +253,9 @@ def test_the_same_seed_twice_gives_the_same_files(workplace):
         assert run("--dataset_name", "Tiny", "--seeds", "1", "--output_parent_dir", folder) == 0
     one, two = (Path(folder, *SEED_1.parts[1:]) for folder in ("one", "two"))
     assert (one / "model.eqx").read_bytes() == (two / "model.eqx").read_bytes()
-    for records in zip(lines(one / "metrics.jsonl"), lines(two / "metrics.jsonl"), strict=True):
-        first, second = ({**record, "seconds": 0} for record in records)
-        assert first == second
-    first, second = ({**read(folder / "result.json"), "seconds": 0} for folder in (one, two))
-    assert first == second
+    for first, second in zip(lines(one / "metrics.jsonl"), lines(two / "metrics.jsonl"), strict=True):
+        assert timeless(first) == timeless(second)
+    assert timeless(read(one / "result.json")) == timeless(read(two / "result.json"))
 
 
 def test_a_regression_and_a_classification_in_one_command(workplace, capsys):
@@ -229,6 +265,8 @@ def test_a_regression_and_a_classification_in_one_command(workplace, capsys):
     results = [read(path) for path in sorted(Path("outputs", "Pulse", "LinHRU_RHEL").glob("*/result.json"))]
     assert [result["seed"] for result in results] == [1, 2]
     errors = [result["test_metric"] for result in results]
+    drawn = Path("outputs", "Pulse", "LinHRU_RHEL", "seed_1", "predictions.png")
+    assert drawn.read_bytes().startswith(b"\x89PNG")
     assert f"mse          {np.mean(errors):.4f} ± {np.std(errors, ddof=1):.4f}" in table[2]
 
 
@@ -246,7 +284,12 @@ def test_the_table_has_the_sample_standard_deviation_of_the_completed_runs(workp
 
 
 def snapshot(folder):
-    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def timeless(record):
+    """A line of metrics.jsonl or a result without what depends on the clock and the machine."""
+    return {name: value for name, value in record.items() if not name.startswith(("seconds", "peak"))}
 
 
 def test_a_finished_run_is_kept_and_reported(workplace, capsys):
@@ -261,15 +304,24 @@ def test_a_finished_run_is_kept_and_reported(workplace, capsys):
     assert f"{100 * read(SEED_1 / 'result.json')['test_metric']:.1f} ± n/a" in output
 
 
-def test_a_finished_run_of_another_config_says_so(workplace, capsys):
-    assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
-    before = snapshot(SEED_1)
-    assert run("--dataset_name", "Tiny", "--seeds", "1", "2", "--num_steps", "6", "--double_precision") == 0
-    assert snapshot(SEED_1) == before
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_of_another_config_is_refused_before_any_other_begins(workplace, capsys, finished):
+    assert run("--dataset_name", "Tiny", "--seeds", "2") == 0
+    if not finished:
+        (SEED_1.with_name("seed_2") / "result.json").unlink()
+    before = snapshot(Path("outputs"))
+    assert run("--dataset_name", "Tiny", "--seeds", "1", "2", "--num_steps", "6", "--double_precision") == 2
+    assert snapshot(Path("outputs")) == before
     assert (
         "another config (num_steps 4, now 6; precision 'float32', now 'float64'). --overwrite"
-        in capsys.readouterr().out
+        in capsys.readouterr().err
     )
+
+
+def test_what_says_nothing_about_the_numbers_may_change(workplace):
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+    flags = ("--seeds", "1", "2", "--checkpoint_steps", "3", "--skip_nonfinite", "1")
+    assert run("--dataset_name", "Tiny", *flags) == 0
 
 
 def test_overwrite_redoes_a_finished_run(workplace):
@@ -315,19 +367,23 @@ def test_a_seed_that_diverges_is_recorded_and_the_others_go_on(workplace, monkey
     def create(*args, seed, **options):
         data = create_dataset(*args, seed=seed, **options)
         if seed == 2:
-            bad = Dataloader(np.full_like(data.train.data, np.nan), data.train.labels)
+            nothing, labels = np.full((20, 8, 3), np.nan), np.eye(2)[np.arange(20) % 2]
+            bad = Dataloader(nothing, labels, rows=data.split["train"])
             data = dataclasses.replace(data, train=bad)
         return data
 
     monkeypatch.setattr(runs, "create_dataset", create)
     assert run("--dataset_name", "Tiny", "--seeds", "1", "2", "3") == 1
     output = capsys.readouterr()
-    assert "seed 2: FAILED, the training loss is not finite at step 1" in output.out
+    assert "seed 2: FAILED, the training loss is not finite at step 1 (" in output.out
     assert "1 of 3 runs failed" in output.err
     statuses = [read(SEED_1.parent / f"seed_{seed}" / "result.json")["status"] for seed in (1, 2, 3)]
     assert statuses == ["completed", "failed", "completed"]
     result = read(SEED_1.parent / "seed_2" / "result.json")
-    assert result["error"] == "the training loss is not finite at step 1"
+    assert result["error"].startswith("the training loss is not finite at step 1 (")
+    rows = read(SEED_1.parent / "seed_2" / "split.json")["seeds"]["2"]["train"]
+    assert len(result["rows"]) == 4
+    assert set(result["rows"]) <= set(rows)
     assert (result["steps"], result["best_step"], result["val_metric"], result["test_metric"]) == (1, None, None, None)
 
     # The failed one is tried again, the finished ones are kept.
@@ -345,7 +401,7 @@ def test_an_absurd_learning_rate_is_reported_with_the_step(workplace, capsys, le
     result = read(SEED_1.parent.parent / f"LinHRU_{learning_algorithm}" / "seed_1" / "result.json")
     assert result["status"] == "failed"
     assert 2 <= result["steps"] <= 50
-    assert result["error"].endswith(f"at step {result['steps']}")
+    assert f" at step {result['steps']} (" in result["error"]
     assert result["error"] in capsys.readouterr().out
 
 
@@ -497,6 +553,7 @@ def test_help_names_every_flag_without_loading_anything_heavy():
     flags = (
         "model_name dataset_name learning_algorithm seeds config_dir data_dir output_parent_dir num_steps print_steps"
     )
+    flags += " checkpoint_steps skip_nonfinite tensorboard"
     for flag in (*flags.split(), "batch_size", "double_precision", "overwrite", "compilation_cache"):
         assert f"--{flag} " in shown.stdout
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import equinox as eqx
 import jax
@@ -11,7 +12,7 @@ import optax
 import pytest
 
 import train
-from data_dir.dataloaders import Dataloader
+from data_dir.dataloaders import Dataloader, ShuffledBatches
 from data_dir.datasets import Dataset
 from data_dir.prefetch import stack_batches
 from data_dir.splits import split_by_seed
@@ -352,7 +353,7 @@ def test_a_batch_larger_than_the_training_set_is_refused():
 
 @pytest.mark.parametrize(
     ("print_steps", "where", "seen_steps"),
-    [(100, "training", [1, 2, 3]), (3, "training set", [1, 2, 3])],
+    [(100, "training loss", [1, 2, 3]), (3, "training set loss", [1, 2, 3])],
 )
 def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step(print_steps, where, seen_steps):
     # The third update is infinite, so the fourth batch is the first with a bad loss, unless an evaluation comes before.
@@ -367,9 +368,9 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step(print_steps, 
             **{**OPTIONS, "learning_rate": rate, "num_steps": 50, "print_steps": print_steps},
             on_step=lambda step, loss: steps.append(step),
         )
-    step = 4 if where == "training" else 3
+    step = 4 if where == "training loss" else 3
     assert (error.value.step, error.value.where) == (step, where)
-    assert str(error.value) == f"the {where} loss is not finite at step {step}"
+    assert str(error.value).startswith(f"the {where} is not finite at step {step} (largest parameter: inf in .linear.")
     assert steps == seen_steps
 
 
@@ -387,11 +388,178 @@ def test_a_bad_sample_in_training_or_validation_stops_it():
         train.train(*toy(), bad, **OPTIONS)
 
 
+class SpoiltBatches(ShuffledBatches):
+    """The batches of some steps are not a number."""
+
+    def __next__(self):
+        number = (self.position["epoch"] * self._loader.size + self.position["offset"]) // self._batch_size + 1
+        x, y = super().__next__()
+        return (np.full_like(x, np.nan) if number in self._loader.bad_steps else x), y
+
+
+class Spoilt(Dataloader):
+    def loop(self, batch_size, *, key, position=None):
+        return SpoiltBatches(self, batch_size, key, position)
+
+
+def spoilt(*bad_steps):
+    data = dataset()
+    train_set = Spoilt(data.train.data, data.train.labels)
+    train_set.bad_steps = bad_steps
+    return dataclasses.replace(data, train=train_set)
+
+
+def trained_by_hand(steps):
+    """The toy after these steps, counted from 1, of the order of `OPTIONS`; and their losses."""
+    loader_key, dropout_key = jax.random.split(OPTIONS["key"])
+    model, state = toy()
+    optimiser = train.adam(OPTIONS["learning_rate"])
+    training = train._copy(
+        train.TrainingState(model, state, optimiser.init(eqx.filter(model, eqx.is_inexact_array)), jnp.array(0))
+    )
+    losses = []
+    for step, (x, y) in zip(range(1, max(steps) + 1), loader(16).loop(8, key=loader_key), strict=False):
+        if step in steps:
+            batch = (jnp.asarray(x), jnp.asarray(y), dropout_key)
+            training, loss = train.train_step(batch, training, optimiser, True)
+            losses.append(float(loss))
+    return training.model, losses
+
+
+@pytest.mark.parametrize("steps_per_dispatch", [1, 3, None])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(steps_per_dispatch):
+    options = {**OPTIONS, "print_steps": 8, "steps_per_dispatch": steps_per_dispatch}
+    result = train.train(*toy(), spoilt(2, 5), **options, skip_nonfinite=2)
+    assert (result.steps, result.skipped) == (8, 2)
+    model, losses = trained_by_hand((1, 3, 4, 6, 7, 8))
+    for left, right in zip(arrays(result.model), arrays(model), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)
+    assert result.history[0].loss == pytest.approx(np.mean(losses))
+
+
+@pytest.mark.parametrize("steps_per_dispatch", [1, 3, 8, None])
+def test_the_state_in_which_a_step_went_wrong_is_at_hand(steps_per_dispatch):
+    options = {**OPTIONS, "print_steps": 8, "steps_per_dispatch": steps_per_dispatch}
+    with pytest.raises(train.NonFiniteLoss, match="training loss is not finite at step 5") as error:
+        train.train(*toy(), spoilt(2, 5), **options, skip_nonfinite=1)
+    model, _ = trained_by_hand((1, 3, 4))
+    for left, right in zip(arrays(error.value.model), arrays(model), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("skip_nonfinite", [0, 1])
+def test_the_skips_of_before_a_resume_count(skip_nonfinite):
+    saved = []
+
+    def save(progress):
+        saved.append((list(map(np.array, progress.arrays())), json.loads(json.dumps(progress.facts()))))
+
+    options = {**OPTIONS, "print_steps": 8, "steps_per_dispatch": 8}
+    train.train(*toy(), spoilt(2), **options, skip_nonfinite=1, checkpoint_steps=3, on_checkpoint=save)
+    assert [facts["step"] for _, facts in saved] == [3, 6, 8]
+    with pytest.raises(train.NonFiniteLoss, match="training loss is not finite at step 5") as error:
+        train.train(
+            *toy(), spoilt(2, 5), **options, skip_nonfinite=skip_nonfinite, resume=lambda new: new.restored(*saved[0])
+        )
+    model, _ = trained_by_hand((1, 3, 4))
+    for left, right in zip(arrays(error.value.model), arrays(model), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)
+
+
+def test_the_rows_of_a_batch_that_is_not_finite_are_named():
+    data = dataset()
+    samples = np.concatenate([np.zeros((3, LENGTH, CHANNELS)), data.train.data])
+    samples[3 + 5, 0, 0] = np.inf
+    labels = np.concatenate([np.zeros((3, CLASSES)), data.train.labels])
+    bad = dataclasses.replace(data, train=Dataloader(samples, labels, rows=np.arange(3, 19)))
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(jax.random.split(OPTIONS["key"])[0], 0), 16))
+    step = 1 + int(np.flatnonzero(order == 5)[0]) // 8
+    with pytest.raises(train.NonFiniteLoss) as error:
+        train.train(*toy(), bad, **{**OPTIONS, "print_steps": 100})
+    assert error.value.step == step
+    assert error.value.rows == (3 + order[8 * step - 8 : 8 * step]).tolist()
+    assert ", ".join(map(str, error.value.rows)) in str(error.value)
+    assert "largest gradient: nan in .linear." in str(error.value)
+
+
+class Kink(Toy):
+    """Its outputs are finite, its gradient is not: the root of a sum that is zero."""
+
+    def __call__(self, x, state, key):
+        output, state = super().__call__(x, state, key)
+        return output + jnp.sqrt(jnp.sum(0 * self.linear.bias)), state
+
+
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_noticed():
+    model = eqx.nn.make_with_state(Kink)(jax.random.PRNGKey(0))
+    with pytest.raises(
+        train.NonFiniteLoss, match="the gradient of the training loss is not finite at step 1 "
+    ) as error:
+        train.train(*model, dataset(), **OPTIONS)
+    assert "largest gradient: nan in .linear.bias" in str(error.value)
+    assert same(error.value.model, model[0])
+
+
+# Clipping, and what an evaluation tells
+
+
+def test_gradients_are_cut_to_a_global_norm():
+    gradient = {"a": jnp.array([3.0, 0.0]), "b": jnp.array(4.0)}
+    for grad_clip, first_moment in ((None, 0.5), (10.0, 0.5), (0.5, 0.05)):
+        optimiser = train.adam(1e-2, grad_clip)
+        _, state = optimiser.update(gradient, optimiser.init(gradient))
+        assert optax.tree.norm(optax.tree.get(state, "mu")) == pytest.approx(first_moment)
+
+
+def test_the_norm_of_the_gradient_is_that_before_clipping():
+    x, y = next(loader(16).loop(8, key=jax.random.split(OPTIONS["key"])[0]))
+    model, _ = toy()
+
+    def mean_loss(model):
+        outputs = jax.vmap(lambda sample: model.linear(sample.reshape(-1)))(jnp.asarray(x))
+        return jnp.mean(optax.softmax_cross_entropy(outputs, jnp.asarray(y)))
+
+    expected = optax.tree.norm(eqx.filter_grad(mean_loss)(model))
+    options = {**OPTIONS, "num_steps": 1}
+    results = [train.train(*toy(), dataset(), **options, grad_clip=grad_clip) for grad_clip in (None, 1e-3)]
+    for result in results:
+        assert result.history[0].gradient_norm == pytest.approx(float(expected), rel=1e-5)
+    assert not same(results[0].model, results[1].model)
+
+
+def test_an_evaluation_tells_the_learning_rate_of_the_last_step_that_was_done():
+    def rate(count):
+        return 1e-3 * (count + 1)
+
+    result = train.train(*toy(), spoilt(3), **{**OPTIONS, "learning_rate": rate}, skip_nonfinite=1)
+    assert [evaluation.learning_rate for evaluation in result.history] == pytest.approx([2e-3, 3e-3, 5e-3, 7e-3])
+
+
+def test_an_evaluation_tells_how_well_the_echo_returns():
+    model, state = hru("NonlinHRU", step_init=0.1)
+    result = train.train(model, state, dataset(), **OPTIONS, retrace=True)
+    assert all(0 < evaluation.retrace_error < 1e-4 for evaluation in result.history)
+    assert train.train(*toy(), dataset(), **OPTIONS).history[0].retrace_error is None
+
+
+def test_the_seconds_of_the_parts_are_within_the_whole():
+    result = train.train(*hru("LinHRU", dropout_rate=0.3125), dataset(), **OPTIONS)
+    whole = 0
+    for evaluation in result.history:
+        parts = (evaluation.seconds_steps, evaluation.seconds_evaluation, evaluation.seconds_compiling)
+        assert min(parts) > 0
+        assert whole < sum(parts) <= evaluation.seconds
+        whole = evaluation.seconds
+    assert result.history[0].seconds_compiling > result.history[0].seconds_evaluation
+    assert result.seconds.total >= whole
+
+
 # Repeatability and precision
 
 
 def timeless(history):
-    return [evaluation._replace(seconds=0) for evaluation in history]
+    seconds = {name: 0 for name in train.Evaluation._fields if name.startswith("seconds")}
+    return [evaluation._replace(**seconds) for evaluation in history]
 
 
 @pytest.mark.parametrize("model_name", MODELS)
@@ -462,7 +630,7 @@ def test_a_stack_of_batches_gives_what_single_steps_give():
         single, loss = train.train_step((jnp.asarray(x), jnp.asarray(y), key), single, optimiser, True)
         losses.append(float(loss))
     x, y = map(jnp.asarray, stack_batches(iter(batches), 3, 5))
-    together, of_stack = train.train_steps((x, y, key, jnp.array(3)), start(), optimiser, True)
+    together, of_stack, _ = train.train_steps((x, y, key, jnp.array(3)), start(), optimiser, True)
     for left, right in zip(arrays(together), arrays(single), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(of_stack[:3], losses, rtol=1e-5)
