@@ -45,6 +45,7 @@ SHAPES = {
     "EigenWorms": (17984, 6, 5),
     "ppg": (49920, 6, 1),
 }
+KEEPING = "RHEL, no remat"
 ALGORITHMS = {
     "RHEL": RHEL(),
     "BPTT": BPTT(),
@@ -52,6 +53,7 @@ ALGORITHMS = {
     "checkpointed": CheckpointedBPTT(),
     "straightforward": Straightforward(),
     "floor": Floor(),
+    KEEPING: RHEL(),  # nothing of the feed-forward part is computed again
 }
 LINEAR_ONLY = ("straightforward",)
 MIB = 2**20
@@ -257,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
         for model_name in options.model_name:
             settings = problem(model_name, dataset_name, **changes.get(dataset_name, {}))
             programs = {
-                name: Program(settings, ALGORITHMS[name])
+                name: Program(settings | {"remat": name != KEEPING}, ALGORITHMS[name])
                 for name in options.algorithm
                 if name not in LINEAR_ONLY or model_name == "LinHRU"
             }

@@ -364,9 +364,10 @@ def _nudge_amplitude(algorithm, system, inputs, size, outputs_grad):
     gain = jax.jacobian(lambda q: system.readout(q[None], first)[0])(rest)
     gain = jnp.max(jnp.linalg.norm(gain, axis=0))
 
-    def of_one(outputs_grad, size):
-        largest = jnp.max(jnp.abs(outputs_grad))
-        total = largest * gain * jnp.linalg.norm(outputs_grad / jnp.where(largest > 0, largest, 1))
-        return jnp.where(total == 0, 0, epsilon * jnp.where(size > 0, size, 1) / total)
+    def over_sequences(reduce, x):
+        return reduce(x, axis=(0, *range(2, x.ndim)), keepdims=True)
 
-    return jax.vmap(of_one, (1, 0))(outputs_grad, size)
+    largest = over_sequences(jnp.max, jnp.abs(outputs_grad))
+    scaled = outputs_grad / jnp.where(largest > 0, largest, 1)
+    total = gain * (largest * jnp.sqrt(over_sequences(jnp.sum, scaled**2))).ravel()
+    return jnp.where(total == 0, 0, epsilon * jnp.where(size > 0, size, 1) / jnp.where(total == 0, 1, total))
