@@ -1,9 +1,9 @@
 """Where the time of a training step goes: `python benchmarks/profile.py --help`.
 
-Runs compiled steps under jax's profiler and adds up the time of the operations that XLA made of them, by the function
 Runs compiled steps under the profiler of jax and adds up the time of the operations that XLA made of them, by the
 function of this repository that asked for each. An operation fused from several counts for the one that XLA names. A
 loop counts by what is inside it; on several cores the times add up to more than the clock shows.
+"""
 
 import argparse
 import re
