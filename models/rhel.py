@@ -220,7 +220,7 @@ def _echo(algorithm, system, inputs, kept, outputs_grad, scan, stretch):
     """Gradients of the system, summed over the batch, and of the inputs (time, batch, in), from the echo."""
     ends, size = kept
     pair = (_TwoTrajectories if algorithm.literal else _MeanAndHalfDifference)(system.hamiltonian)
-    amplitude = _nudge_amplitude(algorithm, system, inputs, size, outputs_grad)
+    amplitude = nudge_amplitude(algorithm, system, inputs, size, outputs_grad)
     weight = jnp.where(amplitude == 0, 0, -0.5 / jnp.where(amplitude == 0, 1, amplitude))
     if scan == "associative":
         walk_back = partial(_walk_back_contracting, pair, weight, _states_by_associative_scan)
@@ -345,7 +345,7 @@ def _states_by_associative_scan(pair, state, drives, nudges):
     return tuple(pair.assembled(components) for components in zip(*found, strict=True))
 
 
-def _nudge_amplitude(algorithm, system, inputs, size, outputs_grad):
+def nudge_amplitude(algorithm, system, inputs, size, outputs_grad):
     """The factor a between incoming gradient and nudge, (batch,): epsilon, relative to the state and to all the nudges.
 
     The nudges of a sequence are bounded, in root-sum-square over time, by the gain of the readout times the incoming
