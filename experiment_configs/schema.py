@@ -106,6 +106,7 @@ class ExperimentConfig(BaseModel):
         _Unquoted,
     ] = None
     gate: _Flag = False
+    damping: _Flag = False
     batchnorm: Literal["ema", "batch"] = Field("batch", description="ema or batch")
     dropout_rate: Annotated[
         float, Field(strict=True, ge=0, lt=1, description="a number from 0 up to but not including 1"), _Unquoted
@@ -151,6 +152,16 @@ class ExperimentConfig(BaseModel):
                 "only NonlinHRU has it; LinHRU draws one step per oscillator: leave it out or null",
             ),
             (self.gate and self.model_name == "LinHRU", "gate", "only NonlinHRU has it: leave it out or false"),
+            (
+                self.damping and self.model_name == "NonlinHRU",
+                "damping",
+                "only LinHRU has it: leave it out or false",
+            ),
+            (
+                self.damping and self.learning_algorithm == "ReversibleBPTT",
+                "damping",
+                "ReversibleBPTT does not differentiate it: false, or RHEL or BPTT",
+            ),
         ):
             if clash:
                 raise ValueError(_Clash(field, getattr(self, field), reason))
@@ -170,7 +181,7 @@ class ExperimentConfig(BaseModel):
         """Give the keyword arguments of `models.create_model` that the config decides."""
         names = (
             *("model_name", "hidden_dim", "num_blocks", "ssm_dim", "classification", "output_step"),
-            *("learning_algorithm", "epsilon", "complex_ssm", "train_steps", "step_init", "gate"),
+            *("learning_algorithm", "epsilon", "complex_ssm", "train_steps", "step_init", "gate", "damping"),
             *("batchnorm", "dropout_rate", "remat"),
         )
         return {name: getattr(self, name) for name in names}

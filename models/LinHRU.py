@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from models.damping import respond_damped
 from models.hamiltonian import AbstractHamiltonian
 from models.layer import AbstractHRULayer, init_ports
+from models.normalisation import standardised
 from models.rhel import RHEL, AbstractLearningAlgorithm
 from models.stack import HRU, HRUBlock
 
@@ -47,10 +49,14 @@ class LinHRULayer(AbstractHRULayer):
 
     A complex unit of ssm_dim oscillators is a real one of twice as many: A and step are real and shared by the two
     parts, B = [Re B; Im B] and C = [Re C, -Im C] (the sign is part of the stored C).
+
+    With `damping`, each oscillator has a gamma >= 0 through relu, by which its position and momentum shrink: by
+    exp(-gamma step / 2) in a step. See `models.damping`. It needs RHEL or BPTT.
     """
 
     A: Float[Array, " ssm_dim"]
     step: Float[Array, " ssm_dim"]
+    gamma: Float[Array, " ssm_dim"] | None
     B: Float[Array, "P H"]
     C: Float[Array, "H P"]
     D: Float[Array, " H"]
@@ -64,12 +70,15 @@ class LinHRULayer(AbstractHRULayer):
         *,
         complex_ssm: bool = True,
         train_steps: bool = True,
+        damping: bool = False,
         learning_algorithm: AbstractLearningAlgorithm | None = None,
         key: PRNGKeyArray,
     ):
         A_key, step_key, ports_key = jax.random.split(key, 3)
         self.A = jax.random.uniform(A_key, (ssm_dim,))
         self.step = jax.random.uniform(step_key, (ssm_dim,))
+        # A key of its own, so that the other parameters are those of the undamped unit.
+        self.gamma = jax.random.uniform(jax.random.fold_in(key, 1), (ssm_dim,), maxval=0.1) if damping else None
         self.B, self.C, self.D = init_ports(hidden_dim, ssm_dim, copies=2 if complex_ssm else 1, key=ports_key)
         self.learning_algorithm = RHEL() if learning_algorithm is None else learning_algorithm
         self.train_steps = train_steps
@@ -82,6 +91,14 @@ class LinHRULayer(AbstractHRULayer):
         copies = self.B.shape[0] // A.shape[0]
         return LinearOscillators(A=jnp.tile(A, copies), step=jnp.tile(step, copies))
 
+    def __call__(self, inputs, standardisation=None):
+        """Outputs of the unit, from rest, to the inputs, or to what the standardisation makes of them."""
+        if self.gamma is None:
+            return super().__call__(inputs, standardisation)
+        system = standardised(self.system(), standardisation)
+        gamma = jnp.tile(jax.nn.relu(self.gamma), self.B.shape[0] // self.gamma.shape[0])
+        return respond_damped(self.learning_algorithm, system, 0.5 * gamma * system.hamiltonian.step, inputs)
+
 
 class LinHRUBlock(HRUBlock):
     """The shared block around a `LinHRULayer`."""
@@ -93,7 +110,15 @@ class LinHRU(HRU):
     """The shared stack of `LinHRUBlock`s. `options` are those of `models.stack.HRU`."""
 
     def __init__(
-        self, hidden_dim: int, ssm_dim: int, *, complex_ssm=True, train_steps=True, learning_algorithm=None, **options
+        self,
+        hidden_dim: int,
+        ssm_dim: int,
+        *,
+        complex_ssm=True,
+        train_steps=True,
+        damping=False,
+        learning_algorithm=None,
+        **options,
     ):
         unit = partial(
             LinHRULayer,
@@ -101,6 +126,7 @@ class LinHRU(HRU):
             ssm_dim,
             complex_ssm=complex_ssm,
             train_steps=train_steps,
+            damping=damping,
             learning_algorithm=learning_algorithm,
         )
         super().__init__(unit, hidden_dim, block=LinHRUBlock, **options)

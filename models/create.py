@@ -14,6 +14,7 @@ from models.stack import HRU
 
 MODELS: dict[str, type[HRU]] = {"LinHRU": LinHRU, "NonlinHRU": NonlinHRU}
 BATCHNORM_MODES = ("ema", "batch")
+DAMPED_ALGORITHMS = ("RHEL", "BPTT")
 
 
 def create_model(
@@ -32,6 +33,7 @@ def create_model(
     train_steps: bool = True,
     step_init: float | None = None,
     gate: bool = False,
+    damping: bool = False,
     batchnorm: Literal["ema", "batch"] = "batch",
     dropout_rate: float = 0.05,
     remat: bool = True,
@@ -45,6 +47,7 @@ def create_model(
 
     - `learning_algorithm`, `epsilon`: see `models.rhel`. The forward pass is the same for all algorithms.
     - `complex_ssm` concerns LinHRU alone: Eq. 18 of NonlinHRU is real.
+    - `damping` concerns LinHRU alone: a damping of its own for each oscillator, differentiated by RHEL or BPTT.
     - `step_init` (default 0.1) and `gate` concern NonlinHRU alone.
     - `train_steps=False` freezes the time steps, whatever the algorithm.
     - `remat`: compute the feed-forward part of a block again in the backward pass instead of keeping it.
@@ -74,12 +77,17 @@ def create_model(
         )
     if not (0 <= dropout_rate < 1 and math.isfinite(dropout_rate)):
         raise ValueError(f"dropout_rate must lie in [0, 1), got {dropout_rate!r}")
+    if damping and (model_name != "LinHRU" or learning_algorithm not in DAMPED_ALGORITHMS):
+        raise ValueError(
+            f"damping is an option of LinHRU, trained by {' or '.join(DAMPED_ALGORITHMS)}, "
+            f"not of {model_name} by {learning_algorithm}"
+        )
     if model_name == "NonlinHRU":
         unit_options = {"gate": gate} | ({} if step_init is None else {"step_init": step_init})
     elif step_init is not None or gate:
         raise ValueError(f"step_init and gate are options of NonlinHRU, not of {model_name}")
     else:
-        unit_options = {"complex_ssm": complex_ssm}
+        unit_options = {"complex_ssm": complex_ssm, "damping": damping}
     return eqx.nn.make_with_state(MODELS[model_name])(
         sizes["hidden_dim"],
         sizes["ssm_dim"],

@@ -147,7 +147,7 @@ def evolve(
 # The echo pair, in either of two coordinates
 
 
-class _MeanAndHalfDifference(eqx.Module):
+class MeanAndHalfDifference(eqx.Module):
     """(m, d): the echoes are m + d and m - d. No digits are lost however small d is."""
 
     hamiltonian: AbstractHamiltonian
@@ -219,13 +219,13 @@ _per_sequence = jax.vmap(jnp.multiply, (0, 1), 1)  # (batch,) times (time, batch
 def _echo(algorithm, system, inputs, kept, outputs_grad, scan, stretch):
     """Gradients of the system, summed over the batch, and of the inputs (time, batch, in), from the echo."""
     ends, size = kept
-    pair = (_TwoTrajectories if algorithm.literal else _MeanAndHalfDifference)(system.hamiltonian)
-    amplitude = _nudge_amplitude(algorithm, system, inputs, size, outputs_grad)
+    pair = (_TwoTrajectories if algorithm.literal else MeanAndHalfDifference)(system.hamiltonian)
+    amplitude = nudge_amplitude(algorithm, system, inputs, size, outputs_grad)
     weight = jnp.where(amplitude == 0, 0, -0.5 / jnp.where(amplitude == 0, 1, amplitude))
     if scan == "associative":
         walk_back = partial(_walk_back_contracting, pair, weight, _states_by_associative_scan)
     elif _few_parameters(system, inputs):
-        walk_back = partial(_walk_back_accumulating, pair, weight)
+        walk_back = partial(walk_back_accumulating, pair, weight)
     else:
         walk_back = partial(_walk_back_contracting, pair, weight, _states_by_sequential_scan)
 
@@ -273,7 +273,7 @@ def _few_parameters(system, inputs):
     return size <= 8 * jax.eval_shape(lambda x: rest_state(system, x[:, 0])[0], inputs).size
 
 
-def _walk_back_accumulating(pair, weight, state, drives, nudges):
+def walk_back_accumulating(pair, weight, state, drives, nudges):
     """The gradient of the Hamiltonian is added up step by step, for every sequence: nothing else is kept."""
 
     def step(carry, drive_and_nudge):
@@ -345,7 +345,7 @@ def _states_by_associative_scan(pair, state, drives, nudges):
     return tuple(pair.assembled(components) for components in zip(*found, strict=True))
 
 
-def _nudge_amplitude(algorithm, system, inputs, size, outputs_grad):
+def nudge_amplitude(algorithm, system, inputs, size, outputs_grad):
     """The factor a between incoming gradient and nudge, (batch,): epsilon, relative to the state and to all the nudges.
 
     The nudges of a sequence are bounded, in root-sum-square over time, by the gain of the readout times the incoming

@@ -77,6 +77,7 @@ def test_published_sets_follow_the_published_protocol(model_name, dataset_name):
         "epsilon": 0.1,
         "step_init": 1e-4 if nonlinear else None,
         "gate": nonlinear,
+        "damping": False,
         "batchnorm": "ema",
         "dropout_rate": 0.05,
         "remat": True,
@@ -161,6 +162,7 @@ def test_epsilon_may_be_left_to_the_algorithm(fields, write, value):
         ({"output_step": 128}, "output_step is 128: a classification has one output"),
         ({"step_init": 0.1}, "step_init is 0.1: only NonlinHRU has it"),
         ({"gate": True}, "gate is true: only NonlinHRU has it"),
+        ({"damping": True, "learning_algorithm": "ReversibleBPTT"}, "damping is true: ReversibleBPTT does not"),
         ({"model_name": "NonlinHRU"}, 'model_name is "NonlinHRU", but this is a file of LinHRU'),
         ({"lr_scheduler": "lr +"}, 'lr_scheduler is "lr +": it cannot be read'),
         ({"lr_scheduler": 3}, "lr_scheduler is 3 (it is text or"),
@@ -179,6 +181,7 @@ def test_a_bad_field_is_named_with_its_file_and_what_is_allowed(fields, write, c
     ("change", "message"),
     [
         ({"complex_ssm": True}, "complex_ssm is true: NonlinHRU is real"),
+        ({"damping": True}, "damping is true: only LinHRU has it"),
         ({"step_init": 1}, "step_init is 1: allowed is a number between 0 and 1"),
     ],
 )
@@ -200,7 +203,7 @@ def test_every_problem_is_reported_at_once(fields, write):
 def test_a_field_without_a_default_must_be_there(fields, write, name):
     fields.pop(name, None)
     optional = {"learning_algorithm", "split", "inmemory", "step_init", "gate", "batchnorm", "dropout_rate", "remat"}
-    optional |= {"grad_clip", "skip_nonfinite", "checkpoint_steps"}
+    optional |= {"grad_clip", "skip_nonfinite", "checkpoint_steps", "damping"}
     if name in optional:
         load_config(write(fields))
     else:
@@ -274,7 +277,7 @@ def test_names_agree_with_the_models():
     config = load_config(REPEATS / "NonlinHRU" / "BasicMotions.json")
     parameters = inspect.signature(create_model).parameters
     assert set(config.model_options()) == set(parameters) - {"data_dim", "label_dim", "key"}
-    for name in ("learning_algorithm", "gate", "batchnorm", "dropout_rate", "remat", "step_init"):
+    for name in ("learning_algorithm", "gate", "damping", "batchnorm", "dropout_rate", "remat", "step_init"):
         assert parameters[name].default == ExperimentConfig.model_fields[name].default
     assert parameters["learning_algorithm"].default == LEARNING_ALGORITHMS[0]
 

@@ -58,3 +58,35 @@ def test_continuous_time_agrees_at_every_instant_and_learns(tmp_path):
         "results.json",
     }
     assert (tmp_path / "oscillators.gif").read_bytes().startswith(b"GIF8")
+
+
+@pytest.mark.slow
+def test_imperfect_echo_measures_every_imperfection(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from imperfect_echo import SWEEPS, main
+
+    main(["--quick", "--output_dir", str(tmp_path / "out"), "--data_dir", str(tmp_path)])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"imperfect_echo.png", "results.json"}
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(found["tolerances"]) == set(SWEEPS)
+    printed = capsys.readouterr().out
+    assert all(sweep.title in printed for sweep in SWEEPS.values())
+    for row in found["rows"]:
+        errors = [parameter["error"] for parameter in row["parameters"].values()]
+        if row["imperfection"] == "epsilon":
+            assert max(errors) < 1e-9, row  # both systems are linear
+        else:
+            assert max(errors) > 1e-7, row
+    assert 0.05 < found["tolerances"]["damping"]["LinHRU, ε = 0.1"] < 1
+    assert set(found["accuracies"]) == {"noise", "control"}
+    assert found["accuracies"]["noise"]["LinHRU"][0][1][0] > 0.25
+
+
+def test_tolerance_lies_between_the_points_where_the_cosine_is_lost(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from imperfect_echo import tolerance
+
+    assert tolerance([1, 10, 100], [0.9999, 0.999, 0.9]) == pytest.approx(10**1.5)
+    assert tolerance([1, 10, 100], [1, 1, 1]) == 100
+    assert tolerance([1, 10], [0.5, 1]) is None
+    assert tolerance([1, 10], [0.999, float("nan")]) == pytest.approx(1)

@@ -1,0 +1,370 @@
+"""How exact must a machine be that learns by echoes? python examples/imperfect_echo.py [--quick]
+
+Compares the gradient of `models.imperfect.ImperfectRHEL` with exact reverse mode of the same free pass, one
+imperfection at a time, in float64: six blocks of LinHRU and NonlinHRU on BasicMotions (real, bundled), and the six
+oscillators of continuous_time.py. Then trains small networks by imperfect echoes. Writes to the output folder
+
+    imperfect_echo.png    one panel for each imperfection: 1 - cosine of the parameter that fares worst
+    results.json          cosine and relative error of every parameter of every block, tolerances, accuracies
+
+and prints a table of tolerances: up to which strength every parameter's cosine stays above 0.99.
+"""
+
+import argparse
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from continuous_time import discrete_gradient
+from continuous_time import make_problem as make_toy
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import compilation_cache
+import train
+from atomic import replacing
+from data_dir.datasets import create_dataset
+from data_dir.storage import DEFAULT_DATA_DIR, write_json
+from models import create_model
+from models.check import agreement_by_leaf
+from models.continuous import Integrator
+from models.imperfect import EchoImperfection, ImperfectBPTT, ImperfectRHEL, quantum
+from models.rhel import with_learning_algorithm
+from tables import aligned
+
+DATASET, SEED = "BasicMotions", 2345
+HIDDEN_DIM = SSM_DIM = 8
+BATCH_SIZE = 8
+TOY, TOY_STEPS = "six oscillators", 200
+EPSILONS = {"ε = 0.1": 0.1, "ε = 1": 1.0}
+GOOD_COSINE = 0.99
+
+
+class Sweep(NamedTuple):
+    """An imperfection, the strengths of it that are looked at and those that are trained with.
+
+    `machine(strength, steps of the sequence)`: the fields of the machine that differ from the ideal one.
+    """
+
+    title: str
+    label: str
+    machine: Callable[[float, int], dict]
+    strengths: np.ndarray
+    trained: tuple[float, ...]
+    more_is_better: bool = False
+
+
+def powers(first, last, points=9):
+    """Strengths from 10^first to 10^last."""
+    return np.logspace(first, last, points)
+
+
+BITS = np.asarray([16.0, 14, 12, 10, 8, 6, 4, 2])
+SWEEPS = {
+    "epsilon": Sweep("finite nudges", "ε", lambda x, _: {"epsilon": x}, powers(-3, 1), (0.1, 1.0, 10.0)),
+    "one-sided": Sweep(
+        "one-sided nudges", "ε", lambda x, _: {"epsilon": x, "asymmetry": 1.0}, powers(-3, 1), (0.01, 0.1, 1.0)
+    ),
+    "noise": Sweep(
+        "thermal noise in p and q",
+        "kick a step / size of state",
+        lambda x, _: {"noise": x},
+        powers(-7, 0),
+        (1e-2, 1.0),
+    ),
+    "flip amplitude": Sweep(
+        "flip: amplitude", "relative error of -p", lambda x, _: {"flip_amplitude": x}, powers(-3, 0.5), (0.1, 1.0)
+    ),
+    "flip phase": Sweep("flip: phase", "angle", lambda x, _: {"flip_phase": x}, powers(-3, 0.5), (0.1, 1.0)),
+    "drift": Sweep(
+        "parameters differ between the echoes", "relative", lambda x, _: {"drift": x}, powers(-7, 0), (1e-1, 1.0)
+    ),
+    "replay": Sweep(
+        "input replayed, errors differ",
+        "error / largest drive",
+        lambda x, _: {"replay": x},
+        powers(-7, 0),
+        (1e-1, 1.0),
+    ),
+    "recording": Sweep(
+        "input replayed, same errors", "error / largest drive", lambda x, _: {"recording": x}, powers(-4, 1), (0.1, 1.0)
+    ),
+    "readout bits": Sweep(
+        "quantised readout", "bits", lambda x, _: {"readout_quantum": quantum(x)}, BITS, (8.0, 6.0, 4.0), True
+    ),
+    "nudge bits": Sweep(
+        "quantised nudge", "bits", lambda x, _: {"nudge_quantum": quantum(x)}, BITS, (8.0, 6.0, 4.0), True
+    ),
+    "damping": Sweep(
+        "friction", "γT over the sequence", lambda x, steps: {"damping": x / steps}, powers(-3, 1, 13), (0.1, 1.0, 3.0)
+    ),
+}
+
+# All nudges are rounded to nothing: what is learnt without any gradient from the echoes.
+CONTROL = Sweep("no nudges", "", lambda *_: {"nudge_quantum": 4.0}, np.asarray([]), (0.0,))
+
+
+def machine(sweep, strength, steps, epsilon):
+    """The imperfect echo and its reference. All strengths are arrays: a problem is compiled once for all sweeps."""
+    changed = {"epsilon": epsilon} | sweep.machine(strength, steps)
+    epsilon = jnp.asarray(changed.pop("epsilon"), float)
+    strengths = {field.name: jnp.asarray(changed.get(field.name, 0.0), float) for field in fields(EchoImperfection)}
+    imperfection = EchoImperfection(**strengths)
+    return ImperfectRHEL(imperfection, epsilon, jnp.asarray(SEED)), ImperfectBPTT(imperfection)
+
+
+# The gradients that are compared
+
+
+class Problem(NamedTuple):
+    """`gradient(learning algorithm)`, and the number of its steps."""
+
+    gradient: Callable
+    steps: int
+
+
+def toy_problem():
+    """The gradient of masses, springs and couplings."""
+    problem, _ = make_toy(0, Integrator(1e-8))
+    return Problem(lambda algorithm: discrete_gradient(problem, TOY_STEPS, algorithm), TOY_STEPS)
+
+
+def make_network(dataset, model_name, num_blocks, key):
+    """A network and its state, without dropout."""
+    return create_model(
+        model_name,
+        dataset.data_dim,
+        dataset.label_dim,
+        HIDDEN_DIM,
+        num_blocks,
+        SSM_DIM,
+        classification=True,
+        dropout_rate=0.0,
+        remat=False,
+        key=key,
+    )
+
+
+def network_problem(dataset, model_name, num_blocks, steps):
+    """The gradient of all parameters of a network, for the mean loss of a batch."""
+    model, state = make_network(dataset, model_name, num_blocks, jax.random.PRNGKey(SEED))
+    rows = np.random.default_rng(SEED).choice(dataset.train.size, BATCH_SIZE, replace=False)
+    x, labels = (jnp.asarray(array[rows], float) for array in (dataset.train.data, dataset.train.labels))
+    x = x[:, :steps]
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def gradient(model, algorithm):
+        forward = jax.vmap(
+            with_learning_algorithm(model, algorithm), axis_name="batch", in_axes=(0, None), out_axes=(0, None)
+        )
+        outputs, _ = forward(x, state)
+        return jnp.mean(jax.vmap(train.sample_loss, (0, 0, None))(outputs, labels, True))
+
+    return Problem(lambda algorithm: gradient(model, algorithm), x.shape[1])
+
+
+def compare(problem, sweep, strength, epsilon):
+    """{parameter: (cosine, relative error)}."""
+    echo, exact = machine(sweep, strength, problem.steps, epsilon)
+    found = agreement_by_leaf(problem.gradient(echo), problem.gradient(exact))
+    return {path.lstrip("."): (numbers.cosine, numbers.relative_error) for path, numbers in found.items()}
+
+
+def tolerance(strengths, cosines):
+    """The strength at which the worst cosine falls below `GOOD_COSINE`, between two points on logarithmic axes.
+
+    None: it is below from the first. The last strength: it never falls.
+    """
+    lost = np.log10(np.maximum(1 - np.asarray(cosines), 1e-17)) - np.log10(1 - GOOD_COSINE)
+    bad = np.flatnonzero(~(lost <= 0))  # NaN is bad
+    if len(bad) == 0:
+        return float(strengths[-1])
+    if bad[0] == 0:
+        return None
+    (before, after), x = lost[bad[0] - 1 : bad[0] + 1], np.log10(strengths[bad[0] - 1 : bad[0] + 1])
+    share = before / (before - after) if np.isfinite(after) else 0.0
+    return float(10 ** (x[0] + share * (x[1] - x[0])))
+
+
+# Training
+
+
+def accuracy(dataset, model_name, sweep, strength, num_steps):
+    """(test accuracy, last training loss) by imperfect echoes, friction included; None if the loss is not finite."""
+    keys = train.seed_keys(SEED)
+    model, state = make_network(dataset, model_name, 2, keys.model)
+    echo, _ = machine(sweep, strength, dataset.train.data.shape[1], EPSILONS["ε = 0.1"])
+    try:
+        result = train.train(
+            with_learning_algorithm(model, echo),
+            state,
+            dataset,
+            learning_rate=1e-2,
+            num_steps=num_steps,
+            print_steps=20,
+            batch_size=BATCH_SIZE,
+            key=keys.training,
+            steps_per_dispatch=20,
+        )
+    except train.NonFiniteLoss:
+        return None
+    return result.test_metric, result.history[-1].train_loss
+
+
+# What is shown
+
+
+def draw(curves, accuracies):
+    """A panel for each imperfection."""
+    figure = Figure(figsize=(14, 10), layout="constrained")
+    panels = figure.subplots(3, 4).ravel()
+    names = list(dict.fromkeys(name for name, _ in next(iter(curves.values()))))
+    for axes, (part, found) in zip(panels, curves.items(), strict=False):
+        sweep = SWEEPS[part]
+        for (name, epsilon), (strengths, cosines) in found.items():
+            style = {"color": f"C{names.index(name)}", "ls": "--" if epsilon == "ε = 1" else "-", "marker": "."}
+            axes.loglog(strengths, np.clip(1 - np.asarray(cosines), 1e-12, None), label=f"{name}, {epsilon}", **style)
+        axes.axhline(1 - GOOD_COSINE, color="black", lw=0.5)
+        trained = accuracies.get(part, {})
+        for (name, values), height in zip(trained.items(), (0.97, 0.89), strict=False):
+            words = ", ".join(f"{100 * y[0]:.0f} % at {x:g}" if y is not None else f"none at {x:g}" for x, y in values)
+            axes.text(
+                *(0.03, height, f"{name}: {words}"),
+                **{"transform": axes.transAxes, "va": "top", "fontsize": "x-small", "color": f"C{names.index(name)}"},
+            )
+        axes.set(title=sweep.title, xlabel=sweep.label, ylim=(1e-12, 1e3 if trained else 4))
+        if sweep.more_is_better:
+            axes.set_xscale("linear")
+            axes.invert_xaxis()
+    figure.supylabel("1 - cosine with the exact gradient, of the parameter that fares worst")
+    for axes in panels[len(curves) :]:
+        axes.axis("off")
+    handles, labels = next(
+        axes.get_legend_handles_labels() for axes, part in zip(panels, curves, strict=False) if part == "noise"
+    )
+    panels[-1].legend(handles, labels, loc="center", title="test accuracies after training: in the panels")
+    return figure
+
+
+def measure(options, progress):
+    """Every number: rows, curves, tolerances and accuracies."""
+    names = ("LinHRU",) if options.quick else ("LinHRU", "NonlinHRU")
+    blocks, steps, stride = (2, 30, 3) if options.quick else (6, None, 1)
+    dataset = create_dataset(options.data_dir, DATASET, seed=SEED, time=False)
+    with jax.enable_x64(True):
+        problems = {name: network_problem(dataset, name, blocks, steps) for name in names} | {TOY: toy_problem()}
+    jobs = [
+        (part, name, epsilon)
+        for part in SWEEPS
+        for name in problems
+        for epsilon in (EPSILONS if "epsilon" not in SWEEPS[part].machine(1.0, 1) else ["ε swept"])
+    ]
+    trainings = [
+        (part, name, strength)
+        for part, sweep in (SWEEPS | {"control": CONTROL}).items()
+        for name in names
+        for strength in sweep.trained[: 1 if options.quick else None]
+        if not options.quick or part in ("noise", "control")
+    ]
+    rows, curves, accuracies = [], {part: {} for part in SWEEPS}, {}
+    with progress(total=len(jobs) + len(trainings)) as bar:
+        for part, name, epsilon in jobs:
+            bar.set_description(f"{part}, {name}")
+            strengths, cosines = SWEEPS[part].strengths[::stride], []
+            for strength in strengths:
+                with jax.enable_x64(True):
+                    found = compare(problems[name], SWEEPS[part], strength, EPSILONS.get(epsilon, 1.0))
+                cosines.append(min(cosine for cosine, _ in found.values()))
+                about = {"imperfection": part, "strength": float(strength), "problem": name, "epsilon": epsilon}
+                rows.append(
+                    about
+                    | {"parameters": {k: dict(zip(("cosine", "error"), x, strict=True)) for k, x in found.items()}}
+                )
+            curves[part][name, epsilon] = strengths, cosines
+            bar.update()
+        for part, name, strength in trainings:
+            bar.set_description(f"training, {part}, {name}")
+            reached = accuracy(
+                dataset, name, SWEEPS.get(part, CONTROL), strength, 20 if options.quick else options.num_steps
+            )
+            accuracies.setdefault(part, {}).setdefault(name, []).append((strength, reached))
+            bar.update()
+    return rows, curves, accuracies
+
+
+def main(arguments=None):
+    """Measures, prints the table, writes figure and results.json; returns the results."""
+    parser = argparse.ArgumentParser(description="The gradient of imperfect echoes.")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/imperfect_echo"))
+    parser.add_argument("--data_dir", type=Path, default=DEFAULT_DATA_DIR)
+    parser.add_argument("--num_steps", type=int, default=100, help="of each training")
+    parser.add_argument("--quick", action="store_true", help="the short form: fewer of everything")
+    compilation_cache.add_flag(parser)
+    options = parser.parse_args(arguments)
+    if options.num_steps < 1:
+        parser.error(f"--num_steps must be at least 1, got {options.num_steps}")
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+
+    def progress(total):
+        return tqdm(total=total, disable=not sys.stderr.isatty(), leave=False, dynamic_ncols=True)
+
+    with compilation_cache.enabled(options.compilation_cache):
+        rows, curves, accuracies = measure(options, progress)
+    tolerances = {
+        part: {f"{name}, {epsilon}": tolerance(*curve) for (name, epsilon), curve in found.items()}
+        for part, found in curves.items()
+    }
+    print(f"every parameter's cosine stays above {GOOD_COSINE} up to (* largest that was tried; -: nowhere):")
+    columns = list(dict.fromkeys(key for found in tolerances.values() for key in found))
+    table = [["", *columns]]
+    for part, found in tolerances.items():
+        last = SWEEPS[part].strengths[:: 3 if options.quick else 1][-1]
+        cells = [
+            ""
+            if key not in found
+            else "-"
+            if found[key] is None
+            else f"{found[key]:.2g}" + "*" * int(found[key] == last)
+            for key in columns
+        ]
+        table.append([f"{SWEEPS[part].title} ({SWEEPS[part].label})", *cells])
+    print(aligned(table))
+    print("\ntest accuracy (last training loss) with ε = 0.1, at a strength; control: all nudges are zero")
+    for part, found in accuracies.items():
+        for name, values in found.items():
+            print(
+                f"{part:16}{name:12}"
+                + "".join(
+                    f"  {x:g}: {'not finite' if y is None else f'{100 * y[0]:.0f} % ({y[1]:.3f})'}" for x, y in values
+                )
+            )
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    versions = {name: version(name) for name in ("jax", "equinox", "numpy")}
+    results = {
+        "options": settings,
+        "versions": {"python": platform.python_version(), **versions},
+        "tolerances": tolerances,
+        "accuracies": accuracies,
+        "rows": rows,
+    }
+    with replacing(options.output_dir / "imperfect_echo.png") as path:
+        draw(curves, accuracies).savefig(path, dpi=110, format="png")
+    with replacing(options.output_dir / "results.json") as path:
+        write_json(path, results)
+    print(f"written: {options.output_dir}")
+    return results
+
+
+if __name__ == "__main__":
+    main()
