@@ -14,6 +14,13 @@ def _compiled_elsewhere(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_compiled_is_kept():
+    """A process has a limited number of memory maps, and every compiled program takes some."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Double precision, where exactness is the claim."""
