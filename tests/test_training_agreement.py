@@ -1,7 +1,7 @@
 """RHEL and BPTT, from one initialisation over the same batches and dropout masks, walk the same path.
 
 Training amplifies roundings: in float32, after 200 steps of this LinHRU, BPTT is 2e-2 away from BPTT that adds up in
-another order, and RHEL 3e-2; after 100 steps they are 5e-5 and 5e-4.
+another order, and RHEL 3e-2; after 100 steps they are 5e-5 and 5e-4, after 50 3e-6 and 4e-5.
 """
 
 import jax
@@ -14,7 +14,7 @@ from models import create_model
 from models.rhel import BPTT, RHEL, with_learning_algorithm
 
 SET = "SelfRegulationSCP1"
-STEPS = 100
+STEPS = 60
 
 
 def losses_of(dataset, model_name, learning_algorithm):
@@ -56,8 +56,9 @@ def dataset():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_name", ["LinHRU", "NonlinHRU"])
-@pytest.mark.parametrize(("double", "tolerance"), [(False, 1e-3), (True, 1e-6)])
+@pytest.mark.parametrize(
+    ("model_name", "double", "tolerance"), [("LinHRU", False, 1e-3), ("NonlinHRU", False, 1e-3), ("LinHRU", True, 1e-6)]
+)
 def test_the_losses_agree_at_every_step(dataset, model_name, double, tolerance):
     with jax.enable_x64(double):
         rhel, bptt = (losses_of(dataset, model_name, algorithm) for algorithm in (RHEL(), BPTT()))
