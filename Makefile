@@ -1,5 +1,5 @@
 # make run    a fresh clone to a model trained by RHEL on real data
-# make test   every test; `make test-fast` leaves out the slow ones
+# make test   the tests; `make test-fast` leaves out the slow ones, `make test-all` takes in those that take minutes
 # make data   fetches and processes SelfRegulationSCP1, without which a few of the tests are skipped
 # make lint   ruff
 
@@ -9,16 +9,19 @@ BIN := $(VENV)/bin
 # Workers of the tests: one per core.
 WORKERS ?= auto
 
-.PHONY: run test test-fast data lint clean
+.PHONY: run test test-all test-fast data lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run_experiment.py --dataset_name BasicMotions
 
 test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not long"
+
+test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not long"
 
 data: $(VENV)/.installed
 	$(BIN)/python data_dir/download_uea.py --datasets SelfRegulationSCP1

@@ -72,7 +72,7 @@ def samples(data_dir, name):
     return Batch(train.data[rows], train.labels[rows], ssm_dim=256, relative_error=1e-4, cosine=0.999999)
 
 
-@pytest.fixture(scope="module", params=[SCP1, MOTIONS, WALKS])
+@pytest.fixture(scope="module", params=[SCP1, MOTIONS, pytest.param(WALKS, marks=pytest.mark.long)])
 def data(request, tmp_path_factory):
     """The name of a batch, and the batch."""
     if request.param == WALKS:

@@ -57,7 +57,12 @@ def dataset():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model_name", "double", "tolerance"), [("LinHRU", False, 1e-3), ("NonlinHRU", False, 1e-3), ("LinHRU", True, 1e-6)]
+    ("model_name", "double", "tolerance"),
+    [
+        ("LinHRU", False, 1e-3),
+        pytest.param("NonlinHRU", False, 1e-3, marks=pytest.mark.long),
+        pytest.param("LinHRU", True, 1e-6, marks=pytest.mark.long),
+    ],
 )
 def test_the_losses_agree_at_every_step(dataset, model_name, double, tolerance):
     with jax.enable_x64(double):
