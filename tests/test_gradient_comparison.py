@@ -30,7 +30,7 @@ def test_sweep_on_the_bundled_set_end_to_end(tmp_path, capsys):
         assert row["finite_differences"] < 1e-3, row
         assert 0 < row["one_rounding"] < 1e-5, row
     names = {(row["parameter"], row["block"]) for row in report["rows"] if row["model"] == "NonlinHRU"}
-    assert {("W_diag", 0), ("step", 1), ("encoder.weight", None), ("glu.w2.bias", 1)} <= names
+    assert {("W_diag", 0), ("step", 1), ("encoder.weight", None), ("feed_forward.glu.w2.bias", 1)} <= names
 
     # Every epsilon has a column of its own, in the tables as in the report.
     runs = ["RHEL float32 0.01", "RHEL float32 0.1", "BPTT float32", "RHEL float64 0.01", "RHEL float64 0.1"]
