@@ -18,6 +18,7 @@ from data_dir.datasets import BY_SEED, ORIGINAL, Dataset, create_dataset
 from data_dir.prefetch import stack_batches
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
+from training import dispatch
 
 TIMED_STEPS = 20
 
@@ -96,19 +97,19 @@ def _measure_step(config: ExperimentConfig, dataset: Dataset, model, state, key:
     step = train.train_step.lower((x, y, key), training, optimiser, config.classification)
     memory = step.compile().compiled.memory_analysis()
 
-    slots = max(2, min(TIMED_STEPS, train.DISPATCH_BYTES // (x.nbytes + y.nbytes)))
+    slots = max(2, min(TIMED_STEPS, dispatch.DISPATCH_BYTES // (x.nbytes + y.nbytes)))
     stack = jax.device_put(stack_batches(batches, slots, slots))
 
-    def dispatch(count):
+    def send(count):
         nonlocal training
         dispatched = (*stack, key, np.int32(count))
         training, losses, _ = train.train_steps(dispatched, training, optimiser, config.classification)
         return losses
 
-    jax.block_until_ready(dispatch(1))  # compiles
+    jax.block_until_ready(send(1))  # compiles
     start = time.perf_counter()
     for done in range(0, TIMED_STEPS, slots):
-        losses = dispatch(min(slots, TIMED_STEPS - done))
+        losses = send(min(slots, TIMED_STEPS - done))
     jax.block_until_ready(losses)
     return memory, (time.perf_counter() - start) / TIMED_STEPS
 

@@ -16,6 +16,7 @@ import runs
 import train
 from data_dir.splits import split_by_seed, write_index_file
 from models import create_model
+from training import dispatch
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_exactly_the_steps_that_are_said_are_timed(workplace, monkeypatch):
 
     monkeypatch.setattr(train, "train_steps", counted)
     # As many at once as the loop would send: here three batches.
-    monkeypatch.setattr(train, "DISPATCH_BYTES", 3 * 4 * (4 * 8 * 3 + 4 * 2))
+    monkeypatch.setattr(dispatch, "DISPATCH_BYTES", 3 * 4 * (4 * 8 * 3 + 4 * 2))
     planning.plan(small_config(workplace, "Tiny"))
     assert counts == [1, *[3] * 6, 2]
     assert sum(counts[1:]) == planning.TIMED_STEPS == 20

@@ -1,0 +1,150 @@
+"""Where a training stands, and where its time went."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from training.steps import TrainingState, copied
+
+
+class Evaluation(NamedTuple):
+    """What is known after `step` steps. The losses and metrics are means over whole splits, without dropout."""
+
+    step: int
+    loss: float  # mean loss of the training batches since the evaluation before, without the steps that were skipped
+    train_loss: float
+    train_metric: float
+    val_loss: float
+    val_metric: float
+    learning_rate: float  # of the last step
+    gradient_norm: float  # mean over the same steps as `loss`, before clipping
+    retrace_error: float | None  # see `train`
+    seconds: float  # since the start of the training, in all its sittings; those of the parts, and saving
+    seconds_steps: float
+    seconds_evaluation: float
+    seconds_compiling: float
+
+
+@dataclass
+class Seconds:
+    """Where the time of a training went. Tracing counts as what it was done for, lowering and compiling do not."""
+
+    total: float = 0.0
+    steps: float = 0.0
+    evaluation: float = 0.0
+    compiling: float = 0.0
+
+
+@dataclass
+class Progress:
+    """Where a training stands: all that it needs to go on as if it had never stopped.
+
+    The position in the order of the batches is that after `step` batches. `losses` and `gradient_norms` are those of
+    the steps since the last evaluation. `arrays` and `facts` hold everything, for a file; `restored` is their inverse.
+    """
+
+    training: TrainingState
+    best: tuple[eqx.Module, eqx.nn.State]
+    key: PRNGKeyArray
+    step: int = 0
+    skipped: int = 0
+    evaluations_since_best: int = 0
+    losses: list[float] = field(default_factory=list)
+    gradient_norms: list[float] = field(default_factory=list)
+    history: list[Evaluation] = field(default_factory=list)
+    seconds: Seconds = field(default_factory=Seconds)
+
+    @property
+    def best_evaluation(self) -> Evaluation:
+        """The evaluation of the best model. Raises `IndexError` before the first one."""
+        return self.history[-1 - self.evaluations_since_best]
+
+    def judge(self, evaluation: Evaluation, better: Callable[[float, float], bool]) -> None:
+        """Add the evaluation of the present model, and keep the model if its metric is the best so far."""
+        improved = not self.history or better(evaluation.val_metric, self.best_evaluation.val_metric)
+        self.history.append(evaluation)
+        self.losses.clear()
+        self.gradient_norms.clear()
+        if improved:
+            self.best = copied((self.training.model, self.training.state))
+            self.evaluations_since_best = 0
+        else:
+            self.evaluations_since_best += 1
+
+    def arrays(self) -> list[Array]:
+        """The numbers of the model, its state, the optimiser, the best model and the key."""
+        return jax.tree.leaves(eqx.filter((self.training, self.best, self.key), eqx.is_array))
+
+    def facts(self) -> dict:
+        """The rest of it, which fits into JSON."""
+        return {
+            **{name: getattr(self, name) for name in _FACTS},
+            "history": [evaluation._asdict() for evaluation in self.history],
+            "seconds": asdict(self.seconds),
+        }
+
+    def restored(self, arrays: list[Array], facts: dict) -> "Progress":
+        """The progress that `arrays` and `facts` were taken from, which began as this one did."""
+        whole, rest = eqx.partition((self.training, self.best, self.key), eqx.is_array)
+        arrays = jax.tree.unflatten(jax.tree.structure(whole), map(jnp.asarray, arrays))
+        training, best, key = eqx.combine(arrays, rest)
+        # How many skips are tolerated is not part of the progress: it may be another number this time.
+        skips_left = jnp.maximum(self.training.skips_left - facts["skipped"], 0)
+        return Progress(
+            replace(training, skips_left=skips_left),
+            best,
+            key,
+            history=[Evaluation(**evaluation) for evaluation in facts["history"]],
+            seconds=Seconds(**facts["seconds"]),
+            **{name: facts[name] for name in _FACTS},
+        )
+
+
+_FACTS = ("step", "skipped", "evaluations_since_best", "losses", "gradient_norms")
+
+
+class Clock:
+    """Adds to `Seconds`, from a clock that never goes back. To be used in a `with` block, by one thread."""
+
+    def __init__(self, seconds: Seconds):
+        self._seconds = seconds
+        self._thread = threading.get_ident()
+
+    def __enter__(self):
+        self._now = time.perf_counter()
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *_):
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+        self.read()
+
+    def read(self) -> Seconds:
+        """The seconds up to now."""
+        now = time.perf_counter()
+        self._seconds.total += now - self._now
+        self._now = now
+        return self._seconds
+
+    @contextmanager
+    def timing(self, work: str) -> Iterator[None]:
+        """Count what the block takes as "steps" or "evaluation", without the compiling in it."""
+        start, compiling = time.perf_counter(), self._seconds.compiling
+        yield
+        spent = time.perf_counter() - start - (self._seconds.compiling - compiling)
+        setattr(self._seconds, work, getattr(self._seconds, work) + spent)
+
+    def _listen(self, event: str, seconds: float, **_) -> None:
+        if event in _COMPILING and threading.get_ident() == self._thread:
+            self._seconds.compiling += seconds
+
+
+_COMPILING = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
