@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from small_experiments import HERE, REGRESSION, write_config, write_dataset
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -26,3 +27,13 @@ def x64():
     """Double precision, where exactness is the claim."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with two small processed sets and their configs for LinHRU, as the present directory."""
+    monkeypatch.chdir(tmp_path)
+    for name, changes in (("Tiny", {}), ("Pulse", REGRESSION)):
+        write_dataset(tmp_path, name, regression=bool(changes))
+        write_config({**HERE, **changes, "dataset_name": name})
+    return tmp_path

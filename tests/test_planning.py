@@ -8,7 +8,7 @@ from datetime import datetime
 import equinox as eqx
 import jax
 import pytest
-from small_experiments import REGRESSION, small_config, write_dataset
+from small_experiments import HERE, REGRESSION, small_config, write_config, write_dataset
 
 import planning
 import run_experiment
@@ -20,22 +20,16 @@ from training import dispatch
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    """Two sets and a folder of configs for both models, as the present directory."""
-    monkeypatch.chdir(tmp_path)
+def workplace(workplace):
+    """Both sets have configs for both models."""
     for name, changes in (("Tiny", {}), ("Pulse", REGRESSION)):
-        write_dataset(tmp_path, name, regression=bool(changes))
-        write_configs(tmp_path, name, **changes)
-    return tmp_path
+        write_configs(name, **changes)
+    return workplace
 
 
-def write_configs(root, name, **changes):
+def write_configs(name, **changes):
     for model, options in (("LinHRU", {}), ("NonlinHRU", {"complex_ssm": False})):
-        config = small_config(root, name, model_name=model, seeds=[1, 2], **{**options, **changes})
-        fields = {**config.model_dump(mode="json"), "data_dir": "data", "output_parent_dir": "outputs"}
-        path = root / "configs" / model / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(fields))
+        write_config({**HERE, "dataset_name": name, "model_name": model, **options, **changes}, model)
 
 
 def command(*flags):
@@ -173,10 +167,10 @@ def test_every_algorithm_can_be_named(workplace, trained):
 
 def test_all_data_sets_are_the_published_ones_that_are_processed(workplace, trained, capsys):
     names, _ = trained
-    write_configs(workplace, "ppg", **REGRESSION)
+    write_configs("ppg", **REGRESSION)
     for name in ("EigenWorms", "SelfRegulationSCP1", "SelfRegulationSCP2", "EthanolConcentration", "MotorImagery"):
-        write_configs(workplace, name)
-    write_configs(workplace, "Heartbeat")
+        write_configs(name)
+    write_configs("Heartbeat")
     assert command("--dataset_name", "all", "--seeds", "1") == 2
     assert "none of the seven published sets is processed" in capsys.readouterr().err
     for name in ("Heartbeat", "EigenWorms"):
@@ -242,13 +236,13 @@ def test_the_exit_status_of_two_failures(workplace, trained):
 def test_what_cannot_be_done_is_noticed_before_the_first_run(workplace, trained, capsys, plan, flags, message):
     names, _ = trained
     write_dataset(workplace, "Large")
-    write_configs(workplace, "Large", batch_size=15)
+    write_configs("Large", batch_size=15)
     (workplace / "configs" / "LinHRU" / "Broken.json").write_text("{]")
     fields = json.loads((workplace / "configs" / "LinHRU" / "Tiny.json").read_text())
     unknown = {**fields, "lrr": 0.1, "dataset_name": "Unknown"}
     (workplace / "configs" / "LinHRU" / "Unknown.json").write_text(json.dumps(unknown))
     write_dataset(workplace, "Uneven")
-    write_configs(workplace, "Uneven", split="index.json")
+    write_configs("Uneven", split="index.json")
     write_index_file(workplace / "index.json", "Uneven", 20, {1: split_by_seed(20, 1)})
     assert command(*flags.split(), *plan) == 2
     error = capsys.readouterr().err

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from small_experiments import HERE, lines, timeless, write_config
 
 import checkpoints
 import run_experiment
@@ -24,62 +25,26 @@ import runs
 import train
 from data_dir.dataloaders import Dataloader, ShuffledBatches
 from data_dir.datasets import create_dataset
-from data_dir.pickles import write_arrays
 from experiment_configs.schema import validate
 
 ROOT = Path(__file__).resolve().parent.parent
-FIELDS = {
-    "model_name": "LinHRU",
+OPTIONS = {  # batches of 4 from 14: step 4 goes over the end of an epoch
     "dataset_name": "Tiny",
     "seeds": [1],
-    "lr": 0.01,
-    "lr_scheduler": "lambda lr: lr",
     "num_steps": 10,
     "print_steps": 4,
     "checkpoint_steps": 3,
-    "batch_size": 4,  # of 14: step 4 goes over the end of an epoch
-    "metric": "accuracy",
-    "classification": True,
-    "time": True,
-    "output_step": 1,
-    "num_blocks": 1,
-    "hidden_dim": 3,
-    "ssm_dim": 2,
     "complex_ssm": False,
-    "train_steps": True,
-    "epsilon": None,
     "dropout_rate": 0.25,
-    "data_dir": "data",
-    "output_parent_dir": "outputs",
 }
 
 
-@pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    random = np.random.default_rng(0)
-    folder = tmp_path / "data" / "processed" / "UEA" / "Tiny"
-    folder.mkdir(parents=True)
-    write_arrays(folder / "data.pkl", random.normal(size=(20, 8, 2)))
-    write_arrays(folder / "labels.pkl", np.eye(2)[np.arange(20) % 2])
-    write_arrays(folder / "original_idxs.pkl", (np.arange(12), np.arange(12, 20)))
-    return tmp_path
-
-
 def config_of(**changes):
-    return validate({**FIELDS, **changes}, "test")
+    return validate({**HERE, **OPTIONS, **changes}, "test")
 
 
 def run(config, **options):
     return runs.run_seed(config, 1, **options)
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def timeless(record):
-    return {name: value for name, value in record.items() if not name.startswith(("seconds", "peak"))}
 
 
 def outcome(config):
@@ -307,15 +272,9 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_later(workplace, monkeypatch):
 # Signals, and the real script
 
 
-def write_config(**changes):
-    path = Path("configs", "LinHRU", "Tiny.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**FIELDS, **changes}))
-
-
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_a_signal_saves_and_ends_with_its_status(workplace, monkeypatch, capsys, name):
-    write_config(num_steps=100, print_steps=100, checkpoint_steps=100)
+    write_config({**HERE, **OPTIONS, "num_steps": 100, "print_steps": 100, "checkpoint_steps": 100})
     step = run_progress.RunProgress.step
 
     def signalled(self, number, loss):
@@ -352,7 +311,7 @@ def wait_for(condition, process):
 @pytest.mark.slow
 def test_the_script_killed_by_the_system_ends_with_the_same_bits(workplace):
     options = {"num_steps": 3000, "print_steps": 500, "checkpoint_steps": 100}
-    write_config(**options)
+    write_config({**HERE, **OPTIONS, **options})
     folder = runs.run_folder(config_of(), 1) / "checkpoints"
 
     def saved():

@@ -48,7 +48,7 @@ def test_closed_and_plain_contrasts_give_the_same_gradient(x64, closed, plain, l
 
 
 @pytest.mark.slow
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     system=st.sampled_from([linear, saturating, pendulums]),
     size=st.integers(1, 40),
