@@ -19,6 +19,7 @@ from data_dir.prefetch import stack_batches
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
 from training import dispatch
+from training.steps import copied
 
 TIMED_STEPS = 20
 
@@ -89,9 +90,7 @@ def _measure_step(config: ExperimentConfig, dataset: Dataset, model, state, key:
     """XLA's account of the memory of a step, and the mean seconds of `TIMED_STEPS`, sent as the training sends them."""
     optimiser = train.adam(config.learning_rate())
     optimiser_state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
-    training = train.TrainingState(model, state, optimiser_state, jnp.array(0))
-    # Strong types, such as a step returns: with weak ones the second dispatch would be compiled again.
-    training = jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype) if eqx.is_array(leaf) else leaf, training)
+    training = copied(train.TrainingState(model, state, optimiser_state, jnp.array(0)))
     batches = dataset.train.loop(config.batch_size, key=key)
     x, y = next(batches)
     step = train.train_step.lower((x, y, key), training, optimiser, config.classification)

@@ -41,7 +41,7 @@ def times_by_operation(program: Program, steps: int) -> Counter:
 
 
 def origins(hlo: str) -> dict[str, tuple[str, str]]:
-    """Operation of an optimised HLO text -> (the innermost function of models/ or train.py behind it, the pass)."""
+    """Operation of an optimised HLO text -> (the innermost function of models/ or training/ behind it, the pass)."""
     files = {int(i): name for i, name in re.findall(r'^(\d+) "([^"]*)"$', _section(hlo, "FileNames"), re.M)}
     functions = {int(i): name for i, name in re.findall(r'^(\d+) "([^"]*)"$', _section(hlo, "FunctionNames"), re.M)}
     number = r"^(\d+) {file_name_id=(\d+) function_name_id=(\d+)"
@@ -56,7 +56,8 @@ def origins(hlo: str) -> dict[str, tuple[str, str]]:
             path = Path(files[file])
             # The parent of a frame is counted from 1, and 1 stands for none.
             frame = parent - 1
-            if path.is_relative_to(ROOT) and path.parent.name in ("models", ROOT.name) and path.stem != "batching":
+            ours = path.is_relative_to(ROOT) and path.parent.name in ("models", "training", ROOT.name)
+            if ours and path.stem != "batching":
                 return f"{path.relative_to(ROOT)} {functions[function].replace('.<locals>', '')}"
         return "elsewhere"
 

@@ -32,6 +32,8 @@ REGRESSION = {"metric": "mse", "classification": False, "output_step": 4}
 # Of a config that lies below the present directory, with the data beside it.
 HERE = {**FIELDS, "seeds": [1, 2], "data_dir": "data", "output_parent_dir": "outputs"}
 
+SEED_1 = Path("outputs", "Tiny", "LinHRU_RHEL", "seed_1")
+
 
 def write_dataset(root: Path, name: str, *, regression: bool = False, channels: int = 2) -> None:
     """20 series of 8 steps, of two classes or with two labels each, as a processed set in root/data."""

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
-from small_experiments import HERE, lines, read, run, snapshot, write_config
+from small_experiments import HERE, SEED_1, lines, read, run, snapshot, write_config
 
 import run_experiment
 import runs
@@ -19,8 +19,6 @@ from data_dir.dataloaders import Dataloader
 from data_dir.datasets import create_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = {"config.json", "split.json", "metrics.jsonl", "model.eqx", "curves.png", "result.json", "checkpoints", ".lock"}
-SEED_1 = Path("outputs", "Tiny", "LinHRU_RHEL", "seed_1")
 
 
 # What is kept, and what is redone

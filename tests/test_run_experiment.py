@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small_experiments import HERE, lines, read, run, snapshot, timeless, write_config
+from small_experiments import HERE, SEED_1, lines, read, run, snapshot, timeless, write_config
 from tensorboardX.proto.event_pb2 import Event
 
 import run_experiment
@@ -21,7 +21,6 @@ from models import load_run
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {"config.json", "split.json", "metrics.jsonl", "model.eqx", "curves.png", "result.json", "checkpoints", ".lock"}
-SEED_1 = Path("outputs", "Tiny", "LinHRU_RHEL", "seed_1")
 
 
 def test_the_rows_of_each_part_are_saved_and_can_be_given_back(workplace):

@@ -192,26 +192,26 @@ def test_a_loss_that_is_not_finite_in_the_middle_of_a_dispatch_names_its_step(st
     def rate(count):
         return jnp.where(count == 3, jnp.inf, 1e-3)
 
-    steps = []
+    seen = []
     with pytest.raises(train.NonFiniteLoss, match="the training loss is not finite at step 5") as error:
         train.train(
             *toy(),
             dataset(),
             **{**OPTIONS, "learning_rate": rate, "num_steps": 50, "print_steps": 50},
             steps_per_dispatch=steps_per_dispatch,
-            on_step=lambda step, loss: steps.append(step),
+            on_step=lambda step, loss: seen.append(step),
         )
     assert error.value.step == 5
-    assert steps == [1, 2, 3, 4]
+    assert seen == [1, 2, 3, 4]
 
 
 def sent_by(monkeypatch, **options):
     """The number of slots, and how many steps were sent in each dispatch of a training of the toy."""
-    sent, steps = [], train.train_steps
+    sent, original = [], train.train_steps
 
     def spy(batches, *args):
         sent.append((len(batches[0]), int(batches[3])))
-        return steps(batches, *args)
+        return original(batches, *args)
 
     monkeypatch.setattr(train, "train_steps", spy)
     train.train(*toy(), dataset(), **{**OPTIONS, **options})

@@ -1,7 +1,7 @@
 """How many steps are sent to the device at once.
 
-It is sent a stack of batches, and how many of them to use. One compiled program serves every number, and a step
-computes the same bits wherever in a stack its batch lies; so the number can follow the clock.
+The device is sent a stack of batches, and how many of them to use. One compiled program serves every number, and a
+step computes the same bits wherever in a stack its batch lies; so the number can follow the clock.
 """
 
 import itertools

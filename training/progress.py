@@ -1,4 +1,4 @@
-"""Where a training stands, and where its time went."""
+"""An evaluation as it is recorded, where a training stands, and where its time went."""
 
 import threading
 import time
@@ -26,7 +26,7 @@ class Evaluation(NamedTuple):
     val_metric: float
     learning_rate: float  # of the last step
     gradient_norm: float  # mean over the same steps as `loss`, before clipping
-    retrace_error: float | None  # see `train`
+    retrace_error: float | None  # see `train.train`
     seconds: float  # since the start of the training, in all its sittings; those of the parts, and saving
     seconds_steps: float
     seconds_evaluation: float

@@ -123,7 +123,7 @@ def _step(batch, training, optimiser, classification):
 
 
 def batch_gradient(batch, training: TrainingState, classification: bool):
-    """((mean loss of the batch, new state), gradient of every parameter) at the batch of `train_step`."""
+    """((mean loss of the batch, new state), gradient of every parameter) where `batch` is as in `train_step`."""
     x, y, key = batch
     keys = jax.random.split(jax.random.fold_in(key, training.step), len(x))
 
@@ -137,7 +137,7 @@ def batch_gradient(batch, training: TrainingState, classification: bool):
 
 
 def copied(tree):
-    """Copy every array, so that a step that uses up the original leaves the copy alone.
+    """A copy of every array, so that a step that uses up the original leaves the copy alone.
 
     The copies have strong types: a parameter that was made of a bare number has a weak one, what a step returns has
     not, and the step would be compiled again for each such difference.
