@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import run_experiment
 from data_dir.pickles import write_arrays
@@ -82,3 +83,13 @@ def snapshot(folder: Path) -> dict:
 def timeless(record: dict) -> dict:
     """A line of metrics.jsonl or a result without what depends on the clock and the machine."""
     return {name: value for name, value in record.items() if not name.startswith(("seconds", "peak"))}
+
+
+def refusal(capsys: pytest.CaptureFixture, flags: str) -> str:
+    """What the command says of flags that it refuses with status 2 before it does anything: a single line."""
+    with pytest.raises(SystemExit) as exit:
+        run_experiment.main(flags.split())
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error

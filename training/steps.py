@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 
 class TrainingState(eqx.Module):
@@ -122,8 +122,17 @@ def _step(batch, training, optimiser, classification):
     return training, loss, norm
 
 
-def batch_gradient(batch, training: TrainingState, classification: bool):
-    """((mean loss of the batch, new state), gradient of every parameter) where `batch` is as in `train_step`."""
+def batch_gradient(
+    batch: tuple[Float[Array, "batch time channels"], Float[Array, "batch labels"], PRNGKeyArray],
+    training: TrainingState,
+    classification: bool,
+) -> tuple[tuple[Float[Array, ""], eqx.nn.State], eqx.Module]:
+    """The gradient of the mean loss of a batch, by the learning algorithm of the model's units.
+
+    **Arguments:** as of `train_step`.
+
+    **Returns:** (the loss, the model's state after the batch), and a model that has the gradients for parameters.
+    """
     x, y, key = batch
     keys = jax.random.split(jax.random.fold_in(key, training.step), len(x))
 
@@ -136,7 +145,7 @@ def batch_gradient(batch, training: TrainingState, classification: bool):
     return eqx.filter_value_and_grad(batch_loss, has_aux=True)(training.model)
 
 
-def copied(tree):
+def copied(tree: PyTree) -> PyTree:
     """A copy of every array, so that a step that uses up the original leaves the copy alone.
 
     The copies have strong types: a parameter that was made of a bare number has a weak one, what a step returns has
