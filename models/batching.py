@@ -47,8 +47,9 @@ def _call(*operands, function, shared, batched):
 
 
 def _abstract(*operands, **how):
-    output = jax.eval_shape(partial(_call, **how), *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands))
-    return jax.core.ShapedArray(output.shape, output.dtype)
+    like = (jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding, manual_axis_type=x.manual_axis_type) for x in operands)
+    (output,) = jax.make_jaxpr(partial(_call, **how))(*like).out_avals
+    return output
 
 
 def _jvp(primals, tangents, **how):

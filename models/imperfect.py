@@ -19,7 +19,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from models.hamiltonian import AbstractHamiltonian, State, leapfrog
-from models.rhel import nudge_amplitude
+from models.rhel import relative_amplitude
 from models.system import AbstractLearningAlgorithm, rest_state
 
 Strength = Float[Array, ""] | float | None
@@ -167,9 +167,9 @@ def _backwards(residuals, outputs_grad, _, system_and_inputs, machine):
     (positions, end), (system, inputs) = residuals, system_and_inputs
     imperfection = machine.imperfection
     size = jnp.maximum(jnp.max(jnp.abs(positions)), jnp.max(jnp.abs(end[1])))
-    amplitude = nudge_amplitude(machine, system, inputs[:, None], size[None], outputs_grad[:, None])[0]
-    (positions_grad,) = jax.vjp(lambda x: system.readout(x, inputs), positions)[1](outputs_grad)
-    nudges = _quantised(amplitude * positions_grad, imperfection.nudge_quantum)
+    (nudges,) = jax.vjp(lambda x: system.readout(x, inputs), positions)[1](outputs_grad)
+    amplitude = relative_amplitude(machine.epsilon, size, jnp.sum(nudges**2, axis=0), jnp.sum(nudges, axis=0))
+    nudges = _quantised(amplitude * nudges, imperfection.nudge_quantum)
 
     second = -1.0 if imperfection.asymmetry is None else -(1 - imperfection.asymmetry)
     sides = jnp.stack([jnp.ones_like(amplitude), second * jnp.ones_like(amplitude)])

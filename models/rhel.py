@@ -16,11 +16,17 @@ response of the energy with the trajectories held fixed (Eqs. 13-14, Algorithm 1
 up to O(a^2), and without error where the energy is quadratic. The two halves of the kinetic energy are the two drifts
 of a step. It is at the half step, not at its end, that the parameters act.
 
-Numbers. (1) Scaling the nudges scales nothing in the result, so the amplitude a is chosen relative to the state and to
-the incoming gradient: the scale of the loss cancels. (2) The pair is carried as mean m and half-difference d (plus =
-m + d, minus = m - d): the same two trajectories in coordinates that do not cancel. With the contrast
-Vc(m, d) = V(m + d) - V(m - d), the mean force is -dVc/dd / 2, half the difference of the forces is -dVc/dm / 2, and the
-difference of the energy gradients is dVc/dtheta: one scalar function carries the echo and its readout.
+The pair is carried as mean m and half-difference d (plus = m + d, minus = m - d): the same two trajectories in
+coordinates that do not cancel. With the contrast Vc(m, d) = V(m + d) - V(m - d), the mean force is -dVc/dd / 2, half the
+difference of the forces is -dVc/dm / 2, and the difference of the energy gradients is dVc/dtheta: one scalar function
+carries the echo and its readout.
+
+Three kinds of nudges:
+- infinitesimal, the default. As a -> 0 the contrast is Vc = 2 V'(m) d, the derivative of V along d, which `jax.jvp`
+  computes for any energy without a subtraction. Then d is linear in the nudges, a divides out, and the gradient has no
+  error but rounding. The mean retraces the free pass and d is its tangent.
+- finite (`epsilon`). The error is O(epsilon^2), and zero for a linear system.
+- `literal`. Two trajectories and no mean: what a physical machine runs. The difference loses digits as rounding / a.
 
 Nothing of size time x oscillators outlives a short stretch of steps: the free pass keeps the inputs and one state in
 many; the echo walks back stretch by stretch and adds up the gradients. The mean of the pair goes on from a kept state
@@ -75,10 +81,9 @@ __all__ = [
 class RHEL(AbstractLearningAlgorithm):
     """Recurrent Hamiltonian Echo Learning.
 
-    - `epsilon`: size of the nudges. 1 means that all the nudges of a sequence together, added up as if they were
-      uncorrelated, are as large as the state; by default 1e-8 for a Hamiltonian with closed contrasts, where smaller is
-      better, else 1e-2, where O(epsilon^2) and cancellation balance in float32.
-    - `literal`: run two trajectories, as a physical machine would, instead of their mean and half-difference.
+    - `epsilon`: size of the nudges, relative to the state, see `relative_nudges`. None, the default, means infinitesimal
+      nudges: the gradient is exact for every energy. If `literal`, None means 1e-2.
+    - `literal`: run two trajectories, as a physical machine does, instead of their mean and half-difference.
     - `scan`: "sequential", "associative" (linear Hamiltonians only), or "auto", by platform.
     - `chunk`: steps walked at a time, by default as the sizes and the platform want it. It moves results by rounding.
     """
@@ -97,8 +102,21 @@ class RHEL(AbstractLearningAlgorithm):
 
     def respond(self, system, inputs):
         """Outputs of the system, from rest, to a batch of sequences."""
+        if not self.literal:
+            _require_force_of_energies(system.hamiltonian)
         run = partial(retracing, partial(_echo, self), system, inputs)
         return on_platform(self.scan, self.chunk, system, inputs, run)
+
+
+def _require_force_of_energies(hamiltonian):
+    kind = type(hamiltonian)
+    for name, energy in (("velocity", "kinetic"), ("force", "potential")):
+        if getattr(kind, name) is not getattr(AbstractHamiltonian, name):
+            raise ValueError(
+                f"{kind.__name__} overrides {name}, but the echo follows from the energies alone: delete the override, "
+                f"{name} is the derivative of {energy}. RHEL(literal=True) runs the override as it is, as a physical "
+                "machine does; models.check.check_hamiltonian compares it with the energy"
+            )
 
 
 LEARNING_ALGORITHMS = ("RHEL", "BPTT", "ReversibleBPTT")
@@ -144,13 +162,19 @@ def evolve(
     return learning_algorithm(BareSystem(hamiltonian), drives)
 
 
-# The echo pair, in either of two coordinates
+# The echo pair
 
 
 class MeanAndHalfDifference(eqx.Module):
     """(m, d): the echoes are m + d and m - d. No digits are lost however small d is."""
 
     hamiltonian: AbstractHamiltonian
+
+    def kinetic_contrast(self, hamiltonian, p):
+        return hamiltonian.kinetic_contrast(*p)
+
+    def potential_contrast(self, hamiltonian, q, drive):
+        return hamiltonian.potential_contrast(*q, drive)
 
     def start(self, x):
         return x, jnp.zeros_like(x)
@@ -169,21 +193,35 @@ class MeanAndHalfDifference(eqx.Module):
         return tuple(components)
 
     def velocity(self, p):
-        d_mean, d_half = jax.grad(self.hamiltonian.kinetic_contrast, (0, 1))(*p)
+        d_mean, d_half = jax.grad(partial(self.kinetic_contrast, self.hamiltonian))(p)
         return 0.5 * d_half, 0.5 * d_mean
 
     def force(self, q, drive):
-        d_mean, d_half = jax.grad(self.hamiltonian.potential_contrast, (0, 1))(*q, drive)
+        d_mean, d_half = jax.grad(partial(self.potential_contrast, self.hamiltonian))(q, drive)
         return -0.5 * d_half, -0.5 * d_mean
 
     def mean_and_half_difference(self, x):
         return x
 
 
-class _TwoTrajectories(eqx.Module):
-    """Both echoes as they are, stacked: what a physical machine runs."""
+class MeanAndTangent(MeanAndHalfDifference):
+    """(m, d) in the limit of infinitesimal nudges: m retraces the free pass, d is a tangent of it, of any size."""
 
-    hamiltonian: AbstractHamiltonian
+    def kinetic_contrast(self, hamiltonian, p):
+        return 2 * jax.jvp(hamiltonian.kinetic, p[:1], p[1:])[1]
+
+    def potential_contrast(self, hamiltonian, q, drive):
+        return 2 * jax.jvp(lambda q: hamiltonian.potential(q, drive), q[:1], q[1:])[1]
+
+    def velocity(self, p):
+        return jax.jvp(self.hamiltonian.velocity, p[:1], p[1:])
+
+    def force(self, q, drive):
+        return jax.jvp(lambda q: self.hamiltonian.force(q, drive), q[:1], q[1:])
+
+
+class TwoTrajectories(MeanAndHalfDifference):
+    """Both echoes as they are, stacked: what a physical machine runs."""
 
     def start(self, x):
         return jnp.stack([x, x])
@@ -213,15 +251,22 @@ class _TwoTrajectories(eqx.Module):
 # The echo
 
 
-_per_sequence = jax.vmap(jnp.multiply, (0, 1), 1)  # (batch,) times (time, batch, ..)
+def _per_sequence(operation):
+    """The operation on (time, batch, ..) and one number for every sequence, (batch,)."""
+    return jax.vmap(operation, (1, 0), 1)
 
 
 def _echo(algorithm, system, inputs, kept, outputs_grad, scan, stretch):
     """Gradients of the system, summed over the batch, and of the inputs (time, batch, in), from the echo."""
     ends, size = kept
-    pair = (_TwoTrajectories if algorithm.literal else MeanAndHalfDifference)(system.hamiltonian)
-    amplitude = nudge_amplitude(algorithm, system, inputs, size, outputs_grad)
-    weight = jnp.where(amplitude == 0, 0, -0.5 / jnp.where(amplitude == 0, 1, amplitude))
+    q, p = jax.tree.map(lambda x: x[-1], ends[-1])
+    to_positions = partial(positions_gradient, system, like=q)
+    if algorithm.literal or (algorithm.epsilon is not None and not system.hamiltonian.linear):
+        pair = (TwoTrajectories if algorithm.literal else MeanAndHalfDifference)(system.hamiltonian)
+        epsilon = 1e-2 if algorithm.epsilon is None else algorithm.epsilon
+        nudges_of, weight = _finite_nudges(to_positions, inputs, outputs_grad, size, epsilon, stretch)
+    else:
+        pair, nudges_of, weight = MeanAndTangent(system.hamiltonian), to_positions, jnp.full_like(size, -0.5)
     if scan == "associative":
         walk_back = partial(_walk_back_contracting, pair, weight, _states_by_associative_scan)
     elif _few_parameters(system, inputs):
@@ -232,8 +277,8 @@ def _echo(algorithm, system, inputs, kept, outputs_grad, scan, stretch):
     def back(carry, steps, _):
         state, (system_grad, hamiltonian_grad) = carry
         inputs, outputs_grad = steps
-        nudges = _per_sequence(amplitude, positions_gradient(system, inputs, outputs_grad, like=q))
-        state, positions, more_hamiltonian_grad, drives_grad = walk_back(state, drives_of(system, inputs), nudges)
+        drives, nudges = drives_of(system, inputs), nudges_of(inputs, outputs_grad)
+        state, positions, more_hamiltonian_grad, drives_grad = walk_back(state, drives, nudges)
         more_system_grad, inputs_grad = ports_gradient(system, inputs, positions, outputs_grad, drives_grad)
         more = (more_system_grad, more_hamiltonian_grad)
         return (state, jax.tree.map(jnp.add, (system_grad, hamiltonian_grad), more)), inputs_grad, None
@@ -244,7 +289,6 @@ def _echo(algorithm, system, inputs, kept, outputs_grad, scan, stretch):
         carry, inputs_grad, _ = walk(back, (restarted, total), steps, stretch, reverse=True)
         return carry, inputs_grad, None
 
-    q, p = jax.tree.map(lambda x: x[-1], ends[-1])
     echo = (jax.vmap(pair.start)(q), jax.vmap(pair.start)(-p))
     parameters = eqx.filter(system, eqx.is_inexact_array)
     nothing = jax.tree.map(jnp.zeros_like, (parameters, parameters.hamiltonian))
@@ -258,12 +302,13 @@ def _echo(algorithm, system, inputs, kept, outputs_grad, scan, stretch):
 # state it ends in, the positions that the readout sees, and the gradients of the Hamiltonian and of the drives.
 
 
-def _contrast(hamiltonian, drive, p_before, q_half, p_after):
-    """Energy of one echo minus that of the other in a step; times the weight, its gradient at a fixed trace is ours."""
+def _contrast(pair, hamiltonian, drive, p_before, q_half, p_after):
+    """Energy of one echo minus the energy of the other in a step. Its gradient at a fixed trace, times the weight, is
+    the gradient of the loss."""
     return (
-        0.5 * hamiltonian.kinetic_contrast(*p_before)
-        + hamiltonian.potential_contrast(*q_half, drive)
-        + 0.5 * hamiltonian.kinetic_contrast(*p_after)
+        0.5 * pair.kinetic_contrast(hamiltonian, p_before)
+        + pair.potential_contrast(hamiltonian, q_half, drive)
+        + 0.5 * pair.kinetic_contrast(hamiltonian, p_after)
     )
 
 
@@ -282,7 +327,7 @@ def walk_back_accumulating(pair, weight, state, drives, nudges):
         p_before = pair.nudge(p, nudge)
         state, q_half = leapfrog(pair.velocity, pair.force, (q, p_before), drive)
         trace = map(pair.mean_and_half_difference, (p_before, q_half, state[1]))
-        grad, drive_grad = eqx.filter_grad(lambda x: _contrast(*x, *trace))((pair.hamiltonian, drive))
+        grad, drive_grad = eqx.filter_grad(lambda x: _contrast(pair, *x, *trace))((pair.hamiltonian, drive))
         position, _ = pair.mean_and_half_difference(q)
         return (state, jax.tree.map(jnp.add, total, grad)), (position, drive_grad)
 
@@ -293,7 +338,7 @@ def walk_back_accumulating(pair, weight, state, drives, nudges):
         jax.vmap(step), (state, total), (drives, nudges), reverse=True
     )
     hamiltonian_grad = jax.tree.map(lambda x: jnp.tensordot(weight, x, 1), total)
-    return state, positions, hamiltonian_grad, _per_sequence(weight, drives_grad)
+    return state, positions, hamiltonian_grad, _per_sequence(jnp.multiply)(drives_grad, weight)
 
 
 def _walk_back_contracting(pair, weight, states_of, state, drives, nudges):
@@ -309,7 +354,7 @@ def _walk_back_contracting(pair, weight, states_of, state, drives, nudges):
 
     def weighted(hamiltonian_and_drives):
         hamiltonian, drives = hamiltonian_and_drives
-        return jnp.vdot(weight, jnp.sum(each_step(partial(_contrast, hamiltonian))(drives, *trace), axis=0))
+        return jnp.vdot(weight, jnp.sum(each_step(partial(_contrast, pair, hamiltonian))(drives, *trace), axis=0))
 
     hamiltonian_grad, drives_grad = eqx.filter_grad(weighted)((pair.hamiltonian, drives))
     positions, _ = each_step(pair.mean_and_half_difference)(q)
@@ -345,29 +390,41 @@ def _states_by_associative_scan(pair, state, drives, nudges):
     return tuple(pair.assembled(components) for components in zip(*found, strict=True))
 
 
-def nudge_amplitude(algorithm, system, inputs, size, outputs_grad):
-    """The factor a between incoming gradient and nudge, (batch,): epsilon, relative to the state and to all the nudges.
+# The size of finite nudges
 
-    The nudges of a sequence are bounded, in root-sum-square over time, by the gain of the readout times the incoming
-    gradient. The factor is 0 for a zero incoming gradient, and NaN for one that is not finite.
+
+def relative_amplitude(epsilon, size, squares, total):
+    """The factor that makes nudges as large as `epsilon` times the state of a sequence.
+
+    `size`: the largest position or momentum of the sequence, `squares` and `total` (osc): the sums over time of the
+    nudges, squared and plain. All nudges together move the state by the root of `squares` if they are uncorrelated in
+    time, and by `total` if they have one sign, as those of a mean over time; the larger of the two counts. A state at
+    rest counts as 1. The factor is 0 if all nudges are 0, and NaN if it is outside the range of the numbers.
     """
-    epsilon = algorithm.epsilon
-    if epsilon is None:
-        kind = type(system.hamiltonian)
-        closed = all(
-            getattr(kind, name) is not getattr(AbstractHamiltonian, name)
-            for name in ("kinetic_contrast", "potential_contrast")
-        )
-        epsilon = 1e-8 if closed and not algorithm.literal else 1e-2
-    first = inputs[:1, 0]
-    rest, _ = rest_state(system, first)
-    gain = jax.jacobian(lambda q: system.readout(q[None], first)[0])(rest)
-    gain = jnp.max(jnp.linalg.norm(gain, axis=0))
+    together = jnp.max(jnp.maximum(jnp.sqrt(squares), jnp.abs(total)))
+    amplitude = epsilon * jnp.where(size > 0, size, 1) / jnp.where(together == 0, 1, together)
+    return jnp.where(together == 0, 0, jnp.where(amplitude == 0, jnp.nan, amplitude))
 
-    def over_sequences(reduce, x):
-        return reduce(x, axis=(0, *range(2, x.ndim)), keepdims=True)
 
-    largest = over_sequences(jnp.max, jnp.abs(outputs_grad))
-    scaled = outputs_grad / jnp.where(largest > 0, largest, 1)
-    total = gain * (largest * jnp.sqrt(over_sequences(jnp.sum, scaled**2))).ravel()
-    return jnp.where(total == 0, 0, epsilon * jnp.where(size > 0, size, 1) / jnp.where(total == 0, 1, total))
+def _finite_nudges(to_positions, inputs, outputs_grad, size, epsilon, stretch):
+    """The function of inputs and incoming gradient that gives the nudges, and the weight (batch,) of the contrast.
+
+    The largest incoming gradient of a sequence is divided out first, so that its scale cancels. It and the amplitude
+    are constants of a second derivative: the gradient depends on them by O(epsilon^2) only.
+    """
+    largest = jax.vmap(lambda x: jnp.max(jnp.abs(x)), 1)(outputs_grad)
+    largest = jnp.where(largest == 0, 1, largest)
+
+    def unscaled(inputs, outputs_grad):
+        return to_positions(inputs, _per_sequence(jnp.divide)(outputs_grad, largest))
+
+    def add(sums, steps, _):
+        nudges = unscaled(*steps)
+        return jax.tree.map(lambda x, y: x + jnp.sum(y, axis=0), sums, (nudges**2, nudges)), None, None
+
+    nothing = jnp.zeros_like(to_positions(inputs[:1], outputs_grad[:1])[0])
+    (squares, total), _, _ = walk(add, (nothing, nothing), (inputs, outputs_grad), stretch)
+    amplitude = jax.vmap(partial(relative_amplitude, epsilon))(size, squares, total)
+    largest, amplitude = jax.lax.stop_gradient((largest, amplitude))
+    weight = jnp.where(amplitude == 0, 0, -0.5 * largest / jnp.where(amplitude == 0, 1, amplitude))
+    return lambda *steps: _per_sequence(jnp.multiply)(unscaled(*steps), amplitude), weight
