@@ -35,9 +35,33 @@ def sees_whole_batch(function: Callable) -> Callable:
             return function(eqx.combine(jax.tree.unflatten(structure, leaves), static), *inputs)
 
         axes = (1,) * len(inputs)
+        leaves, inputs = _equally_varying((leaves, inputs))
         return _whole_batch_p.bind(*leaves, *inputs, function=of_batch, shared=len(leaves), batched=False)
 
     return of_one_sequence
+
+
+def as_varying(x: Array, like: Array) -> Array:
+    """The array as one that may differ between devices wherever `like` does. It matters inside `jax.shard_map` alone.
+
+    There jax gives an array that does not vary over a mesh axis a gradient summed over that axis. A state that starts
+    from zeros varies as soon as a drive acts on it, so it has to start as varying.
+    """
+    missing = _varying(like) - _varying(x)
+    return jax.lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
+
+
+def _varying(x):
+    return jax.typeof(x).manual_axis_type.varying
+
+
+def _equally_varying(tree):
+    """All arrays as varying over every mesh axis over which one of them varies."""
+    leaves = jax.tree.leaves(tree)
+    widest = frozenset().union(*map(_varying, leaves))
+    if not widest:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(sorted(widest - _varying(x))), to="varying"), tree)
 
 
 def _call(*operands, function, shared, batched):
@@ -47,7 +71,10 @@ def _call(*operands, function, shared, batched):
 
 
 def _abstract(*operands, **how):
-    like = (jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding, manual_axis_type=x.manual_axis_type) for x in operands)
+    like = (
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding, manual_axis_type=x.manual_axis_type)
+        for x in operands
+    )
     (output,) = jax.make_jaxpr(partial(_call, **how))(*like).out_avals
     return output
 

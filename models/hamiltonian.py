@@ -119,7 +119,7 @@ def linear_step(hamiltonian: AbstractHamiltonian, like: State) -> tuple[tuple, t
     return tuple(zip(by_q, by_p, strict=True)), by_drive
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def linear_recurrence(step_map: tuple, state: State, forces: State) -> State:
     """States x_1, .., x_L of x_{t+1} = M x_t + f_t, M = `step_map` a 2x2 matrix per oscillator, constant in time.
 
@@ -147,21 +147,11 @@ def _at_every_step(m):
     return jax.tree.map(lambda entry: entry[None], m)
 
 
-def _recurrence_fwd(step_map, state, forces):
+@linear_recurrence.defjvp
+def _recurrence_jvp(primals, tangents):
+    """The tangent obeys the same recurrence, driven by f_dot + M_dot x. Its transpose keeps x, not the passes."""
+    (step_map, state, forces), (step_map_dot, state_dot, forces_dot) = primals, tangents
     x = linear_recurrence(step_map, state, forces)
-    return x, (step_map, state, x)
-
-
-def _recurrence_bwd(residuals, x_grad):
-    """The adjoint obeys the recurrence of the transposed map, backwards; no pass of the forward scan is kept."""
-    step_map, state, x = residuals
-    transposed = tuple(zip(*step_map, strict=True))
-    nothing = jax.tree.map(jnp.zeros_like, state)
-    backwards = linear_recurrence(transposed, nothing, tuple(g[::-1] for g in x_grad))
-    adjoint = tuple(component[::-1] for component in backwards)
     before = tuple(jnp.concatenate([start[None], later[:-1]]) for start, later in zip(state, x, strict=True))
-    step_map_grad = tuple(tuple(jnp.sum(a * b, axis=0) for b in before) for a in adjoint)
-    return step_map_grad, _apply(transposed, tuple(a[0] for a in adjoint)), adjoint
-
-
-linear_recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
+    driven = jax.tree.map(jnp.add, forces_dot, _apply(_at_every_step(step_map_dot), before))
+    return x, linear_recurrence(step_map, state_dot, driven)

@@ -41,6 +41,10 @@ class Standardised(AbstractSystem):
         """That of the system."""
         return self.system.hamiltonian
 
+    def position_shape(self, drive_shape):
+        """As of the system."""
+        return self.system.position_shape(drive_shape)
+
     def drive(self, inputs):
         """Drives of the standardised inputs."""
         return self.system.drive(self.standardisation(inputs))

@@ -17,9 +17,9 @@ up to O(a^2), and without error where the energy is quadratic. The two halves of
 of a step. It is at the half step, not at its end, that the parameters act.
 
 The pair is carried as mean m and half-difference d (plus = m + d, minus = m - d): the same two trajectories in
-coordinates that do not cancel. With the contrast Vc(m, d) = V(m + d) - V(m - d), the mean force is -dVc/dd / 2, half the
-difference of the forces is -dVc/dm / 2, and the difference of the energy gradients is dVc/dtheta: one scalar function
-carries the echo and its readout.
+coordinates that do not cancel. With the contrast Vc(m, d) = V(m + d) - V(m - d), the mean force is -dVc/dd / 2, half
+the difference of the forces is -dVc/dm / 2, and the difference of the energy gradients is dVc/dtheta: one scalar
+function carries the echo and its readout.
 
 Three kinds of nudges:
 - infinitesimal, the default. As a -> 0 the contrast is Vc = 2 V'(m) d, the derivative of V along d, which `jax.jvp`
@@ -55,9 +55,11 @@ from models.system import (
     on_platform,
     ports_gradient,
     positions_gradient,
+    require_hamiltonian,
     rest_state,
     retracing,
     segment_length,
+    state_of_one,
     walk,
     with_hamiltonian_gradient,
 )
@@ -81,8 +83,8 @@ __all__ = [
 class RHEL(AbstractLearningAlgorithm):
     """Recurrent Hamiltonian Echo Learning.
 
-    - `epsilon`: size of the nudges, relative to the state, see `relative_nudges`. None, the default, means infinitesimal
-      nudges: the gradient is exact for every energy. If `literal`, None means 1e-2.
+    - `epsilon`: size of the nudges, relative to the state, see `relative_amplitude`. None, the default, means
+      infinitesimal nudges: the gradient is exact for every energy. If `literal`, None means 1e-2.
     - `literal`: run two trajectories, as a physical machine does, instead of their mean and half-difference.
     - `scan`: "sequential", "associative" (linear Hamiltonians only), or "auto", by platform.
     - `chunk`: steps walked at a time, by default as the sizes and the platform want it. It moves results by rounding.
@@ -148,18 +150,22 @@ def evolve(
     *,
     learning_algorithm: str | AbstractLearningAlgorithm = "RHEL",
     epsilon: float | None = None,
+    n_osc: int | None = None,
 ) -> Float[Array, "time osc"]:
     """Positions q_1, .., q_L of a Hamiltonian, from rest, under a sequence of drives.
 
     Differentiable in reverse mode, by the learning algorithm, with respect to every floating-point array of the
-    Hamiltonian and to the drives. The positions have the shape of the drives. Raises `ValueError` for an empty
-    sequence, an unknown algorithm and energies that are not scalars, `TypeError` for drives not floating-point.
+    Hamiltonian and to the drives. A position has the shape of a drive, or (n_osc,): then the potential says how a drive
+    of another shape acts on the oscillators. Raises `ValueError` for an empty sequence, an unknown algorithm and
+    energies that are not scalars or cannot be evaluated; `TypeError` for a Hamiltonian that is no
+    `AbstractHamiltonian`, for drives that are not one floating-point array, and for a parameter that is no field.
     """
+    require_hamiltonian(hamiltonian)
     if isinstance(learning_algorithm, str):
         learning_algorithm = make_learning_algorithm(learning_algorithm, epsilon)
     elif epsilon is not None:
         raise ValueError("epsilon belongs to the learning algorithm that was given: RHEL(epsilon)")
-    return learning_algorithm(BareSystem(hamiltonian), drives)
+    return learning_algorithm(BareSystem(hamiltonian, n_osc), drives)
 
 
 # The echo pair
@@ -315,7 +321,7 @@ def _contrast(pair, hamiltonian, drive, p_before, q_half, p_after):
 def _few_parameters(system, inputs):
     """Whether the gradient of the Hamiltonian is not much larger than a state, and may be carried along."""
     size = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(system.hamiltonian, eqx.is_inexact_array)))
-    return size <= 8 * jax.eval_shape(lambda x: rest_state(system, x[:, 0])[0], inputs).size
+    return size <= 8 * inputs.shape[1] * state_of_one(system, inputs).size
 
 
 def walk_back_accumulating(pair, weight, state, drives, nudges):
@@ -331,13 +337,12 @@ def walk_back_accumulating(pair, weight, state, drives, nudges):
         position, _ = pair.mean_and_half_difference(q)
         return (state, jax.tree.map(jnp.add, total, grad)), (position, drive_grad)
 
-    batch = weight.shape[0]
     parameters = eqx.filter(pair.hamiltonian, eqx.is_inexact_array)
-    total = jax.tree.map(lambda x: jnp.zeros((batch, *x.shape), x.dtype), parameters)
+    total = jax.vmap(lambda _: jax.tree.map(jnp.zeros_like, parameters))(weight)
     (state, total), (positions, drives_grad) = jax.lax.scan(
         jax.vmap(step), (state, total), (drives, nudges), reverse=True
     )
-    hamiltonian_grad = jax.tree.map(lambda x: jnp.tensordot(weight, x, 1), total)
+    hamiltonian_grad = jax.tree.map(lambda x: jnp.sum(jax.vmap(jnp.multiply)(weight, x), axis=0), total)
     return state, positions, hamiltonian_grad, _per_sequence(jnp.multiply)(drives_grad, weight)
 
 
@@ -354,7 +359,8 @@ def _walk_back_contracting(pair, weight, states_of, state, drives, nudges):
 
     def weighted(hamiltonian_and_drives):
         hamiltonian, drives = hamiltonian_and_drives
-        return jnp.vdot(weight, jnp.sum(each_step(partial(_contrast, pair, hamiltonian))(drives, *trace), axis=0))
+        contrasts = each_step(partial(_contrast, pair, hamiltonian))(drives, *trace)
+        return jnp.sum(_per_sequence(jnp.multiply)(contrasts, weight))
 
     hamiltonian_grad, drives_grad = eqx.filter_grad(weighted)((pair.hamiltonian, drives))
     positions, _ = each_step(pair.mean_and_half_difference)(q)

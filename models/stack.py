@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 from models.batching import sees_whole_batch
 from models.layer import AbstractHRULayer
 from models.normalisation import BatchNorm
-from models.system import CACHED, walk
+from models.system import stretch_length, walk
 
 
 @sees_whole_batch
@@ -94,7 +94,7 @@ def _feed_forward(feed_forward, x, *keys):
         return eqx.combine(arrays, static).of_stretch(*steps)
 
     # A loop, and not only a checkpoint: XLA would find the two computations of one array to be the same, and keep it.
-    length = max(8, CACHED // (x.shape[1] * x.shape[2]))
+    length = stretch_length(x.shape[1] * x.shape[2])
     return walk(lambda _, steps, __: (None, of_stretch(arrays, steps), None), None, (x, *keys), length)[1]
 
 

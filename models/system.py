@@ -6,14 +6,17 @@ What a user writes, a Hamiltonian and its ports, acts on one sequence. What runs
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.interpreters import partial_eval
 from jaxtyping import Array, Float, PyTree
 
-from models.batching import sees_whole_batch
+from models.batching import as_varying, sees_whole_batch
 from models.hamiltonian import AbstractHamiltonian, State, flow
 
 Scan = Literal["auto", "sequential", "associative"]
@@ -34,6 +37,10 @@ class AbstractSystem(eqx.Module):
 
     hamiltonian: eqx.AbstractVar[AbstractHamiltonian]
 
+    def position_shape(self, drive_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of a position, for a drive of this shape: the same, if each oscillator has a drive of its own."""
+        return drive_shape
+
     @abstractmethod
     def drive(self, inputs: Float[Array, "time in"]) -> Float[Array, "time osc"]:
         """Drives v_t of the inputs u_t."""
@@ -44,9 +51,17 @@ class AbstractSystem(eqx.Module):
 
 
 class BareSystem(AbstractSystem):
-    """A Hamiltonian whose inputs are its drives and whose outputs are its positions."""
+    """A Hamiltonian whose inputs are its drives and whose outputs are its positions.
+
+    `n_osc`: the number of oscillators, if it is not the number of drives.
+    """
 
     hamiltonian: AbstractHamiltonian
+    n_osc: int | None = eqx.field(default=None, static=True)
+
+    def position_shape(self, drive_shape):
+        """The shape of a drive, or (n_osc,)."""
+        return drive_shape if self.n_osc is None else (self.n_osc,)
 
     def drive(self, inputs):
         """The inputs."""
@@ -68,10 +83,35 @@ class AbstractLearningAlgorithm(eqx.Module):
         """Outputs of the system, from rest, to a batch of sequences."""
 
     def __call__(self, system: AbstractSystem, inputs: Float[Array, "time in"]) -> Float[Array, "time out"]:
-        """Outputs of the system, from rest, to a sequence. Raises `ValueError` for an empty one."""
+        """Outputs of the system, from rest, to a sequence.
+
+        All arithmetic is in the widest floating-point type of the system and the inputs, and in float32 at least. The
+        outputs are in the widest type of the system and the inputs. Raises `ValueError` for an empty sequence and
+        `TypeError` for inputs that are not one array.
+        """
+        if not isinstance(inputs, jax.Array | np.ndarray):
+            raise TypeError(f"the inputs must be one array (time, ..), got a {type(inputs).__name__}: stack its arrays")
         if len(inputs) == 0:
             raise ValueError("the sequence is empty: it has no steps")
-        return _respond((self, system), inputs)
+        inputs = jnp.asarray(inputs)
+        require_admissible(system, inputs)
+        system, inputs, dtype = in_one_precision(system, inputs)
+        return _respond((self, system), inputs).astype(dtype)
+
+
+def in_one_precision(system: AbstractSystem, inputs: Array) -> tuple[AbstractSystem, Array, jnp.dtype]:
+    """System and inputs in the widest of their floating-point types and float32; and the widest without float32.
+
+    Half precision resolves neither the recurrence of many steps nor its way back, and a state has one type.
+    """
+    leaves = [x for x in (*jax.tree.leaves(system), inputs) if eqx.is_inexact_array(x)]
+    dtype = jnp.result_type(*(x.dtype for x in leaves)) if leaves else jnp.dtype(jnp.float32)
+    wide = jnp.promote_types(dtype, jnp.float32)
+
+    def widened(tree):
+        return jax.tree.map(lambda x: jnp.asarray(x, wide) if eqx.is_inexact_array(x) else x, tree)
+
+    return widened(system), widened(inputs), dtype
 
 
 @sees_whole_batch
@@ -93,24 +133,85 @@ def outputs_of(
 
 
 def rest_state(system: AbstractSystem, inputs: Float[Array, "time in"]) -> State:
-    """Zero position and momentum, of the shape of a drive of one sequence.
+    """Zero position and momentum of one sequence of inputs."""
+    state = _state_of(system, inputs[:1])
+    zeros = as_varying(jnp.zeros(state.shape, state.dtype), inputs)
+    return zeros, zeros
 
-    Raises `TypeError` for drives that are not floating-point and `ValueError` for energies that are not scalars.
+
+def state_of_one(system: AbstractSystem, inputs: Float[Array, "time batch in"]) -> jax.ShapeDtypeStruct:
+    """Shape and type of a position, and of a momentum, of one sequence of a batch."""
+    return _state_of(system, jax.ShapeDtypeStruct((1, *inputs.shape[2:]), inputs.dtype))
+
+
+def _state_of(system, inputs):
+    drives = jax.eval_shape(system.drive, inputs)
+    parameters = jax.tree.leaves(eqx.filter(system.hamiltonian, eqx.is_inexact_array))
+    dtype = jnp.result_type(drives.dtype, *(x.dtype for x in parameters))
+    return jax.ShapeDtypeStruct(system.position_shape(drives.shape[1:]), dtype)
+
+
+# What a system must be
+
+
+def require_admissible(system: AbstractSystem, inputs: Float[Array, "time in"]) -> None:
+    """Raises where the shapes and types of a system say that it cannot be run or differentiated.
+
+    `TypeError` for drives that are not floating-point, a Hamiltonian that is no `AbstractHamiltonian`, and parameters
+    that are no fields (`CapturedTracer`); `ValueError` for energies that are not scalars or cannot be evaluated.
     """
     hamiltonian = system.hamiltonian
-    drives = jax.eval_shape(system.drive, inputs[:1])
+    require_hamiltonian(hamiltonian)
+    inputs = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
+    (drives,) = _traced(type(system).drive, system, inputs)
     if not jnp.issubdtype(drives.dtype, jnp.floating):
         raise TypeError(f"the drives must be floating-point, got {drives.dtype}: convert them with .astype(float)")
-    parameters = jax.tree.leaves(eqx.filter(hamiltonian, eqx.is_inexact_array))
-    state = jax.ShapeDtypeStruct(drives.shape[1:], jnp.result_type(drives.dtype, *(x.dtype for x in parameters)))
-    drive = jax.ShapeDtypeStruct(drives.shape[1:], drives.dtype)
-    for energy, arguments in ((hamiltonian.kinetic, (state,)), (hamiltonian.potential, (state, drive))):
-        value = jax.eval_shape(energy, *arguments)
-        if value.shape != ():
-            name = f"{type(hamiltonian).__name__}.{energy.__name__}"
-            raise ValueError(f"{name} must return a scalar, got shape {value.shape}: sum over the oscillators")
-    zeros = jnp.zeros(state.shape, state.dtype)
-    return zeros, zeros
+    state, drive = _state_of(system, inputs), jax.ShapeDtypeStruct(drives.shape[1:], drives.dtype)
+    for name, arguments in (("kinetic", (state,)), ("potential", (state, drive))):
+        where = f"{type(hamiltonian).__name__}.{name}"
+        try:
+            energies = _traced(getattr(type(hamiltonian), name), hamiltonian, *arguments)
+        except CapturedTracer:
+            raise
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{where} cannot be evaluated at positions and momenta of shape {state.shape} and a drive of shape "
+                f"{drive.shape}. A position has the shape of a drive; for another number of oscillators, give it to "
+                f"evolve as n_osc. The error: {error}"
+            ) from error
+        shapes = [energy.shape for energy in energies]
+        if shapes != [()]:
+            got = f"shape {shapes[0]}" if len(shapes) == 1 else f"{len(shapes)} arrays"
+            raise ValueError(f"{where} must return a scalar, got {got}: sum over the oscillators")
+    _traced(type(system).readout, system, jax.ShapeDtypeStruct((1, *state.shape), state.dtype), inputs)
+
+
+def require_hamiltonian(hamiltonian: object) -> None:
+    """Raises `TypeError` for what is no `AbstractHamiltonian`."""
+    if not isinstance(hamiltonian, AbstractHamiltonian):
+        name = type(hamiltonian).__name__
+        raise TypeError(
+            f"{name} is not an AbstractHamiltonian: write class {name}(AbstractHamiltonian), with the class of "
+            "models.hamiltonian, and declare its parameters as fields"
+        )
+
+
+class CapturedTracer(TypeError):
+    """A method uses an array that jax is tracing and that is no field: it would get no gradient, or a wrong one."""
+
+
+def _traced(method, module, *arguments):
+    """Shapes and types that a method of a module returns. Raises `CapturedTracer`."""
+    arrays, static = eqx.partition(module, eqx.is_array)
+    jaxpr = jax.make_jaxpr(lambda arrays, *x: method(eqx.combine(arrays, static), *x))(arrays, *arguments)
+    captured = [x for x in jaxpr.consts if isinstance(x, jax.core.Tracer)]
+    if captured:
+        raise CapturedTracer(
+            f"{method.__qualname__} uses {', '.join(jax.typeof(x).str_short() for x in captured)} from outside, which "
+            "jax is differentiating, batching or compiling: the gradient would miss it. Make it an array field of "
+            f"{type(module).__name__}, and pass it to the constructor"
+        )
+    return jaxpr.out_avals
 
 
 # Stretches
@@ -129,7 +230,7 @@ def walk(body: Callable, carry: PyTree, steps: PyTree, length: int, *, marks: li
     marks = [None] * len(cuts) if marks is None else marks
     found = []
     for (start, stop, size), mark in list(zip(cuts, marks, strict=True))[:: -1 if reverse else 1]:
-        stacked = jax.tree.map(lambda x, i=start, j=stop, n=size: x[i:j].reshape(-1, n, *x.shape[1:]), steps)
+        stacked = jax.tree.map(lambda x, i=start, j=stop, n=size: x[i:j].reshape((j - i) // n, n, *x.shape[1:]), steps)
 
         def stretch(carry, xs):
             carry, outputs, mark = body(carry, *xs)
@@ -138,8 +239,25 @@ def walk(body: Callable, carry: PyTree, steps: PyTree, length: int, *, marks: li
         carry, results = jax.lax.scan(stretch, carry, (stacked, mark), reverse=reverse)
         found.append(results)
     outputs, marks = zip(*found[:: -1 if reverse else 1], strict=True)
-    outputs = jax.tree.map(lambda *xs: jnp.concatenate([x.reshape(-1, *x.shape[2:]) for x in xs]), *outputs)
+    outputs = jax.tree.map(
+        lambda *xs: jnp.concatenate([x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]) for x in xs]), *outputs
+    )
     return carry, outputs, list(marks)
+
+
+def stretch_length(values: int, longest: int | None = None) -> int:
+    """Steps of a stretch that stays in the cache of a CPU if a step has so many values: at least 8.
+
+    With `longest`, that number or a power of 2 smaller. A batch of symbolic size, as `jax.export` takes it, has the
+    shortest stretches.
+    """
+    if not isinstance(values, int):
+        return 8
+    if longest is None:
+        return max(8, CACHED // max(1, values))
+    while longest > 8 and longest * values > CACHED:
+        longest //= 2
+    return longest
 
 
 def segment_length(stretch: int) -> int:
@@ -153,17 +271,19 @@ def on_platform(scan: Scan, chunk: int | None, system: AbstractSystem, inputs: A
     One step after the other in short stretches on a CPU; elsewhere long stretches, and the associative scan if the
     system is linear. Where there is more than a CPU, it is settled when the program is lowered, which serves them all.
     """
-    linear = system.hamiltonian.linear
+    state = state_of_one(system, inputs)
+    drives = jax.eval_shape(system.drive, jax.ShapeDtypeStruct((1, *inputs.shape[2:]), inputs.dtype))
+    linear = system.hamiltonian.linear and drives.shape[1:] == state.shape
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1 step, got {chunk!r}")
     if scan not in SCANS:
         raise ValueError(f"unknown scan {scan!r}; one of {', '.join(SCANS)}")
     if scan == "associative" and not linear:
-        raise ValueError(f"the associative scan needs a linear system; {type(system.hamiltonian).__name__} is not")
-    state = jax.eval_shape(lambda x: rest_state(system, x[:, 0])[0], inputs)
-    short = SEGMENT
-    while short > 8 and short * inputs.shape[1] * state.size > CACHED:
-        short //= 2
+        raise ValueError(
+            "the associative scan needs a linear system with a drive for each oscillator; "
+            f"{type(system.hamiltonian).__name__} is not"
+        )
+    short = stretch_length(inputs.shape[1] * state.size, SEGMENT)
     if scan == "associative":
         return run("associative", chunk or SEGMENT)
     if scan == "sequential" or all(device.platform == "cpu" for device in jax.devices()):
@@ -186,18 +306,17 @@ def free_pass(system: AbstractSystem, inputs: Float[Array, "time batch in"], sca
 
     def advance(carry, inputs, _):
         state, size = carry
-        state, positions = jax.vmap(flow, (None, 0, 1, None), (0, 1))(
-            system.hamiltonian, state, drives_of(system, inputs), scan
-        )
+        run = jax.vmap(partial(flow, system.hamiltonian, scan=scan), (0, 1), (0, 1))
+        state, positions = run(state, drives_of(system, inputs))
         return (state, jnp.maximum(size, _largest(positions, 1))), outputs_of(system, positions, inputs), None
 
     def segment(carry, inputs, _):
         (state, size), outputs, _ = walk(advance, carry, inputs, stretch)
         return (state, jnp.maximum(size, _largest(state[1], 0))), outputs, state
 
-    batch = inputs.shape[1]
-    rest = jax.tree.map(lambda x: jnp.zeros((batch, *x.shape), x.dtype), rest_state(system, inputs[:, 0]))
-    (_, size), outputs, ends = walk(segment, (rest, jnp.zeros(batch, rest[0].dtype)), inputs, segment_length(stretch))
+    rest = jax.vmap(lambda x: rest_state(system, x), 1)(inputs)
+    size = jnp.max(jnp.zeros_like(rest[0]), axis=range(1, rest[0].ndim))
+    (_, size), outputs, ends = walk(segment, (rest, size), inputs, segment_length(stretch))
     return outputs, ends, size
 
 
@@ -214,27 +333,52 @@ def retracing(gradient: Callable, system: AbstractSystem, inputs: Array, scan: s
     `gradient(system, inputs, (ends, size), outputs_grad, scan, stretch)` -> those of the system, summed over the batch,
     and of the inputs; `ends` and `size` as `free_pass` gives them.
     """
-    arrays, static = eqx.partition(system, eqx.is_inexact_array)
+    _require_linear_readout(system, inputs)
+    parameters, rest = eqx.partition(system, eqx.is_inexact_array)
+    constants, static = eqx.partition(rest, eqx.is_array)  # arrays of numbers that are no parameters, such as masks
+
+    def free(parameters, constants, inputs):
+        return free_pass(eqx.combine(parameters, constants, static), inputs, scan, stretch)
 
     @jax.custom_vjp
-    def respond(arrays, inputs):
-        return free_pass(eqx.combine(arrays, static), inputs, scan, stretch)[0]
+    def respond(*arguments):
+        return free(*arguments)[0]
 
-    def forwards(arrays, inputs):
-        outputs, *kept = free_pass(eqx.combine(arrays, static), inputs, scan, stretch)
-        return outputs, (arrays, inputs, kept)
+    def forwards(*arguments):
+        outputs, *kept = free(*arguments)
+        return outputs, (arguments, kept)
 
     def backwards(residuals, outputs_grad):
-        arrays, inputs, kept = residuals
-        return gradient(eqx.combine(arrays, static), inputs, kept, outputs_grad, scan, stretch)
+        (parameters, constants, inputs), kept = residuals
+        system = eqx.combine(parameters, constants, static)
+        system_grad, inputs_grad = gradient(system, inputs, kept, outputs_grad, scan, stretch)
+        return system_grad, None, inputs_grad
 
     respond.defvjp(forwards, backwards)
-    return respond(arrays, inputs)
+    return respond(parameters, constants, inputs)
+
+
+def _require_linear_readout(system, inputs):
+    """Raises `ValueError` if the derivative of the readout by the positions depends on the positions."""
+    state = state_of_one(system, inputs)
+    positions = jax.ShapeDtypeStruct((1, *state.shape), state.dtype)
+    inputs = jax.ShapeDtypeStruct((1, *inputs.shape[2:]), inputs.dtype)
+
+    def derivative(positions, change, inputs):
+        return jax.jvp(lambda positions: system.readout(positions, inputs), (positions,), (change,))[1]
+
+    jaxpr = jax.make_jaxpr(derivative)(positions, positions, inputs).jaxpr
+    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    if used[0]:
+        raise ValueError(
+            f"{type(system).__name__}.readout is not linear in the positions, so that the echo is nudged wrongly: "
+            "apply the nonlinear part to the outputs of the system instead, or use BPTT"
+        )
 
 
 def positions_gradient(system, inputs, outputs_grad, *, like):
     """Gradient of the positions (time, batch, osc) through the readout; `like`: one position of every sequence."""
-    nothing = jnp.zeros((len(inputs), *like.shape), like.dtype)
+    nothing = jnp.broadcast_to(jnp.zeros_like(like), (len(inputs), *like.shape))
     _, pull_back = jax.vjp(lambda positions: outputs_of(system, positions, inputs), nothing)
     return pull_back(outputs_grad)[0]
 
@@ -242,12 +386,11 @@ def positions_gradient(system, inputs, outputs_grad, *, like):
 def ports_gradient(system, inputs, positions, outputs_grad, drives_grad):
     """Gradients of the system and of the inputs through the ports, at given positions and gradient of the drives."""
 
-    def through_ports(system_and_inputs):
-        system, inputs = system_and_inputs
-        outputs, drives = outputs_of(system, positions, inputs), drives_of(system, inputs)
-        return jnp.vdot(outputs_grad, outputs) + jnp.vdot(drives_grad, drives)
+    def through_ports(system, inputs):
+        return outputs_of(system, positions, inputs), drives_of(system, inputs)
 
-    return eqx.filter_grad(through_ports)((system, inputs))
+    _, pull_back = eqx.filter_vjp(through_ports, system, inputs)
+    return pull_back((outputs_grad, drives_grad))
 
 
 def with_hamiltonian_gradient(system_grad: PyTree, hamiltonian_grad: PyTree) -> PyTree:
