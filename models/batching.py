@@ -80,7 +80,16 @@ def _abstract(*operands, **how):
 
 
 def _jvp(primals, tangents, **how):
-    return jax.jvp(partial(_call, **how), primals, tuple(map(ad.instantiate_zeros, tangents)))
+    moving = [not isinstance(tangent, ad.Zero) for tangent in tangents]
+
+    def of_moving(*moved):
+        moved = iter(moved)
+        return _call(*(next(moved) if moves else x for x, moves in zip(primals, moving, strict=True)), **how)
+
+    def those_moving(xs):
+        return tuple(x for x, moves in zip(xs, moving, strict=True) if moves)
+
+    return jax.jvp(of_moving, those_moving(primals), those_moving(tangents))
 
 
 def _batch(operands, axes, *, function, shared, batched):

@@ -5,6 +5,8 @@ import pytest
 from small_experiments import HERE, REGRESSION, write_config, write_dataset
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Two devices on the CPU, for the tests of sharding. Everything else runs on the first.
+jax.config.update("jax_num_cpu_devices", 2)
 
 
 @pytest.fixture(scope="session", autouse=True)
