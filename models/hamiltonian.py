@@ -32,9 +32,11 @@ class AbstractHamiltonian(eqx.Module):
     A new system is the two methods `kinetic` and `potential`, both returning a scalar; its parameters are the array
     fields of the module. Admissible are energies that are smooth, even in p, and conserve energy between drives.
 
-    The two contrasts are the energy of one echo minus that of the other, in the coordinates (mean, half-difference).
-    Their derivatives are all that the echo needs. The defaults subtract two evaluations, which is right for every
-    system but loses digits when the half-difference is small; a closed form without that subtraction keeps them.
+    The two contrasts are the energy of one echo minus the energy of the other, in the coordinates (mean,
+    half-difference). Only finite nudges use them. The defaults subtract two evaluations, which is right for every system
+    but loses digits when the half-difference is small; a closed form without that subtraction keeps them.
+
+    `velocity` and `force` are derivatives of the energies. Do not override them: RHEL refuses it.
 
     `linear` says that the oscillators are independent and harmonic, so that a step is one linear map of (q, p) for each
     of them: the energies are quadratic in q and p, and linear in the drive. Such a system can run by associative scan.
