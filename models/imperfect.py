@@ -19,7 +19,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from models.hamiltonian import AbstractHamiltonian, State, leapfrog
-from models.rhel import relative_amplitude
+from models.nudges import relative_amplitude
 from models.system import AbstractLearningAlgorithm, rest_state
 
 Strength = Float[Array, ""] | float | None

@@ -43,6 +43,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from models.hamiltonian import AbstractHamiltonian, leapfrog, linear_recurrence, linear_step
+from models.nudges import finite_nudges, per_sequence
+from models.requirements import position_like, require_force_of_energies, require_hamiltonian
 from models.reversible import ReversibleBPTT
 from models.system import (
     BPTT,
@@ -53,13 +55,12 @@ from models.system import (
     Scan,
     drives_of,
     on_platform,
+    one_sequence,
     ports_gradient,
     positions_gradient,
-    require_hamiltonian,
     rest_state,
     retracing,
     segment_length,
-    state_of_one,
     walk,
     with_hamiltonian_gradient,
 )
@@ -83,7 +84,7 @@ __all__ = [
 class RHEL(AbstractLearningAlgorithm):
     """Recurrent Hamiltonian Echo Learning.
 
-    - `epsilon`: size of the nudges, relative to the state, see `relative_amplitude`. None, the default, means
+    - `epsilon`: size of the nudges, relative to the state, see `models.nudges`. None, the default, means
       infinitesimal nudges: the gradient is exact for every energy. If `literal`, None means 1e-2.
     - `literal`: run two trajectories, as a physical machine does, instead of their mean and half-difference.
     - `scan`: "sequential", "associative" (linear Hamiltonians only), or "auto", by platform.
@@ -105,20 +106,9 @@ class RHEL(AbstractLearningAlgorithm):
     def respond(self, system, inputs):
         """Outputs of the system, from rest, to a batch of sequences."""
         if not self.literal:
-            _require_force_of_energies(system.hamiltonian)
+            require_force_of_energies(system.hamiltonian)
         run = partial(retracing, partial(_echo, self), system, inputs)
         return on_platform(self.scan, self.chunk, system, inputs, run)
-
-
-def _require_force_of_energies(hamiltonian):
-    kind = type(hamiltonian)
-    for name, energy in (("velocity", "kinetic"), ("force", "potential")):
-        if getattr(kind, name) is not getattr(AbstractHamiltonian, name):
-            raise ValueError(
-                f"{kind.__name__} overrides {name}, but the echo follows from the energies alone: delete the override, "
-                f"{name} is the derivative of {energy}. RHEL(literal=True) runs the override as it is, as a physical "
-                "machine does; models.check.check_hamiltonian compares it with the energy"
-            )
 
 
 LEARNING_ALGORITHMS = ("RHEL", "BPTT", "ReversibleBPTT")
@@ -257,11 +247,6 @@ class TwoTrajectories(MeanAndHalfDifference):
 # The echo
 
 
-def _per_sequence(operation):
-    """The operation on (time, batch, ..) and one number for every sequence, (batch,)."""
-    return jax.vmap(operation, (1, 0), 1)
-
-
 def _echo(algorithm, system, inputs, kept, outputs_grad, scan, stretch):
     """Gradients of the system, summed over the batch, and of the inputs (time, batch, in), from the echo."""
     ends, size = kept
@@ -270,7 +255,7 @@ def _echo(algorithm, system, inputs, kept, outputs_grad, scan, stretch):
     if algorithm.literal or (algorithm.epsilon is not None and not system.hamiltonian.linear):
         pair = (TwoTrajectories if algorithm.literal else MeanAndHalfDifference)(system.hamiltonian)
         epsilon = 1e-2 if algorithm.epsilon is None else algorithm.epsilon
-        nudges_of, weight = _finite_nudges(to_positions, inputs, outputs_grad, size, epsilon, stretch)
+        nudges_of, weight = finite_nudges(to_positions, inputs, outputs_grad, size, epsilon, stretch)
     else:
         pair, nudges_of, weight = MeanAndTangent(system.hamiltonian), to_positions, jnp.full_like(size, -0.5)
     if scan == "associative":
@@ -321,7 +306,7 @@ def _contrast(pair, hamiltonian, drive, p_before, q_half, p_after):
 def _few_parameters(system, inputs):
     """Whether the gradient of the Hamiltonian is not much larger than a state, and may be carried along."""
     size = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(system.hamiltonian, eqx.is_inexact_array)))
-    return size <= 8 * inputs.shape[1] * state_of_one(system, inputs).size
+    return size <= 8 * inputs.shape[1] * position_like(system, one_sequence(inputs)).size
 
 
 def walk_back_accumulating(pair, weight, state, drives, nudges):
@@ -343,7 +328,7 @@ def walk_back_accumulating(pair, weight, state, drives, nudges):
         jax.vmap(step), (state, total), (drives, nudges), reverse=True
     )
     hamiltonian_grad = jax.tree.map(lambda x: jnp.sum(jax.vmap(jnp.multiply)(weight, x), axis=0), total)
-    return state, positions, hamiltonian_grad, _per_sequence(jnp.multiply)(drives_grad, weight)
+    return state, positions, hamiltonian_grad, per_sequence(jnp.multiply)(drives_grad, weight)
 
 
 def _walk_back_contracting(pair, weight, states_of, state, drives, nudges):
@@ -360,7 +345,7 @@ def _walk_back_contracting(pair, weight, states_of, state, drives, nudges):
     def weighted(hamiltonian_and_drives):
         hamiltonian, drives = hamiltonian_and_drives
         contrasts = each_step(partial(_contrast, pair, hamiltonian))(drives, *trace)
-        return jnp.sum(_per_sequence(jnp.multiply)(contrasts, weight))
+        return jnp.sum(per_sequence(jnp.multiply)(contrasts, weight))
 
     hamiltonian_grad, drives_grad = eqx.filter_grad(weighted)((pair.hamiltonian, drives))
     positions, _ = each_step(pair.mean_and_half_difference)(q)
@@ -394,43 +379,3 @@ def _states_by_associative_scan(pair, state, drives, nudges):
         forces = (qp * nudge + qv * drive, pp * nudge + pv * drive)
         found.append(jax.tree.map(lambda x: x[::-1], linear_recurrence(step_map, (q, p), forces)))
     return tuple(pair.assembled(components) for components in zip(*found, strict=True))
-
-
-# The size of finite nudges
-
-
-def relative_amplitude(epsilon, size, squares, total):
-    """The factor that makes nudges as large as `epsilon` times the state of a sequence.
-
-    `size`: the largest position or momentum of the sequence, `squares` and `total` (osc): the sums over time of the
-    nudges, squared and plain. All nudges together move the state by the root of `squares` if they are uncorrelated in
-    time, and by `total` if they have one sign, as those of a mean over time; the larger of the two counts. A state at
-    rest counts as 1. The factor is 0 if all nudges are 0, and NaN if it is outside the range of the numbers.
-    """
-    together = jnp.max(jnp.maximum(jnp.sqrt(squares), jnp.abs(total)))
-    amplitude = epsilon * jnp.where(size > 0, size, 1) / jnp.where(together == 0, 1, together)
-    return jnp.where(together == 0, 0, jnp.where(amplitude == 0, jnp.nan, amplitude))
-
-
-def _finite_nudges(to_positions, inputs, outputs_grad, size, epsilon, stretch):
-    """The function of inputs and incoming gradient that gives the nudges, and the weight (batch,) of the contrast.
-
-    The largest incoming gradient of a sequence is divided out first, so that its scale cancels. It and the amplitude
-    are constants of a second derivative: the gradient depends on them by O(epsilon^2) only.
-    """
-    largest = jax.vmap(lambda x: jnp.max(jnp.abs(x)), 1)(outputs_grad)
-    largest = jnp.where(largest == 0, 1, largest)
-
-    def unscaled(inputs, outputs_grad):
-        return to_positions(inputs, _per_sequence(jnp.divide)(outputs_grad, largest))
-
-    def add(sums, steps, _):
-        nudges = unscaled(*steps)
-        return jax.tree.map(lambda x, y: x + jnp.sum(y, axis=0), sums, (nudges**2, nudges)), None, None
-
-    nothing = jnp.zeros_like(to_positions(inputs[:1], outputs_grad[:1])[0])
-    (squares, total), _, _ = walk(add, (nothing, nothing), (inputs, outputs_grad), stretch)
-    amplitude = jax.vmap(partial(relative_amplitude, epsilon))(size, squares, total)
-    largest, amplitude = jax.lax.stop_gradient((largest, amplitude))
-    weight = jnp.where(amplitude == 0, 0, -0.5 * largest / jnp.where(amplitude == 0, 1, amplitude))
-    return lambda *steps: _per_sequence(jnp.multiply)(unscaled(*steps), amplitude), weight

@@ -13,11 +13,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.interpreters import partial_eval
 from jaxtyping import Array, Float, PyTree
 
 from models.batching import as_varying, sees_whole_batch
 from models.hamiltonian import AbstractHamiltonian, State, flow
+from models.requirements import position_like, require_admissible, require_linear_readout
 
 Scan = Literal["auto", "sequential", "associative"]
 SCANS = ("auto", "sequential", "associative")
@@ -114,6 +114,11 @@ def in_one_precision(system: AbstractSystem, inputs: Array) -> tuple[AbstractSys
     return widened(system), widened(inputs), dtype
 
 
+def one_sequence(inputs: Float[Array, "time batch in"]) -> jax.ShapeDtypeStruct:
+    """Shape and type of the inputs of one sequence of a batch."""
+    return jax.ShapeDtypeStruct((len(inputs), *inputs.shape[2:]), inputs.dtype)
+
+
 @sees_whole_batch
 def _respond(algorithm_and_system, inputs):
     algorithm, system = algorithm_and_system
@@ -134,84 +139,9 @@ def outputs_of(
 
 def rest_state(system: AbstractSystem, inputs: Float[Array, "time in"]) -> State:
     """Zero position and momentum of one sequence of inputs."""
-    state = _state_of(system, inputs[:1])
+    state = position_like(system, inputs)
     zeros = as_varying(jnp.zeros(state.shape, state.dtype), inputs)
     return zeros, zeros
-
-
-def state_of_one(system: AbstractSystem, inputs: Float[Array, "time batch in"]) -> jax.ShapeDtypeStruct:
-    """Shape and type of a position, and of a momentum, of one sequence of a batch."""
-    return _state_of(system, jax.ShapeDtypeStruct((1, *inputs.shape[2:]), inputs.dtype))
-
-
-def _state_of(system, inputs):
-    drives = jax.eval_shape(system.drive, inputs)
-    parameters = jax.tree.leaves(eqx.filter(system.hamiltonian, eqx.is_inexact_array))
-    dtype = jnp.result_type(drives.dtype, *(x.dtype for x in parameters))
-    return jax.ShapeDtypeStruct(system.position_shape(drives.shape[1:]), dtype)
-
-
-# What a system must be
-
-
-def require_admissible(system: AbstractSystem, inputs: Float[Array, "time in"]) -> None:
-    """Raises where the shapes and types of a system say that it cannot be run or differentiated.
-
-    `TypeError` for drives that are not floating-point, a Hamiltonian that is no `AbstractHamiltonian`, and parameters
-    that are no fields (`CapturedTracer`); `ValueError` for energies that are not scalars or cannot be evaluated.
-    """
-    hamiltonian = system.hamiltonian
-    require_hamiltonian(hamiltonian)
-    inputs = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
-    (drives,) = _traced(type(system).drive, system, inputs)
-    if not jnp.issubdtype(drives.dtype, jnp.floating):
-        raise TypeError(f"the drives must be floating-point, got {drives.dtype}: convert them with .astype(float)")
-    state, drive = _state_of(system, inputs), jax.ShapeDtypeStruct(drives.shape[1:], drives.dtype)
-    for name, arguments in (("kinetic", (state,)), ("potential", (state, drive))):
-        where = f"{type(hamiltonian).__name__}.{name}"
-        try:
-            energies = _traced(getattr(type(hamiltonian), name), hamiltonian, *arguments)
-        except CapturedTracer:
-            raise
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{where} cannot be evaluated at positions and momenta of shape {state.shape} and a drive of shape "
-                f"{drive.shape}. A position has the shape of a drive; for another number of oscillators, give it to "
-                f"evolve as n_osc. The error: {error}"
-            ) from error
-        shapes = [energy.shape for energy in energies]
-        if shapes != [()]:
-            got = f"shape {shapes[0]}" if len(shapes) == 1 else f"{len(shapes)} arrays"
-            raise ValueError(f"{where} must return a scalar, got {got}: sum over the oscillators")
-    _traced(type(system).readout, system, jax.ShapeDtypeStruct((1, *state.shape), state.dtype), inputs)
-
-
-def require_hamiltonian(hamiltonian: object) -> None:
-    """Raises `TypeError` for what is no `AbstractHamiltonian`."""
-    if not isinstance(hamiltonian, AbstractHamiltonian):
-        name = type(hamiltonian).__name__
-        raise TypeError(
-            f"{name} is not an AbstractHamiltonian: write class {name}(AbstractHamiltonian), with the class of "
-            "models.hamiltonian, and declare its parameters as fields"
-        )
-
-
-class CapturedTracer(TypeError):
-    """A method uses an array that jax is tracing and that is no field: it would get no gradient, or a wrong one."""
-
-
-def _traced(method, module, *arguments):
-    """Shapes and types that a method of a module returns. Raises `CapturedTracer`."""
-    arrays, static = eqx.partition(module, eqx.is_array)
-    jaxpr = jax.make_jaxpr(lambda arrays, *x: method(eqx.combine(arrays, static), *x))(arrays, *arguments)
-    captured = [x for x in jaxpr.consts if isinstance(x, jax.core.Tracer)]
-    if captured:
-        raise CapturedTracer(
-            f"{method.__qualname__} uses {', '.join(jax.typeof(x).str_short() for x in captured)} from outside, which "
-            "jax is differentiating, batching or compiling: the gradient would miss it. Make it an array field of "
-            f"{type(module).__name__}, and pass it to the constructor"
-        )
-    return jaxpr.out_avals
 
 
 # Stretches
@@ -271,8 +201,8 @@ def on_platform(scan: Scan, chunk: int | None, system: AbstractSystem, inputs: A
     One step after the other in short stretches on a CPU; elsewhere long stretches, and the associative scan if the
     system is linear. Where there is more than a CPU, it is settled when the program is lowered, which serves them all.
     """
-    state = state_of_one(system, inputs)
-    drives = jax.eval_shape(system.drive, jax.ShapeDtypeStruct((1, *inputs.shape[2:]), inputs.dtype))
+    state = position_like(system, one_sequence(inputs))
+    drives = jax.eval_shape(system.drive, one_sequence(inputs))
     linear = system.hamiltonian.linear and drives.shape[1:] == state.shape
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1 step, got {chunk!r}")
@@ -333,7 +263,7 @@ def retracing(gradient: Callable, system: AbstractSystem, inputs: Array, scan: s
     `gradient(system, inputs, (ends, size), outputs_grad, scan, stretch)` -> those of the system, summed over the batch,
     and of the inputs; `ends` and `size` as `free_pass` gives them.
     """
-    _require_linear_readout(system, inputs)
+    require_linear_readout(system, one_sequence(inputs))
     parameters, rest = eqx.partition(system, eqx.is_inexact_array)
     constants, static = eqx.partition(rest, eqx.is_array)  # arrays of numbers that are no parameters, such as masks
 
@@ -356,24 +286,6 @@ def retracing(gradient: Callable, system: AbstractSystem, inputs: Array, scan: s
 
     respond.defvjp(forwards, backwards)
     return respond(parameters, constants, inputs)
-
-
-def _require_linear_readout(system, inputs):
-    """Raises `ValueError` if the derivative of the readout by the positions depends on the positions."""
-    state = state_of_one(system, inputs)
-    positions = jax.ShapeDtypeStruct((1, *state.shape), state.dtype)
-    inputs = jax.ShapeDtypeStruct((1, *inputs.shape[2:]), inputs.dtype)
-
-    def derivative(positions, change, inputs):
-        return jax.jvp(lambda positions: system.readout(positions, inputs), (positions,), (change,))[1]
-
-    jaxpr = jax.make_jaxpr(derivative)(positions, positions, inputs).jaxpr
-    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    if used[0]:
-        raise ValueError(
-            f"{type(system).__name__}.readout is not linear in the positions, so that the echo is nudged wrongly: "
-            "apply the nonlinear part to the outputs of the system instead, or use BPTT"
-        )
 
 
 def positions_gradient(system, inputs, outputs_grad, *, like):

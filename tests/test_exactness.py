@@ -9,7 +9,8 @@ from systems import assert_close, pendulums, plain_saturating, saturating
 
 from models import evolve
 from models.hamiltonian import AbstractHamiltonian
-from models.rhel import BPTT, RHEL, AbstractSystem, ReversibleBPTT, relative_amplitude
+from models.nudges import relative_amplitude
+from models.rhel import BPTT, RHEL, AbstractSystem, ReversibleBPTT
 
 
 class Pendulums(AbstractHamiltonian):

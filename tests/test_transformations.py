@@ -13,8 +13,8 @@ from systems import assert_close, linear, pendulums, saturating
 from models import evolve
 from models.hamiltonian import AbstractHamiltonian
 from models.LinHRU import LinearOscillators, LinHRULayer
+from models.requirements import CapturedTracer
 from models.rhel import BPTT, RHEL, AbstractSystem, BareSystem, ReversibleBPTT, with_learning_algorithm
-from models.system import CapturedTracer
 
 ALGORITHMS = [RHEL(), ReversibleBPTT(), BPTT()]
 SIZE, FEATURES, LENGTH = 3, 2, 12
