@@ -282,14 +282,20 @@ def _title(config) -> str:
 
 
 def _checked_configs(arguments: argparse.Namespace) -> list:
-    """The configs to run; what can be refused is refused here, and not after hours spent on the runs before."""
+    """The configs to run; what can be refused is refused here, and not after hours spent on the runs before.
+
+    Prints on stderr the shape of every data set, and what is odd about it.
+    """
     import planning
 
-    configs = _configs(arguments)
-    # Of configs that differ in model and algorithm alone, one is enough.
-    alike = {(config.batch_size, config.seeds, *config.data_options().values()): config for config in configs}
-    for config in alike.values():
-        planning.check_data(config)
+    configs, checked = _configs(arguments), {}
+    for number, config in enumerate(configs):
+        # Of configs that differ in model and algorithm alone, one is enough.
+        alike = (config.batch_size, config.seeds, *config.data_options().values())
+        if alike not in checked:
+            checked[alike] = planning.check_data(config)
+        configs[number] = config.completed(checked[alike].output_step)
+    print(*dict.fromkeys(line for data in checked.values() for line in data.lines), sep="\n", file=sys.stderr)
     return configs
 
 

@@ -37,7 +37,7 @@ from matplotlib.figure import Figure
 import train
 from atomic import replacing
 from checkpoints import Checkpoints
-from data_dir.datasets import create_dataset
+from data_dir.datasets import Dataset, create_dataset
 from data_dir.splits import write_index_file
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
@@ -78,7 +78,8 @@ def changed_fields(config: ExperimentConfig, folder: Path) -> dict[str, tuple[An
         return {}
     try:
         saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        there = {**saved["config"], "precision": saved["precision"]}
+        # A run of an earlier version has not the fields that came later.
+        there = {"standardise": False, **saved["config"], "precision": saved["precision"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {"config.json": ("unreadable", "the present one")}
     now = _decisive(config)
@@ -130,6 +131,7 @@ def run_seed(
     `ConfigError` for sizes that the model refuses, `OSError` for a folder that cannot be written.
     """
     dataset = create_dataset(seed=seed, **config.data_options())
+    config = config.completed(dataset.output_step)
     # Whatever can be refused is refused before anything of an earlier run is removed.
     if config.batch_size > dataset.train.size:
         raise ConfigError(
@@ -223,7 +225,10 @@ def run_seed(
             if config.classification:
                 result["test_confusion"] = confusion(outputs, dataset.test.labels)
             else:
-                draw_predictions(outputs[..., 0], dataset.test.labels, folder / PREDICTIONS, title=title)
+                shown = (outputs[..., 0], dataset.test.labels)
+                if dataset.label_map is not None:
+                    shown = map(dataset.label_map.to_labels, shown)
+                draw_predictions(*shown, folder / PREDICTIONS, title=title)
             _save_model(folder / MODEL, trained.model, trained.state)
         else:
             result |= {
@@ -260,7 +265,10 @@ def confusion(outputs: np.ndarray, labels: np.ndarray) -> list[list[int]]:
 
 
 def draw_predictions(outputs: np.ndarray, labels: np.ndarray, path: Path, *, title: str) -> None:
-    """Draw predicted and true labels, both (samples, outputs), of up to four samples spread over a set, into a PNG."""
+    """Draw predicted and true labels, both (samples, outputs), of up to four samples spread over a set, into a PNG.
+
+    Both are in the units of the data set's files.
+    """
     shown = np.unique(np.linspace(0, len(labels) - 1, 4, dtype=int))
     figure = Figure(figsize=(9, 1 + 1.6 * len(shown)), layout="constrained")
     figure.suptitle(title)
@@ -268,7 +276,7 @@ def draw_predictions(outputs: np.ndarray, labels: np.ndarray, path: Path, *, tit
         axes.plot(labels[sample], color="0.4", label="true")
         axes.plot(outputs[sample], label="predicted")
         axes.set_ylabel(f"test sample {sample}")
-    axes.set_xlabel("label (of PPG-DaLiA: heart rate every 2 s, scaled to [-1, 1] by subject)")
+    axes.set_xlabel("label, in units of the files (of PPG-DaLiA: heart rate every 2 s, scaled to [-1, 1] by subject)")
     axes.legend(frameon=False, fontsize="small")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
@@ -298,23 +306,31 @@ def _effective_config(config: ExperimentConfig, seed: int, dataset: Any) -> dict
     device = jax.devices()[0]
     return {
         "config": config.model_dump(mode="json"),
+        "defaults": config.defaults(),
         "seed": seed,
         "precision": precision(),
-        "data": {
-            "data_dim": dataset.data_dim,
-            "label_dim": dataset.label_dim,
-            "length": dataset.length,
-            "class_names": None if dataset.class_names is None else [str(name) for name in dataset.class_names],
-            "samples": {
-                "train": dataset.train.size,
-                "validation": dataset.validation.size,
-                "test": dataset.test.size,
-            },
-        },
+        "data": data_record(dataset),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "commit": _commit(),
         "device": f"{device.platform} ({device.device_kind})",
         "command": shlex.join(sys.orig_argv),
+    }
+
+
+def data_record(dataset: Dataset) -> dict[str, Any]:
+    """What config.json says of the data: sizes, classes, and the maps between the files and what the model sees."""
+    return {
+        "data_dim": dataset.data_dim,
+        "label_dim": dataset.label_dim,
+        "length": dataset.length,
+        "class_names": None if dataset.class_names is None else [str(name) for name in dataset.class_names],
+        "standardisation": None if dataset.standardisation is None else dataset.standardisation.record(),
+        "label_map": None if dataset.label_map is None else dataset.label_map._asdict(),
+        "samples": {
+            "train": dataset.train.size,
+            "validation": dataset.validation.size,
+            "test": dataset.test.size,
+        },
     }
 
 

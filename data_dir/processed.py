@@ -68,14 +68,42 @@ def read_samples(folder: Path, info: dict, stem: str = WHOLE[0]) -> np.ndarray:
     return data
 
 
-def read_whole(folder: Path, info: dict, classification: bool) -> tuple[np.ndarray, np.ndarray]:
-    """All samples (n, L, C) and labels (n, outputs)."""
-    return _read_part(folder, WHOLE, info, classification)
+def read_whole(folder: Path, info: dict) -> tuple[np.ndarray, np.ndarray]:
+    """All samples (n, L, C) and the labels (n, outputs) of a regression."""
+    data, labels, path = _read_part(folder, WHOLE, info)
+    return data, _checked_outputs(labels, path)
+
+
+def read_classes(folder: Path, info: dict) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
+    """All samples (n, L, C), their classes as one-hot rows (n, K), and the names of the classes.
+
+    The names are those of dataset.json, else the whole numbers that the file has for labels, in their order; None for
+    one-hot rows that nobody named. Raises DataError for labels that name no classes, and if all are of one class.
+    """
+    data, labels, path = _read_part(folder, WHOLE, info)
+    names = info.get("class_names")
+    if labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1):
+        labels, names = _from_numbers(labels.reshape(-1), path, names)
+    if labels.ndim != 2 or not (np.isin(labels, (0, 1)).all() and np.all(labels.sum(axis=1) == 1)):
+        raise DataError(
+            f"{path}: class labels of shape {labels.shape} must be integers (n,) or one-hot rows (n, K); a regression "
+            "set needs classification False."
+        )
+    if names is not None and len(names) != labels.shape[1]:
+        raise DataError(f"{path}: {labels.shape[1]} classes, but dataset.json beside it names {len(names)}.")
+    used = np.flatnonzero(labels.any(axis=0))
+    if len(used) == 1:
+        name = used[0] if names is None else names[used[0]]
+        raise DataError(f"{path}: all samples are of class {name}; a classification needs two classes at least.")
+    return data, labels, names
 
 
 def read_cut(folder: Path, info: dict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Samples (n, L, C) and labels (n, outputs) of each part; raises DataError if the parts have different shapes."""
-    parts = {part: _read_part(folder, CUT[part], info, False) for part in PARTS}
+    parts = {}
+    for part in PARTS:
+        data, labels, path = _read_part(folder, CUT[part], info)
+        parts[part] = data, _checked_outputs(labels, path)
     shape, outputs = parts["train"][0].shape[1:], parts["train"][1].shape[1]
     for part, (data, labels) in parts.items():
         if data.shape[1:] != shape or labels.shape[1] != outputs:
@@ -106,8 +134,8 @@ def read_mask(folder: Path, shape: tuple[int, int]) -> np.ndarray | None:
     return mask
 
 
-def _read_part(folder: Path, stems: tuple[str, str], info: dict, classification: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Samples (n, L, C) and labels (n, outputs), checked against each other."""
+def _read_part(folder: Path, stems: tuple[str, str], info: dict) -> tuple[np.ndarray, np.ndarray, Path]:
+    """Samples (n, L, C) and labels (n, ..), of equal number, and the file of the labels."""
     data = read_samples(folder, info, stems[0])
     data_file, labels_file = (array_file(folder, stem) for stem in stems)
     labels = _read_float32(labels_file, labels_file.name in info.get("processed_files", {}))
@@ -115,30 +143,45 @@ def _read_part(folder: Path, stems: tuple[str, str], info: dict, classification:
         raise DataError(
             f"{labels_file}: labels of shape {labels.shape} for the {len(data)} samples of {data_file.name}."
         )
-    if classification:
-        labels = _one_hot(labels, labels_file, info.get("class_names"))
+    return data, labels, labels_file
+
+
+def _checked_outputs(labels: np.ndarray, path: Path) -> np.ndarray:
     if labels.ndim != 2 or labels.shape[1] == 0:
-        raise DataError(f"{labels_file}: labels of shape {labels.shape}; needed is (samples, labels of a sample).")
-    return data, labels
-
-
-def _one_hot(labels: np.ndarray, path: Path, class_names: list[str] | None) -> np.ndarray:
-    """Class labels as one-hot rows (n, K): integers (n,) or (n, 1) are converted, one-hot rows (n, K > 1) checked."""
-    if labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1):
-        if np.any(labels != np.round(labels)):
-            raise DataError(
-                f"{path}: class labels must be integers or one-hot rows; a regression set needs classification False."
-            )
-        values, classes = np.unique(labels.reshape(-1), return_inverse=True)
-        labels = np.eye(len(values), dtype=np.float32)[classes]
-    if labels.ndim != 2 or not (np.isin(labels, (0, 1)).all() and np.all(labels.sum(axis=1) == 1)):
-        raise DataError(
-            f"{path}: class labels of shape {labels.shape} must be integers (n,) or one-hot rows (n, K); a regression "
-            "set needs classification False."
-        )
-    if class_names is not None and len(class_names) != labels.shape[1]:
-        raise DataError(f"{path}: {labels.shape[1]} classes, but dataset.json beside it names {len(class_names)}.")
+        raise DataError(f"{path}: labels of shape {labels.shape}; needed is (samples, labels of a sample).")
     return labels
+
+
+def _from_numbers(labels: np.ndarray, path: Path, names: list[str] | None) -> tuple[np.ndarray, list[str]]:
+    """Whole numbers (n,) as one-hot rows (n, K), and the names of the classes.
+
+    With ``names`` the numbers are the positions of the names, 0..K-1, or else the names themselves.
+    """
+    if np.any(labels != np.round(labels)) or np.any(np.abs(labels) >= 2**24):
+        raise DataError(
+            f"{path}: class labels must be integers below 2^24 or one-hot rows; a regression set needs classification "
+            "False."
+        )
+    values, classes = np.unique(labels.astype(np.int64), return_inverse=True)
+    if names is None:
+        names = [str(value) for value in values]
+        return np.eye(len(names), dtype=np.float32)[classes], names
+    readings = {}
+    if set(map(str, values)) <= set(names):
+        readings["names"] = [names.index(str(value)) for value in values]
+    if 0 <= values[0] <= values[-1] < len(names):
+        readings["positions"] = values.tolist()
+    if not readings or len({tuple(positions) for positions in readings.values()}) == 2:
+        raise DataError(
+            f"{path}: the labels {_listed(values)} must be among the {len(names)} class_names of dataset.json beside "
+            f"it, or their positions from 0 to {len(names) - 1}; they are {'both' if readings else 'neither'}. "
+            "Write one-hot rows (n, K)."
+        )
+    return np.eye(len(names), dtype=np.float32)[np.array(next(iter(readings.values())))[classes]], names
+
+
+def _listed(values: np.ndarray) -> str:
+    return ", ".join(map(str, values[:10])) + (" ..." if len(values) > 10 else "")
 
 
 def _read_float32(path: Path, described: bool) -> np.ndarray:

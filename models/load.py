@@ -1,10 +1,12 @@
 """A trained model, from the folder that its run left. The one module of this package that reads files.
 
-config.json names the sizes and options, model.eqx holds the numbers. Nothing in either file is unpickled or evaluated.
+config.json names the sizes, the options and the maps of the data set, model.eqx holds the numbers. Nothing in either
+file is unpickled or evaluated.
 """
 
 import inspect
 import json
+import math
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, BinaryIO
@@ -13,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.create import create_model
 from models.stack import HRU
@@ -24,6 +27,24 @@ _OPTIONS = inspect.signature(create_model).parameters.keys() - {"data_dim", "lab
 
 class RunError(ValueError):
     """A run folder that cannot be used. The message names the file and the way out."""
+
+
+class OfRawSeries(eqx.Module):
+    """A trained model between the maps of its data set: it takes series and gives labels in the units of the files.
+
+    (x - mean) * scale for every channel (0 and 1 for that of time), then `trained`, then centre + unit * output.
+    """
+
+    trained: HRU
+    mean: Float[Array, " data_dim"]
+    scale: Float[Array, " data_dim"]
+    label_centre: float
+    label_unit: float
+
+    def __call__(self, x: Float[Array, "L data_dim"], state: eqx.nn.State, key: PRNGKeyArray | None = None):
+        """Output and state, as of the trained model."""
+        output, state = self.trained((x - self.mean[None]) * self.scale[None], state, key)
+        return self.label_centre + self.label_unit * output, state
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
@@ -43,6 +64,13 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     _require(path, record["data"], data_dim=int, label_dim=int, length=int)
     if record["precision"] not in PRECISIONS:
         raise RunError(f"{path}: precision is {record['precision']!r}: allowed is {' or '.join(PRECISIONS)}")
+    names = record["data"].get("class_names")
+    if names is not None and (
+        not isinstance(names, list)
+        or not all(isinstance(name, str) for name in names)
+        or len(names) != record["data"]["label_dim"]
+    ):
+        raise RunError(f"{path}: class_names must be null or {record['data']['label_dim']} texts, one for each class")
     return record
 
 
@@ -52,13 +80,45 @@ def _require(path: Path, fields: Any, **kinds: type) -> None:
             raise RunError(f"{path}: {name} is missing or not of type {kind.__name__}: not the record of a run")
 
 
-def load_run(folder: str | Path) -> tuple[HRU, eqx.nn.State]:
-    """The model that was best on the validation set of a run, and its BatchNorm state, as `create_model` gives them.
+def load_run(folder: str | Path) -> tuple[HRU | OfRawSeries, eqx.nn.State]:
+    """The model that was best on the validation set of a run, and its BatchNorm state, for series as files have them.
 
-    For use without dropout call `equinox.nn.inference_mode` on the model. Only config.json and model.eqx are read.
+    It is as `create_model` gives it, within `OfRawSeries` if the run standardised its channels or mapped its labels.
+    For use without dropout call `equinox.nn.inference_mode` on it. Only config.json and model.eqx are read.
 
-    **Raises:** `RunError` if one of them is missing or damaged, if they do not belong to each other, and if jax is set
-    to another precision than the run had.
+    **Raises:** as `load_trained`.
+    """
+    trained, state = load_trained(folder)
+    return of_raw_series(trained, read_record(folder), Path(folder) / CONFIG), state
+
+
+def of_raw_series(trained: HRU, record: dict[str, Any], path: Path) -> HRU | OfRawSeries:
+    """The trained model within the maps that a record names; itself if it names none.
+
+    **Raises:** `RunError`, naming `path`, for maps that are damaged.
+    """
+    data, time = record["data"], bool(record["config"].get("time"))
+    if data.get("standardisation") is None and data.get("label_map") is None:
+        return trained
+    channels = data["data_dim"] - time
+    standardisation = data.get("standardisation") or {"mean": [0.0] * channels, "scale": [1.0] * channels}
+    label_map = data.get("label_map") or {"centre": 0.0, "unit": 1.0}
+    _require(path, standardisation, mean=list, scale=list)
+    _require(path, label_map, centre=float, unit=float)
+    mean, scale = standardisation["mean"], standardisation["scale"]
+    numbers = [*mean, *scale, *label_map.values()]
+    if not len(mean) == len(scale) == channels or not all(type(n) is float and math.isfinite(n) for n in numbers):
+        raise RunError(f"{path}: standardisation or label_map are damaged: needed are {channels} finite numbers each")
+    # The channel of time comes first.
+    mean, scale = (jnp.array([first] * time + values, jnp.float32) for first, values in ((0.0, mean), (1.0, scale)))
+    return OfRawSeries(trained, mean, scale, label_map["centre"], label_map["unit"])
+
+
+def load_trained(folder: str | Path) -> tuple[HRU, eqx.nn.State]:
+    """The model and state as they were trained, for what the loaders of `data_dir.datasets.create_dataset` serve.
+
+    **Raises:** `RunError` if a file is missing or damaged, if they do not belong to each other, and if jax is set to
+    another precision than the run had.
     """
     folder = Path(folder)
     record = read_record(folder)

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import os
 from pathlib import Path
 
 import optax
@@ -56,6 +57,7 @@ def test_published_sets_follow_the_published_protocol(model_name, dataset_name):
         "dataset_name": dataset_name,
         "split": "seed",
         "inmemory": False,
+        "standardise": False,
         "learning_algorithm": "RHEL",
         "seeds": (2345, 3456, 4567, 5678, 6789),
         "data_dir": "data_dir",
@@ -156,6 +158,8 @@ def test_epsilon_may_be_left_to_the_algorithm(fields, write, value):
         ({"learning_algorithm": "EP"}, 'learning_algorithm is "EP": allowed is one of RHEL, BPTT'),
         ({"data_dir": 3}, "data_dir is 3: allowed is the path of a folder"),
         ({"hiden_dim": 3}, "unknown field hiden_dim (3): did you mean hidden_dim?"),
+        ({"learning_rate": 1}, "unknown field learning_rate (1): did you mean lr?"),
+        ({"standardise": 1}, "standardise is 1: allowed is true or false"),
         ({"colour": "red"}, 'unknown field colour ("red"): the fields are model_name'),
         ({"metric": "mse"}, 'metric is "mse": classification is measured by accuracy'),
         ({"classification": False}, 'metric is "accuracy": a regression is measured by mse'),
@@ -199,16 +203,69 @@ def test_every_problem_is_reported_at_once(fields, write):
         assert part in str(error.value)
 
 
-@pytest.mark.parametrize("name", [name for name in ExperimentConfig.model_fields if name != "model_name"])
+def published_file(model_name, dataset_name):
+    """The fields of a file of the published repository, all as text."""
+    lr, hidden_dims, ssm_dim, num_blocks, batch_size, time = PUBLISHED[dataset_name]
+    regression = dataset_name == "ppg"
+    units = {"complex_ssm": "True", "train_steps": "True"} if model_name == "LinHRU" else {}
+    return {
+        "seeds": ["2345", "3456", "4567", "5678", "6789"],
+        "data_dir": "data_dir",
+        "output_parent_dir": "",
+        "lr_scheduler": "lambda lr: lr",
+        "num_steps": "100000",
+        "print_steps": "1000",
+        "batch_size": str(batch_size),
+        "metric": "mse" if regression else "accuracy",
+        "classification": str(not regression),
+        "lr": str(lr),
+        "time": str(time),
+        "num_blocks": str(num_blocks),
+        "hidden_dim": str(hidden_dims[model_name == "NonlinHRU"]),
+        "ssm_dim": str(ssm_dim),
+        **units,
+    }
+
+
+@pytest.mark.parametrize("model_name", MODEL_NAMES)
+@pytest.mark.parametrize("dataset_name", PUBLISHED)
+def test_a_published_file_loads_as_it_is_and_tells_its_defaults(tmp_path, model_name, dataset_name):
+    path = tmp_path / model_name / f"{dataset_name}.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(published_file(model_name, dataset_name)))
+    config = load_config(path)
+    ours = load_config(REPEATS / model_name / f"{dataset_name}.json")
+    # What the published files say of neither set nor unit is a default of this project.
+    differing = {name for name, value in config if value != getattr(ours, name)}
+    step = {"output_step"} if dataset_name == "ppg" else set()
+    assert differing == step | {"epsilon", "batchnorm"} | (
+        {"gate", "step_init"} if model_name == "NonlinHRU" else set()
+    )
+    left_out = set(ExperimentConfig.model_fields) - set(published_file(model_name, dataset_name))
+    assert set(config.defaults()) == left_out - {"model_name", "dataset_name"}
+    # Only the data know how many steps a label stands for.
+    completed = config.completed(128)
+    assert completed.output_step == ours.output_step
+    assert completed.defaults()["output_step"] == ours.output_step
+    assert completed.replace({"seeds": [1]}).defaults().keys() == config.defaults().keys()
+
+
+@pytest.mark.parametrize("name", ExperimentConfig.model_fields)
 def test_a_field_without_a_default_must_be_there(fields, write, name):
     fields.pop(name, None)
-    optional = {"learning_algorithm", "split", "inmemory", "step_init", "gate", "batchnorm", "dropout_rate", "remat"}
-    optional |= {"grad_clip", "skip_nonfinite", "checkpoint_steps", "damping"}
-    if name in optional:
-        load_config(write(fields))
-    else:
+    documented = published_file("LinHRU", "Heartbeat").keys() - {"complex_ssm", "train_steps"}
+    if name in documented:
         with pytest.raises(ConfigError, match=f"missing field {name}"):
             load_config(write(fields))
+    else:
+        load_config(write(fields))
+
+
+def test_a_default_that_depends_on_a_bad_field_is_no_problem_of_its_own(fields):
+    del fields["complex_ssm"], fields["output_step"]
+    with pytest.raises(ConfigError) as error:
+        validate({**fields, "model_name": "HRU", "classification": 3}, "here")
+    assert str(error.value).count(": allowed is") == str(error.value).count(";") + 1 == 2
 
 
 @pytest.mark.parametrize(
@@ -232,6 +289,9 @@ def test_a_file_that_is_no_config(write, text, message):
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match=r"LinHRU.json: cannot be read \(No such file"):
         load_config(tmp_path / "LinHRU.json")
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(ConfigError, match=r"pipe.json: is not a regular file"):
+        load_config(tmp_path / "pipe.json")
     (tmp_path / "latin.json").write_bytes(b'{"data_dir": "\xe9"}')
     with pytest.raises(ConfigError, match=r"latin.json: not a config"):
         load_config(tmp_path / "latin.json")
@@ -253,6 +313,8 @@ def test_a_data_set_without_a_config():
         ConfigError, match=r"no config for the data set 'Hartbeat'. Did you mean Heartbeat\? There are: ACSF1"
     ):
         config_path(REPEATS, "LinHRU", "Hartbeat")
+    with pytest.raises(ConfigError, match=r"no config for the data set 'SCP1'. Did you mean SelfRegulationSCP1\?"):
+        config_path(REPEATS, "LinHRU", "SCP1")
     with pytest.raises(ConfigError, match="no configs here"):
         config_path(REPEATS / "nowhere", "LinHRU", "Heartbeat")
 
