@@ -218,11 +218,12 @@ def _run_all(arguments: argparse.Namespace) -> int:
 
     if arguments.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ConfigError("--tensorboard needs a package that is not installed: pip install tensorboardX")
-    configs = _checked_configs(arguments)
+    configs, lines = _checked_configs(arguments)
     for config in configs:
         runs.run_folder(config, config.seeds[0]).parent.mkdir(parents=True, exist_ok=True)
         for seed in () if arguments.overwrite else config.seeds:
             runs.require_same_config(config, runs.run_folder(config, seed))
+    print(*lines, sep="\n", file=sys.stderr)
     results = []
     with StopSignals() as signals:
         try:
@@ -242,7 +243,9 @@ def _plan_all(arguments: argparse.Namespace) -> int:
     import planning
 
     plans = []
-    for config in _checked_configs(arguments):
+    configs, lines = _checked_configs(arguments)
+    print(*lines, sep="\n", file=sys.stderr)
+    for config in configs:
         print(f"Timing {_title(config)}", file=sys.stderr)
         plans.append(planning.plan(config, overwrite=arguments.overwrite))
     print(_plan_table(plans, datetime.now()))
@@ -281,10 +284,10 @@ def _title(config) -> str:
     return f"{config.dataset_name} {config.model_name} {config.learning_algorithm}"
 
 
-def _checked_configs(arguments: argparse.Namespace) -> list:
-    """The configs to run; what can be refused is refused here, and not after hours spent on the runs before.
+def _checked_configs(arguments: argparse.Namespace) -> tuple[list, list[str]]:
+    """The configs to run, and lines about the shapes of their data sets and what is odd about them.
 
-    Prints on stderr the shape of every data set, and what is odd about it.
+    What can be refused is refused here, and not after hours spent on the runs before.
     """
     import planning
 
@@ -295,8 +298,7 @@ def _checked_configs(arguments: argparse.Namespace) -> list:
         if alike not in checked:
             checked[alike] = planning.check_data(config)
         configs[number] = config.completed(checked[alike].output_step)
-    print(*dict.fromkeys(line for data in checked.values() for line in data.lines), sep="\n", file=sys.stderr)
-    return configs
+    return configs, list(dict.fromkeys(line for data in checked.values() for line in data.lines))
 
 
 def _configs(arguments: argparse.Namespace) -> list:

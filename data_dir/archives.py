@@ -1,8 +1,8 @@
 """Zip archives, unpacked without trusting them."""
 
+import errno
 import shutil
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
@@ -22,13 +22,19 @@ def opened_zip(archive: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(archive) as zip_file:
             for member in zip_file.infolist():
+                if not member.filename.isprintable():
+                    raise DataError(f"{archive}: member {member.filename!r} has a damaged name. Fetch it again.")
                 path = PureWindowsPath(member.filename)  # knows both kinds of slashes, and drives
                 is_link = member.external_attr >> 16 & 0o170000 == 0o120000
                 if path.drive or path.root or ".." in path.parts or is_link:
                     raise DataError(f"{archive}: member {member.filename!r} is a link or would leave its folder.")
             yield zip_file
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{archive}: not a sound zip archive ({error}). Fetch it again.") from error
+    except Exception as error:  # Damage fails in any way: names that are no text, sizes below 0, broken streams.
+        if isinstance(error, DataError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
+            raise  # A disk that is full, a file that is not there. EINVAL is a seek to a place before the file.
+        raise DataError(
+            f"{archive}: not a sound zip archive ({type(error).__name__}: {error}). Fetch it again."
+        ) from error
 
 
 def extract_files(archive: Path, members: dict[str, str], folder: Path) -> None:

@@ -14,6 +14,7 @@ from data_dir.storage import DataError, read_json, sha256_of
 WHOLE = ("data", "labels")
 CUT = {"train": ("X_train", "y_train"), "validation": ("X_val", "y_val"), "test": ("X_test", "y_test")}
 _AGAIN = "Remove the folder and process the data set again."
+_OWN = "Write it anew beside the others; the folder has no dataset.json, so that no command of this project makes it."
 
 
 def array_file(folder: Path, stem: str) -> Path:
@@ -62,7 +63,7 @@ def read_info(folder: Path) -> dict:
 def read_samples(folder: Path, info: dict, stem: str = WHOLE[0]) -> np.ndarray:
     """The samples (n, L, C) of one array, without labels."""
     path = array_file(folder, stem)
-    data = _read_float32(path, path.name in info.get("processed_files", {}))
+    data = _read_float32(path, info)
     if data.ndim != 3 or 0 in data.shape:
         raise DataError(f"{path}: shape {data.shape}; needed is (samples, time steps, channels), none of them 0.")
     return data
@@ -138,7 +139,7 @@ def _read_part(folder: Path, stems: tuple[str, str], info: dict) -> tuple[np.nda
     """Samples (n, L, C) and labels (n, ..), of equal number, and the file of the labels."""
     data = read_samples(folder, info, stems[0])
     data_file, labels_file = (array_file(folder, stem) for stem in stems)
-    labels = _read_float32(labels_file, labels_file.name in info.get("processed_files", {}))
+    labels = _read_float32(labels_file, info)
     if len(labels.shape) == 0 or len(labels) != len(data):
         raise DataError(
             f"{labels_file}: labels of shape {labels.shape} for the {len(data)} samples of {data_file.name}."
@@ -184,22 +185,25 @@ def _listed(values: np.ndarray) -> str:
     return ", ".join(map(str, values[:10])) + (" ..." if len(values) > 10 else "")
 
 
-def _read_float32(path: Path, described: bool) -> np.ndarray:
+def _read_float32(path: Path, info: dict) -> np.ndarray:
     """The array as float32; refused if it holds values that are not finite, or are not as float32.
 
     Memory-mapped arrays that dataset.json describes were checked when they were written, and are not read here.
     """
-    if path.suffix == ".npy":
-        values = read_npy(path)
-        if described and values.dtype == np.float32:
-            return values
-    else:
-        values = read_array(path)
+    way_out = _AGAIN if info else _OWN
+    if not path.exists():
+        raise DataError(f"{path}: no such file, nor {path.with_suffix('.npy').name}. {way_out}")
+    try:
+        values = read_npy(path) if path.suffix == ".npy" else read_array(path)
+    except DataError as error:
+        raise DataError(f"{error} {way_out}") from error
+    if path.name in info.get("processed_files", {}) and path.suffix == ".npy" and values.dtype == np.float32:
+        return values
     if values.dtype.kind not in "biuf":
         raise DataError(f"{path}: holds no array of numbers.")
     with np.errstate(over="ignore"):
         values = values.astype(np.float32, copy=False)
     bad = int(np.count_nonzero(~np.isfinite(values)))
     if bad:
-        raise DataError(f"{path}: {bad} values are not finite. Process the data set again from sound raw files.")
+        raise DataError(f"{path}: {bad} values are not finite or beyond float32. {way_out}")
     return values

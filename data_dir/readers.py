@@ -94,7 +94,7 @@ def read_raw(path: Path, *, labelled: bool = True) -> RawSeries:
                 f"{path}: label {unknown[0]!r} is not among those of the header, {header.names}. Fetch it again."
             )
     data, lengths = _stacked(series, path)
-    if is_arff:
+    if is_arff and data.shape[1]:
         present = ~np.isnan(data).all(axis=2)
         lengths = np.where(present.any(axis=1), data.shape[1] - present[:, ::-1].argmax(axis=1), 0)
         data = data[:, : lengths.max()]
