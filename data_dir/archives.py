@@ -1,8 +1,11 @@
 """Zip archives, unpacked without trusting them."""
 
 import errno
+import lzma
 import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
@@ -11,6 +14,11 @@ from data_dir.storage import DataError
 
 # Far above any set of the archive (EigenWorms unpacks to 0.4 GB), far below what fills a disk unnoticed.
 MAX_UNPACKED_BYTES = 4 * 2**30
+# What zipfile and the decoders raise at damage. Among ValueError: names that are no text, and sizes below 0.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
+    *(NotImplementedError, RuntimeError, ValueError, OverflowError),
+)
 
 
 @contextmanager
@@ -22,19 +30,17 @@ def opened_zip(archive: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(archive) as zip_file:
             for member in zip_file.infolist():
-                if not member.filename.isprintable():
-                    raise DataError(f"{archive}: member {member.filename!r} has a damaged name. Fetch it again.")
                 path = PureWindowsPath(member.filename)  # knows both kinds of slashes, and drives
                 is_link = member.external_attr >> 16 & 0o170000 == 0o120000
                 if path.drive or path.root or ".." in path.parts or is_link:
                     raise DataError(f"{archive}: member {member.filename!r} is a link or would leave its folder.")
             yield zip_file
-    except Exception as error:  # Damage fails in any way: names that are no text, sizes below 0, broken streams.
+    except _DAMAGE as error:
+        # A full disk and an absent file have other numbers. EINVAL is a seek to a place before the file.
         if isinstance(error, DataError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
-            raise  # A disk that is full, a file that is not there. EINVAL is a seek to a place before the file.
-        raise DataError(
-            f"{archive}: not a sound zip archive ({type(error).__name__}: {error}). Fetch it again."
-        ) from error
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{archive}: not a sound zip archive ({reason}). Fetch it again.") from error
 
 
 def extract_files(archive: Path, members: dict[str, str], folder: Path) -> None:
