@@ -83,6 +83,8 @@ def read_classes(folder: Path, info: dict) -> tuple[np.ndarray, np.ndarray, list
     """
     data, labels, path = _read_part(folder, WHOLE, info)
     names = info.get("class_names")
+    if names is not None and not (all(isinstance(name, str) for name in names) and len(set(names)) == len(names)):
+        raise DataError(f"{folder / 'dataset.json'}: class_names must be distinct texts. {_AGAIN}")
     if labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1):
         labels, names = _from_numbers(labels.reshape(-1), path, names)
     if labels.ndim != 2 or not (np.isin(labels, (0, 1)).all() and np.all(labels.sum(axis=1) == 1)):

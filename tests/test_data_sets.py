@@ -339,7 +339,18 @@ def test_the_number_of_classes_must_be_that_of_the_names(tmp_path):
         load(tmp_path, classification=False)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"class_names": 3}', '{"processed_files": []}', "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"class_names": 3}',
+        '{"class_names": ["a", "b", 1]}',
+        '{"class_names": ["a", "b", "a"]}',
+        '{"processed_files": []}',
+        "\xff",
+    ],
+)
 def test_a_damaged_description_is_refused(tmp_path, text):
     folder = store(tmp_path, data=toy(), labels=np.arange(20) % 3)
     (folder / "dataset.json").write_bytes(text.encode("latin1"))
