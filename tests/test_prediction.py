@@ -282,7 +282,7 @@ def test_damaged_class_names_are_refused(work, capsys, names):
 
 def test_a_file_is_read_in_pieces(work):
     """More than once the memory of a batch is never held: neither a copy of the series nor all predictions."""
-    series = np.zeros((2000, 8, 2))
+    series = np.zeros((4000, 8, 2))
     np.save(work / "new.npy", series)
     with prediction._kept_run(run_of(work)) as run:
         opened = prediction._opened_series(work / "new.npy", run)
@@ -290,7 +290,7 @@ def test_a_file_is_read_in_pieces(work):
         predicted = prediction.predictions(run, opened, work / "new.npy")
         next(predicted)  # compiles
         tracemalloc.start()
-        assert sum(1 for _ in predicted) == 1999
+        assert sum(1 for _ in predicted) == 3999
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < series.nbytes / 4
