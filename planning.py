@@ -57,7 +57,7 @@ def check_data(config: ExperimentConfig) -> CheckedData:
     alike = config.split in (BY_SEED, ORIGINAL) and not config.classification
     notes = {}
     for seed in config.seeds[:1] if alike else config.seeds:
-        dataset = create_dataset(seed=seed, **config.data_options())
+        dataset = create_dataset(seed=seed, **config.data_options() | {"inmemory": False})
         notes |= dict.fromkeys(dataset.notes)
         if config.batch_size > dataset.train.size:
             raise ConfigError(

@@ -250,6 +250,7 @@ def test_what_is_odd_is_noted(tmp_path):
     assert class_lost == "the training part of seed 2345 has no sample of class 9."
     assert offset.startswith("channel 4 far off zero: channel 4 lies at 100")
     assert '"standardise": true in the config' in offset
+    assert load(tmp_path, seed=2).notes[-1] == offset, "it does not depend on the seed"
     assert len(load(tmp_path, standardise=True).notes) == 2
 
 
