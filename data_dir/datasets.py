@@ -13,6 +13,7 @@ from data_dir.processed import (
     CUT,
     WHOLE,
     array_file,
+    arrays_sha256,
     is_dataset,
     is_whole,
     read_cut,
@@ -38,7 +39,7 @@ class Dataset:
     into parts beforehand. ``class_names`` is None where the processed files do not tell them. ``mask`` (stored rows,
     length) says which time steps belong to a series, where series were padded. ``label_scale`` has for each sample of a
     part the units (beats per minute) that a difference of 1 between scaled labels stands for: a squared error times its
-    square is in bpm^2.
+    square is in bpm^2. ``sha256`` is one hash of the arrays as the files hold them: type, shape and values.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Dataset:
     mask: np.ndarray | None = None
     stored: int | None = None
     label_scale: dict[str, np.ndarray] | None = None
+    sha256: str | None = None
 
 
 def create_dataset(
@@ -124,6 +126,7 @@ def create_dataset(
         class_names=info.get("class_names") if classification else None,
         mask=mask,
         label_scale=_label_scale(folder, info, loaders),
+        sha256=arrays_sha256(folder),
     )
 
 
