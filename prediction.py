@@ -27,6 +27,7 @@ from data_dir.readers import read_raw
 from data_dir.storage import DataError
 from experiment_configs.schema import ExperimentConfig, validate
 from models.load import RunError, load_run, read_record
+from run_facts import data_differences, data_facts
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,17 @@ def _dataset(run: KeptRun, data_dir: str | None) -> Dataset:
                 f"{dataset.name} in {options['data_dir']}: {name} is {now}, but the run {run.folder} was trained on "
                 f"{then}. --data_dir names another folder."
             )
+    recorded = run.record["data"]
+    now = data_facts(dataset)
+    there = {name: recorded.get(name, now[name]) for name in now}  # runs of earlier versions recorded none
+    if there["split_sha256"] != now["split_sha256"] and (run.folder / runs.SPLIT).exists():
+        raise RunError(f"{run.folder / runs.SPLIT}: was changed: its rows are not those that the run used")
+    different = data_differences(there, now)
+    if different:
+        raise DataError(
+            f"{dataset.name} in {options['data_dir']}: the run {run.folder} was trained on other data "
+            f"({'; '.join(different)}). --data_dir names another folder."
+        )
     return dataset
 
 

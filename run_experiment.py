@@ -213,24 +213,38 @@ def _message(error: Exception) -> str:
 def _run_all(arguments: argparse.Namespace) -> int:
     import runs
     from experiment_configs.schema import ConfigError
+    from overwriting import Overwriting
     from run_progress import StopSignals
     from train import Stopped
 
     if arguments.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ConfigError("--tensorboard needs a package that is not installed: pip install tensorboardX")
     configs = _checked_configs(arguments)
+    overwriting = Overwriting(configs) if arguments.overwrite else None
+    if overwriting is None:
+        _require_same_runs(configs)
+    else:
+        overwriting.begun -= _made_otherwise(configs, overwriting.begun).keys()
+        if overwriting.begun:
+            print(
+                f"--overwrite: {len(overwriting.begun)} runs that this command began anew before it was stopped go on "
+                f"or are kept; remove {overwriting.path} to start them anew, too.",
+                file=sys.stderr,
+            )
     for config in configs:
         runs.run_folder(config, config.seeds[0]).parent.mkdir(parents=True, exist_ok=True)
-        for seed in () if arguments.overwrite else config.seeds:
-            runs.require_same_config(config, runs.run_folder(config, seed))
     results = []
     with StopSignals() as signals:
         try:
             for config in configs:
-                results.append((config, [_attempt(config, seed, arguments, signals) for seed in config.seeds]))
+                results.append(
+                    (config, [_attempt(config, seed, arguments, signals, overwriting) for seed in config.seeds])
+                )
         except Stopped as stopped:
             print(f"{signals.received} received: {stopped}; the same command goes on from there.", file=sys.stderr)
             return RESUMABLE
+    if overwriting is not None:
+        overwriting.end()
     print(f"\n{_table(results)}")
     failed = sum(result["status"] != "completed" for _, of_seeds in results for result in of_seeds)
     if failed:
@@ -238,11 +252,44 @@ def _run_all(arguments: argparse.Namespace) -> int:
     return exit_status(failed)
 
 
+def _require_same_runs(configs) -> None:
+    """Refuse runs whose folder holds one that was made with another config or on other data."""
+    import runs
+
+    folders = {runs.run_folder(config, seed) for config in configs for seed in config.seeds}
+    for refused in _made_otherwise(configs, folders).values():
+        raise refused
+
+
+def _made_otherwise(configs, folders: set[Path]) -> dict:
+    """Of these folders, those whose run was made with another config or on other data: folder -> `RunRefused`."""
+    import run_facts
+    import runs
+
+    data, found = {}, {}
+    for config in configs:
+        for seed in config.seeds:
+            folder = runs.run_folder(config, seed)
+            if folder not in folders or not (folder / runs.CONFIG).exists():
+                continue
+            options = (seed, *config.data_options().values())
+            if options not in data:
+                data[options] = runs.facts_of_data(config, seed)
+            try:
+                run_facts.require_same_run(folder, run_facts.decisive_facts(config, seed, data[options]))
+            except run_facts.RunRefused as refused:
+                found[folder] = refused
+    return found
+
+
 def _plan_all(arguments: argparse.Namespace) -> int:
     import planning
 
     plans = []
-    for config in _checked_configs(arguments):
+    configs = _checked_configs(arguments)
+    if not arguments.overwrite:
+        _require_same_runs(configs)
+    for config in configs:
         print(f"Timing {_title(config)}", file=sys.stderr)
         plans.append(planning.plan(config, overwrite=arguments.overwrite))
     print(_plan_table(plans, datetime.now()))
@@ -361,7 +408,7 @@ def _how_to_get(config) -> str:
         return str(error)
 
 
-def _attempt(config, seed: int, arguments: argparse.Namespace, signals) -> dict:
+def _attempt(config, seed: int, arguments: argparse.Namespace, signals, overwriting) -> dict:
     """As `_run`, but what ends one run is reported as its failure, so that the others go on."""
     import jax
 
@@ -372,7 +419,7 @@ def _attempt(config, seed: int, arguments: argparse.Namespace, signals) -> dict:
     from train import Stopped
 
     try:
-        return _run(config, seed, arguments, signals)
+        return _run(config, seed, arguments, signals, overwriting)
     except Stopped:
         raise
     except Exception as error:
@@ -385,14 +432,15 @@ def _attempt(config, seed: int, arguments: argparse.Namespace, signals) -> dict:
         return {"status": "failed", "error": message}
 
 
-def _run(config, seed: int, arguments: argparse.Namespace, signals) -> dict:
+def _run(config, seed: int, arguments: argparse.Namespace, signals, overwriting) -> dict:
     """One run with its progress on stderr and a line on stdout; a finished one is only reported."""
     import runs
     from run_progress import RunProgress
 
     folder = runs.run_folder(config, seed)
     name = f"{_title(config)} seed {seed}"
-    finished = None if arguments.overwrite else runs.finished_result(folder)
+    clear = overwriting is not None and folder not in overwriting.begun
+    finished = None if clear else runs.finished_result(folder)
     if finished is not None:
         print(f"{name}: kept, {_outcome(config, finished)} ({folder})")
         return finished
@@ -400,7 +448,8 @@ def _run(config, seed: int, arguments: argparse.Namespace, signals) -> dict:
         result = runs.run_seed(
             config,
             seed,
-            overwrite=arguments.overwrite,
+            overwrite=clear,
+            on_overwrite=lambda: overwriting.add(folder),
             stop=lambda: signals.received is not None,
             on_step=progress.step,
             on_evaluation=progress.evaluation,

@@ -15,7 +15,6 @@
 """
 
 import fcntl
-import hashlib
 import json
 import platform
 import resource
@@ -41,20 +40,14 @@ from data_dir.datasets import create_dataset
 from data_dir.splits import write_index_file
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
-from models.load import CONFIG, MODEL
+from models.load import CONFIG, MODEL, RESULT
+from run_facts import RunRefused, data_facts, decisive_facts, hash_of, precision, require_same_run
 
-SPLIT, METRICS, CURVES, RESULT = "split.json", "metrics.jsonl", "curves.png", "result.json"
+SPLIT, METRICS, CURVES = "split.json", "metrics.jsonl", "curves.png"
 CHECKPOINTS, PREDICTIONS, NONFINITE, LOCK = "checkpoints", "predictions.png", "nonfinite.eqx", ".lock"
 EVENTS = "events"
 
-# Fields that say where things lie, which runs there are, or when to save or give up, and nothing about what a run
-# computes on its way.
-_INCIDENTAL = ("seeds", "data_dir", "output_parent_dir", "inmemory", "checkpoint_steps", "skip_nonfinite")
 _PACKAGES = ("jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "numpy")
-
-
-class RunRefused(ConfigError):
-    """A run that cannot be had in its folder: another process is at work there, or it was made with another config."""
 
 
 def run_folder(config: ExperimentConfig, seed: int) -> Path:
@@ -67,44 +60,14 @@ def finished_result(folder: Path) -> dict | None:
     """The result of a run that was completed in this folder; None for one that is unfinished, failed or damaged."""
     try:
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return result if isinstance(result, dict) and result.get("status") == "completed" else None
 
 
-def changed_fields(config: ExperimentConfig, folder: Path) -> dict[str, tuple[Any, Any]]:
-    """Fields that decide what a run computes and in which the run in this folder differs: name -> (there, now)."""
-    if not (folder / CONFIG).exists():
-        return {}
-    try:
-        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        there = {**saved["config"], "precision": saved["precision"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"config.json": ("unreadable", "the present one")}
-    now = _decisive(config)
-    names = sorted((there.keys() | now.keys()) - set(_INCIDENTAL))
-    return {name: (there.get(name), now.get(name)) for name in names if there.get(name) != now.get(name)}
-
-
-def require_same_config(config: ExperimentConfig, folder: Path) -> None:
-    """Raise `RunRefused`, with the fields that differ, if the run in this folder was made with another config."""
-    changed = changed_fields(config, folder)
-    if changed:
-        differences = "; ".join(f"{field} {there!r}, now {now!r}" for field, (there, now) in changed.items())
-        raise RunRefused(
-            f"{folder}: was made with another config ({differences}). --overwrite starts anew, --output_parent_dir "
-            "names another place"
-        )
-
-
-def _decisive(config: ExperimentConfig) -> dict:
-    fields = config.model_dump(mode="json", exclude=set(_INCIDENTAL))
-    return {**fields, "precision": precision()}
-
-
-def precision() -> str:
-    """The floating-point type that jax is set to: float32 or float64."""
-    return str(jax.dtypes.canonicalize_dtype(float))
+def facts_of_data(config: ExperimentConfig, seed: int) -> dict[str, str | None]:
+    """The `run_facts.data_facts` of the data as they lie there now. Raises `DataError`."""
+    return data_facts(create_dataset(seed=seed, **config.data_options() | {"inmemory": False}))
 
 
 def run_seed(
@@ -112,6 +75,7 @@ def run_seed(
     seed: int,
     *,
     overwrite: bool = False,
+    on_overwrite: Callable[[], None] | None = None,
     stop: Callable[[], bool] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     on_evaluation: Callable[[train.Evaluation], None] | None = None,
@@ -121,13 +85,14 @@ def run_seed(
 
     A run that is unfinished there goes on from its newest sound checkpoint, and ends as if it had never stopped;
     `on_resume(step, damaged)` is told from which, and what is wrong with those after it. With `overwrite` it starts
-    anew, and what an earlier run left in the folder is removed first. A loss or gradient that is not finite ends the
-    run with the status "failed"; it is recorded like any other result and not raised. The other callbacks are those of
-    `train.train`.
+    anew: what an earlier run left in the folder is removed first, and `on_overwrite()` is called. A loss or gradient
+    that is not finite ends the run with the status "failed"; it is recorded like any other result and not raised. The
+    other callbacks are those of `train.train`.
 
-    **Raises:** `train.Stopped`; `RunRefused` for a folder that another process works in or that was made with another
-    config; `checkpoints.CheckpointError`; `data_dir.storage.DataError` for a data set that cannot be had or used,
-    `ConfigError` for sizes that the model refuses, `OSError` for a folder that cannot be written.
+    **Raises:** `train.Stopped`; `RunRefused` for a folder that another process works in or whose run was made with
+    another config or on other data; `checkpoints.CheckpointError`; `data_dir.storage.DataError` for a data set that
+    cannot be had or used; `ConfigError` for sizes that the model refuses; `OSError` for a folder that cannot be
+    written.
     """
     dataset = create_dataset(seed=seed, **config.data_options())
     # Whatever can be refused is refused before anything of an earlier run is removed.
@@ -149,11 +114,14 @@ def run_seed(
     with _locked(folder):
         if overwrite:
             _clear(folder)
-        require_same_config(config, folder)
+            if on_overwrite is not None:
+                on_overwrite()
+        facts = decisive_facts(config, seed, data_facts(dataset))
+        require_same_run(folder, facts)
         finished = finished_result(folder)
         if finished is not None:  # by a process that held the lock until now
             return finished
-        checkpoints = Checkpoints(folder / CHECKPOINTS, _hash(_decisive(config)))
+        checkpoints = Checkpoints(folder / CHECKPOINTS, hash_of(facts))
         progress = None
 
         def begin(fresh):
@@ -304,6 +272,7 @@ def _effective_config(config: ExperimentConfig, seed: int, dataset: Any) -> dict
             "data_dim": dataset.data_dim,
             "label_dim": dataset.label_dim,
             "length": dataset.length,
+            **data_facts(dataset),
             "class_names": None if dataset.class_names is None else [str(name) for name in dataset.class_names],
             "samples": {
                 "train": dataset.train.size,
@@ -332,10 +301,6 @@ def _peak_memory() -> dict[str, int | None]:
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     device = jax.devices()[0].memory_stats() or {}
     return {"host": host, "device": device.get("peak_bytes_in_use")}
-
-
-def _hash(fields: dict) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _metrics_line(evaluation: train.Evaluation) -> str:

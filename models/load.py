@@ -17,7 +17,7 @@ import numpy as np
 from models.create import create_model
 from models.stack import HRU
 
-CONFIG, MODEL = "config.json", "model.eqx"
+CONFIG, MODEL, RESULT = "config.json", "model.eqx", "result.json"
 PRECISIONS = ("float32", "float64")
 _OPTIONS = inspect.signature(create_model).parameters.keys() - {"data_dim", "label_dim", "key"}
 

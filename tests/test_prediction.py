@@ -16,6 +16,7 @@ import run_experiment
 import runs
 from data_dir.datasets import create_dataset
 from models import load_run
+from models.load import RunError
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +86,8 @@ def test_the_rows_are_those_that_the_run_saved(work):
     parts = saved["seeds"]["1"]
     parts["train"][0], parts["test"][0] = parts["test"][0], parts["train"][0]
     path.write_text(json.dumps(saved))
-    found = prediction.evaluate_run(run_of(work, "Pulse"))
-    assert found.recomputed != found.recorded
+    with pytest.raises(RunError, match=r"split.json: was changed: its rows are not those that the run used"):
+        prediction.evaluate_run(run_of(work, "Pulse"))
     # Without saved rows they are drawn by the recorded seed.
     path.unlink()
     found = prediction.evaluate_run(run_of(work, "Pulse"))
