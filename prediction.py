@@ -24,7 +24,7 @@ from atomic import replacing
 from data_dir.dataloaders import Dataloader
 from data_dir.datasets import Dataset, create_dataset
 from data_dir.readers import read_raw
-from data_dir.storage import DataError
+from data_dir.storage import DataError, sha256_of_array
 from experiment_configs.schema import ExperimentConfig, validate
 from models.load import RunError, load_run, read_record
 from run_facts import data_differences, data_facts
@@ -41,13 +41,27 @@ class KeptRun:
     state: eqx.nn.State
 
 
+class Measured(NamedTuple):
+    """What a model does on a part of the data. The hash of its outputs is known of the test part alone."""
+
+    metric: float
+    loss: float
+    outputs_sha256: str | None
+
+
 class Reproduction(NamedTuple):
-    """The metric of a part of the data: as it was recorded, and as it comes out now."""
+    """A part of the data: what was recorded of it, and what comes out now."""
 
     run: KeptRun
     part: str
-    recorded: float
-    recomputed: float
+    recorded: Measured
+    recomputed: Measured
+
+    def differences(self) -> list[str]:
+        """In words, what differs beside the metric."""
+        then, now = self.recorded, self.recomputed
+        found = [] if then.loss == now.loss else [f"loss recorded {then.loss}, recomputed {now.loss}"]
+        return found + ([] if then.outputs_sha256 == now.outputs_sha256 else ["the outputs have other bits"])
 
 
 class Predictions(NamedTuple):
@@ -59,7 +73,7 @@ class Predictions(NamedTuple):
 
 
 def evaluate_run(folder: str | Path, *, part: str = "test", data_dir: str | None = None) -> Reproduction:
-    """Compute the metric of one part of the data again, on the rows that the run used.
+    """Compute the metric, the loss and the outputs for one part of the data again, on the rows that the run used.
 
     `part` is one of "train", "validation" and "test"; `data_dir` takes the place of the recorded one.
 
@@ -67,16 +81,13 @@ def evaluate_run(folder: str | Path, *, part: str = "test", data_dir: str | None
     longer what the run was trained on.
     """
     with _kept_run(folder) as run:
-        recorded = _recorded_metric(run.folder, part)
+        recorded = _recorded(run.folder, part)
         dataset = _dataset(run, data_dir)
-        _, recomputed = train.evaluate(
-            run.model,
-            run.state,
-            getattr(dataset, part),
-            batch_size=run.config.batch_size,
-            classification=run.config.classification,
-        )
-        return Reproduction(run, part, recorded, recomputed)
+        arguments = (run.model, run.state, getattr(dataset, part))
+        options = {"batch_size": run.config.batch_size, "classification": run.config.classification}
+        loss, metric = train.evaluate(*arguments, **options)
+        outputs = None if recorded.outputs_sha256 is None else sha256_of_array(train.predict(*arguments, **options))
+        return Reproduction(run, part, recorded, Measured(metric, loss, outputs))
 
 
 def predict_file(
@@ -141,19 +152,24 @@ def _kept_run(folder: str | Path):
         yield KeptRun(folder, record, config, eqx.nn.inference_mode(model), state)
 
 
-def _recorded_metric(folder: Path, part: str) -> float:
-    """From result.json, and for the training part from the line of metrics.jsonl that belongs to the best step."""
+def _recorded(folder: Path, part: str) -> Measured:
+    """From result.json, and for the other parts from the line of metrics.jsonl that belongs to the best step."""
     result = runs.finished_result(folder)
     if result is None:
         raise RunError(f"{folder / runs.RESULT}: no result of a completed run; run it again")
-    name = {"train": "train_metric", "validation": "val_metric", "test": "test_metric"}[part]
+    prefix = {"train": "train", "validation": "val", "test": "test"}[part]
     try:
-        if name not in result:
+        found = result
+        if part != "test":
             lines = map(json.loads, (folder / runs.METRICS).read_text(encoding="utf-8").splitlines())
-            result = next(line for line in lines if line["step"] == result["best_step"])
-        return float(result[name])
-    except (OSError, ValueError, TypeError, KeyError, StopIteration):
-        raise RunError(f"{folder}: neither {runs.RESULT} nor {runs.METRICS} has the {name} of the best step") from None
+            found = next(line for line in lines if line["step"] == result["best_step"])
+        return Measured(
+            float(found[f"{prefix}_metric"]), float(found[f"{prefix}_loss"]), found.get(f"{prefix}_outputs_sha256")
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
+        raise RunError(
+            f"{folder}: neither {runs.RESULT} nor {runs.METRICS} has the {prefix}_metric of the best step and its loss"
+        ) from None
 
 
 def _dataset(run: KeptRun, data_dir: str | None) -> Dataset:

@@ -37,7 +37,7 @@ RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h
 STATUS = (
     "Exit status: 0; 2 if what was asked for cannot be done, and nothing was trained; 75 if SIGTERM, SIGINT or SIGUSR1 "
     "ended it: the same command goes on; else the number of failed runs, where 2 is left out: 1 for one, 3 for two, 4 "
-    "for three, 64 for 63 and more. --evaluate: 1 if the metric differs."
+    "for three, 64 for 63 and more. --evaluate: 1 if the metric, the loss or an output differs."
 )
 
 
@@ -303,10 +303,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     part = getattr(arguments, "split", "test")
     found = prediction.evaluate_run(arguments.evaluate, part=part, data_dir=getattr(arguments, "data_dir", None))
-    run, equal = found.run, found.recomputed == found.recorded
+    run, then, now, differences = found.run, found.recorded, found.recomputed, found.differences()
+    equal = then == now
     print(
-        f"{_title(run.config)} seed {run.record['seed']}, {part} {run.config.metric}: recorded {found.recorded}, "
-        f"recomputed {found.recomputed}: {'equal' if equal else 'DIFFERENT'}"
+        f"{_title(run.config)} seed {run.record['seed']}, {part} {run.config.metric}: recorded {then.metric}, "
+        f"recomputed {now.metric}: {'equal' if equal else 'DIFFERENT'}"
+        + (f" ({'; '.join(differences)})" if differences else "")
     )
     if not equal:
         there = f"{run.record.get('device')} with jax {run.record.get('versions', {}).get('jax')}"

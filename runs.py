@@ -38,6 +38,7 @@ from atomic import replacing
 from checkpoints import Checkpoints
 from data_dir.datasets import create_dataset
 from data_dir.splits import write_index_file
+from data_dir.storage import sha256_of, sha256_of_array
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
 from models.load import CONFIG, MODEL, RESULT
@@ -188,11 +189,13 @@ def run_seed(
                 batch_size=config.batch_size,
                 classification=config.classification,
             )
+            result["test_outputs_sha256"] = sha256_of_array(outputs)
             if config.classification:
                 result["test_confusion"] = confusion(outputs, dataset.test.labels)
             else:
                 draw_predictions(outputs[..., 0], dataset.test.labels, folder / PREDICTIONS, title=title)
             _save_model(folder / MODEL, trained.model, trained.state)
+            result["model_sha256"] = sha256_of(folder / MODEL)
         else:
             result |= {
                 "best_step": None,

@@ -15,6 +15,7 @@ import prediction
 import run_experiment
 import runs
 from data_dir.datasets import create_dataset
+from data_dir.storage import sha256_of
 from models import load_run
 from models.load import RunError
 
@@ -72,7 +73,7 @@ def test_it_comes_out_again_with_other_settings_and_in_double_precision(work):
         runs.run_seed(config, 5)
     found = prediction.evaluate_run(runs.run_folder(config, 5))
     assert found.recomputed == found.recorded
-    assert float(np.float32(found.recorded)) != found.recorded
+    assert float(np.float32(found.recorded.loss)) != found.recorded.loss
     assert not jax.config.jax_enable_x64
     # And the other way round.
     with jax.enable_x64(True):
@@ -101,6 +102,23 @@ def test_a_metric_that_differs_is_exit_status_1(work, capsys):
     assert "recorded 0.123, recomputed" in printed.out
     assert "DIFFERENT" in printed.out
     assert f"with jax {jax.__version__}" in printed.err
+
+
+def test_a_model_that_does_otherwise_is_not_called_equal(work, capsys):
+    """A flipped bit that leaves the accuracy as it is: noticed by the hash of the model, the loss and the outputs."""
+    path = run_of(work) / "model.eqx"
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\x93NUMPY") + 128
+    content[at + 1] ^= 1
+    path.write_bytes(content)
+    assert command("--evaluate", run_of(work)) == 2
+    assert "model.eqx: was changed since the run ended" in capsys.readouterr().err
+    change(run_of(work) / "result.json", model_sha256=sha256_of(path))
+    assert command("--evaluate", run_of(work)) == 1
+    printed = capsys.readouterr().out
+    result = json.loads((run_of(work) / "result.json").read_text())
+    assert f"recorded {result['test_metric']}, recomputed {result['test_metric']}: DIFFERENT (loss recorded" in printed
+    assert "the outputs have other bits" in printed
 
 
 def test_the_data_may_lie_elsewhere(work):
