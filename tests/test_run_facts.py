@@ -142,3 +142,13 @@ def test_what_another_command_or_other_data_made_is_cleared(workplace, stopped_i
     write_data(1)
     assert run(*command) == 75
     assert read(SEED_1 / "config.json")["data"]["sha256"] != made["data"]["sha256"]
+
+
+# Options
+
+
+def test_a_damped_model_trains_by_echoes_and_is_evaluated_again(workplace):
+    write_config({**HERE, "dataset_name": "Tiny", "damping": True})
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+    assert all(0 < line["retrace_error"] < 1e-5 for line in lines(SEED_1 / "metrics.jsonl"))
+    assert run_experiment.main(["--evaluate", str(SEED_1)]) == 0
