@@ -5,6 +5,7 @@ ends; it stays if the command is stopped or killed.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from experiment_configs.schema import ExperimentConfig
@@ -31,4 +32,5 @@ class Overwriting:
 
     def end(self) -> None:
         """The command has ended: the next one starts all runs anew."""
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.unlink()

@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 
+import streams
 import tables
 from atomic import replacing
 from published_results import DATASETS, PUBLISHED
@@ -41,6 +42,11 @@ NOTE = (
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    with streams.forgiving():
+        return _main(argv)
+
+
+def _main(argv: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="postprocess_results.py",
         description="Compare the runs of RHEL and BPTT with each other and with the paper.",

@@ -63,7 +63,14 @@ def finished_result(folder: Path) -> dict | None:
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return result if isinstance(result, dict) and result.get("status") == "completed" else None
+    if not isinstance(result, dict) or result.get("status") != "completed":
+        return None
+    numbers = (result.get(name) for name in ("best_step", "steps", "val_metric", "test_metric"))
+    return result if all(_is_number(number) for number in numbers) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def facts_of_data(config: ExperimentConfig, seed: int) -> dict[str, str | None]:
