@@ -109,7 +109,9 @@ def predict_file(
     output = file.with_name(f"{file.stem}_predictions.csv") if output is None else Path(output)
     if not output.parent.is_dir():
         raise DataError(f"{output}: there is no folder {output.parent}.")
-    if output.exists() and (not overwrite or output.is_dir() or output.samefile(file)):
+    if output.exists() and not output.is_file():
+        raise DataError(f"{output}: is there and no regular file. --output names another file.")
+    if output.exists() and (not overwrite or output.samefile(file)):
         raise DataError(f"{output}: is there already. --output names another file, --overwrite replaces it.")
     with _kept_run(folder) as run:
         series = _read_series(file, run)
@@ -177,6 +179,11 @@ def _dataset(run: KeptRun, data_dir: str | None) -> Dataset:
     options = run.config.data_options()
     if data_dir is not None:
         options["data_dir"] = data_dir
+    if not Path(options["data_dir"]).is_dir():  # a set that needs no download would be processed into it
+        raise DataError(
+            f"{options['data_dir']}: no such folder, but the data of {run.folder} lay there. --data_dir "
+            "names another folder."
+        )
     if (run.folder / runs.SPLIT).exists():
         options["split"] = str(run.folder / runs.SPLIT)
     dataset = create_dataset(seed=run.record["seed"], **options)

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -14,6 +15,7 @@ from small_experiments import REGRESSION, refusal, small_config, write_dataset
 import prediction
 import run_experiment
 import runs
+from atomic import replacing
 from data_dir.datasets import create_dataset
 from data_dir.storage import sha256_of
 from models import load_run
@@ -125,9 +127,19 @@ def test_the_data_may_lie_elsewhere(work):
     record = json.loads((run_of(work) / "config.json").read_text())
     change(run_of(work) / "config.json", config=record["config"] | {"data_dir": str(work / "moved")})
     assert command("--evaluate", run_of(work)) == 2
+    assert not (work / "moved").exists()
     (work / "data").rename(work / "moved")
     assert command("--evaluate", run_of(work)) == 0
     assert command("--evaluate", run_of(work), "--data_dir", work / "moved") == 0
+
+
+def test_a_set_that_needs_no_download_is_not_processed_for_an_evaluation(work, capsys):
+    record = json.loads((run_of(work) / "config.json").read_text())
+    changes = {"data_dir": str(work / "gone"), "dataset_name": "BasicMotions"}
+    change(run_of(work) / "config.json", config=record["config"] | changes)
+    assert command("--evaluate", run_of(work)) == 2
+    assert f"{work / 'gone'}: no such folder" in capsys.readouterr().err
+    assert not (work / "gone").exists()
 
 
 def test_other_data_of_that_name_are_refused(work, capsys):
@@ -292,6 +304,15 @@ def test_nothing_is_overwritten_unasked(work, capsys):
     for output in (work / "new.npy", work, work / "absent" / "new.csv"):
         assert command("--predict", work / "new.npy", "--run", run_of(work), "--overwrite", "--output", output) == 2
     assert "there is no folder" in capsys.readouterr().err
+    # Nor is a device, which root could replace.
+    node = work / "device"
+    node.symlink_to("/dev/full")
+    flags = ("--predict", work / "new.npy", "--run", run_of(work), "--overwrite", "--output", node)
+    assert command(*flags) == 2
+    assert "is there and no regular file" in capsys.readouterr().err
+    assert node.readlink() == Path("/dev/full")
+    with pytest.raises(OSError, match="only files are replaced"), replacing(node):
+        pass
     assert (work / "new.npy").read_bytes() == before
 
 
