@@ -1,6 +1,7 @@
 """Compare what RHEL and BPTT reached, and both with the paper: `python postprocess_results.py [outputs]`.
 
 Of every run below the folder, <data set>/<model>_<algorithm>/seed_<n>/, only result.json and metrics.jsonl are read.
+What is no sound result is listed and takes no part; a mean of fewer seeds or steps than the paper's is marked.
 The comparison is printed as Markdown and written to results.md, results.csv, results.tex and results.png, one line per
 run to runs.csv, and the learning curves of each data set to curves/<data set>.png. Exit status: 0, or 2 if there is
 nothing to compare.
@@ -117,6 +118,8 @@ def _rank(name):
 
 
 def _read_result(path: Path) -> dict:
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        return {"status": "damaged", "error": f"{path.name}: is no regular file"}
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         completed = result["status"] == "completed"
@@ -159,8 +162,9 @@ def _of_one_metric(rows: list[dict]) -> list[dict]:
 def read_curve(folder: Path) -> pd.DataFrame:
     """The evaluations of a run: step, train_loss and val_metric. Lines that cannot be read are left out."""
     evaluations, names = [], ["step", "train_loss", "val_metric"]
+    path = folder / "metrics.jsonl"
     try:
-        text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
     except (OSError, ValueError):
         text = ""
     for line in text.splitlines():

@@ -1,7 +1,7 @@
 """One run: a config and a seed, trained in a folder of its own.
 
 <output_parent_dir>/<dataset>/<model>_<algorithm>/seed_<n>/
-    config.json      the effective config, the shape of the data, precision, versions, commit, device and command
+    config.json      the effective config, shape and hash of the data, precision, versions, commit, device and command
     split.json       the stored rows of each part, as an index file (not for sets that come already cut)
     metrics.jsonl    one line per evaluation (the fields of `train.Evaluation`)
     checkpoints/     where the training stands, see `checkpoints`: an unfinished run goes on from there
@@ -9,7 +9,8 @@
     curves.png       loss and metric against the step
     predictions.png  of a regression: predicted and true labels of some test samples
     nonfinite.eqx    the model and its state before the step that was not finite, if one ended the run
-    result.json      how it ended; written last, in one piece: a folder without it is unfinished
+    result.json      how it ended, and the hashes of model.eqx and of its outputs for the test part; written last, in
+                     one piece: a folder without it is unfinished
     events/          for TensorBoard, where asked for
     .lock            held by the process at work
 """
@@ -241,7 +242,7 @@ def draw_predictions(outputs: np.ndarray, labels: np.ndarray, path: Path, *, tit
     """Draw predicted and true labels, both (samples, outputs), of up to four samples spread over a set, into a PNG."""
     shown = np.unique(np.linspace(0, len(labels) - 1, 4, dtype=int))
     figure = Figure(figsize=(9, 1 + 1.6 * len(shown)), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     for axes, sample in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
         axes.plot(labels[sample], color="0.4", label="true")
         axes.plot(outputs[sample], label="predicted")
@@ -256,7 +257,7 @@ def draw_curves(history: list[train.Evaluation], path: Path, *, title: str, metr
     """Draw the loss and the metric of the training and validation set against the step into a PNG file."""
     steps = [evaluation.step for evaluation in history]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     left, right = figure.subplots(1, 2)
     left.plot(steps, [evaluation.loss for evaluation in history], color="0.7", label="batches, with dropout")
     for axes, quantity, name in ((left, "loss", "loss"), (right, "metric", metric)):

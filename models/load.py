@@ -121,7 +121,7 @@ def _structure(path: Path, record: dict):
     options |= {name: record["data"][name] for name in ("data_dim", "label_dim")}
     try:
         return eqx.filter_eval_shape(lambda key: create_model(**options, key=key), jax.random.PRNGKey(0))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RunError(f"{path}: describes no model ({error})") from None
 
 

@@ -215,10 +215,12 @@ def test_a_record_that_is_none_is_refused(folder, content, message):
         ("config", "model_name", "GRU", "describes no model .unknown model_name 'GRU'"),
         ("config", "hidden_dim", 0, "describes no model .hidden_dim must be"),
         ("config", "hidden_dim", None, "describes no model .hidden_dim must be"),
+        ("config", "hidden_dim", 10**20, "expected float32 of shape .100000000000000000000, 3"),
+        ("data", "data_dim", True, "data_dim is missing or not of type int"),
     ],
 )
 def test_a_record_of_an_impossible_model_is_refused(folder, section, field, value, message):
-    record = read_record(folder)
+    record = json.loads((folder / "config.json").read_text())
     (record if section is None else record[section])[field] = value
     (folder / "config.json").write_text(json.dumps(record))
     with pytest.raises(RunError, match=message):

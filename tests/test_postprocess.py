@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -169,7 +170,7 @@ HOSTILE = (
 )
 
 
-def test_one_foreign_folder_never_takes_the_table_away(tmp_path, monkeypatch):
+def test_one_foreign_folder_never_takes_the_table_away(tmp_path):
     for seed in (1, 2):
         put(tmp_path, "Heartbeat", "LinHRU_RHEL", seed)
     for seed, text in enumerate(HOSTILE):
@@ -180,9 +181,13 @@ def test_one_foreign_folder_never_takes_the_table_away(tmp_path, monkeypatch):
     folder = put(tmp_path, strange, "@$m_RHEL", 1, error="\ud800", steps=10**30, parameters={"a": 1})
     (folder / "metrics.jsonl").write_text('{"step": 1e300, "train_loss": 1e400}\n' + HOSTILE[-3] + "\n" + HOSTILE[-4])
     (tmp_path / "Own" / "LinHRU_RHEL" / "seed_99" / "result.json").mkdir(parents=True)
+    folder = put(tmp_path, "Own", "LinHRU_RHEL", 100)
+    for name in ("result.json", "metrics.jsonl"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
     runs = read_runs(tmp_path)
     own = runs[runs["dataset"] == "Own"]
-    assert list(own["status"]) == ["damaged"] * (len(HOSTILE) + 1)
+    assert list(own["status"]) == ["damaged"] * (len(HOSTILE) + 2)
     assert "test_metric 7.0 is no accuracy" in own["error"].iloc[0]
     assert postprocess_results.main([str(tmp_path)]) == 0
     summary = tmp_path / "summary"
