@@ -542,4 +542,6 @@ def _duration(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    run_progress.ignore_signals()
+    sys.exit(status)

@@ -29,6 +29,12 @@ def _end(number, _):
     os._exit(RESUMABLE)
 
 
+def ignore_signals() -> None:
+    """From now on: the status is known, and nothing is left that could be ended."""
+    for number in _HEARD:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def ending_at_signals() -> Iterator[None]:
     """`end_at_signals` within the block. It also ends what a call outside of the block has begun."""
