@@ -25,9 +25,10 @@ from data_dir.dataloaders import Dataloader
 from data_dir.datasets import Dataset, create_dataset
 from data_dir.npy import read_npy
 from data_dir.readers import read_raw
-from data_dir.storage import DataError
+from data_dir.storage import DataError, sha256_of_array
 from experiment_configs.schema import ExperimentConfig, validate
 from models.load import RunError, load_trained, of_raw_series, read_record
+from run_facts import data_differences, data_facts
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,27 @@ class KeptRun:
     state: eqx.nn.State
 
 
+class Measured(NamedTuple):
+    """What a model does on a part of the data. The hash of its outputs is known of the test part alone."""
+
+    metric: float
+    loss: float
+    outputs_sha256: str | None
+
+
 class Reproduction(NamedTuple):
-    """The metric of a part of the data: as it was recorded, and as it comes out now."""
+    """A part of the data: what was recorded of it, and what comes out now."""
 
     run: KeptRun
     part: str
-    recorded: float
-    recomputed: float
+    recorded: Measured
+    recomputed: Measured
+
+    def differences(self) -> list[str]:
+        """In words, what differs beside the metric."""
+        then, now = self.recorded, self.recomputed
+        found = [] if then.loss == now.loss else [f"loss recorded {then.loss}, recomputed {now.loss}"]
+        return found + ([] if then.outputs_sha256 == now.outputs_sha256 else ["the outputs have other bits"])
 
 
 class Predictions(NamedTuple):
@@ -63,7 +78,7 @@ class Predictions(NamedTuple):
 
 
 def evaluate_run(folder: str | Path, *, part: str = "test", data_dir: str | None = None) -> Reproduction:
-    """Compute the metric of one part of the data again, on the rows that the run used.
+    """Compute the metric, the loss and the outputs for one part of the data again, on the rows that the run used.
 
     `part` is one of "train", "validation" and "test"; `data_dir` takes the place of the recorded one.
 
@@ -71,16 +86,13 @@ def evaluate_run(folder: str | Path, *, part: str = "test", data_dir: str | None
     longer what the run was trained on.
     """
     with _kept_run(folder) as run:
-        recorded = _recorded_metric(run.folder, part)
+        recorded = _recorded(run.folder, part)
         dataset = _dataset(run, data_dir)
-        _, recomputed = train.evaluate(
-            run.trained,
-            run.state,
-            getattr(dataset, part),
-            batch_size=run.config.batch_size,
-            classification=run.config.classification,
-        )
-        return Reproduction(run, part, recorded, recomputed)
+        arguments = (run.trained, run.state, getattr(dataset, part))
+        options = {"batch_size": run.config.batch_size, "classification": run.config.classification}
+        loss, metric = train.evaluate(*arguments, **options)
+        outputs = None if recorded.outputs_sha256 is None else sha256_of_array(train.predict(*arguments, **options))
+        return Reproduction(run, part, recorded, Measured(metric, loss, outputs))
 
 
 def predict_file(
@@ -103,7 +115,9 @@ def predict_file(
     output = file.with_name(f"{file.stem}_predictions.csv") if output is None else Path(output)
     if not output.parent.is_dir():
         raise DataError(f"{output}: there is no folder {output.parent}.")
-    if output.exists() and (not overwrite or output.is_dir() or output.samefile(file)):
+    if output.exists() and not output.is_file():
+        raise DataError(f"{output}: is there and no regular file. --output names another file.")
+    if output.exists() and (not overwrite or output.samefile(file)):
         raise DataError(f"{output}: is there already. --output names another file, --overwrite replaces it.")
     with _kept_run(folder) as run:
         series = _opened_series(file, run)
@@ -160,19 +174,24 @@ def _kept_run(folder: str | Path):
         yield KeptRun(folder, record, config, trained, model, state)
 
 
-def _recorded_metric(folder: Path, part: str) -> float:
-    """From result.json, and for the training part from the line of metrics.jsonl that belongs to the best step."""
+def _recorded(folder: Path, part: str) -> Measured:
+    """From result.json, and for the other parts from the line of metrics.jsonl that belongs to the best step."""
     result = runs.finished_result(folder)
     if result is None:
         raise RunError(f"{folder / runs.RESULT}: no result of a completed run; run it again")
-    name = {"train": "train_metric", "validation": "val_metric", "test": "test_metric"}[part]
+    prefix = {"train": "train", "validation": "val", "test": "test"}[part]
     try:
-        if name not in result:
+        found = result
+        if part != "test":
             lines = map(json.loads, (folder / runs.METRICS).read_text(encoding="utf-8").splitlines())
-            result = next(line for line in lines if line["step"] == result["best_step"])
-        return float(result[name])
-    except (OSError, ValueError, TypeError, KeyError, StopIteration):
-        raise RunError(f"{folder}: neither {runs.RESULT} nor {runs.METRICS} has the {name} of the best step") from None
+            found = next(line for line in lines if line["step"] == result["best_step"])
+        return Measured(
+            float(found[f"{prefix}_metric"]), float(found[f"{prefix}_loss"]), found.get(f"{prefix}_outputs_sha256")
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
+        raise RunError(
+            f"{folder}: neither {runs.RESULT} nor {runs.METRICS} has the {prefix}_metric of the best step and its loss"
+        ) from None
 
 
 def _dataset(run: KeptRun, data_dir: str | None) -> Dataset:
@@ -180,18 +199,38 @@ def _dataset(run: KeptRun, data_dir: str | None) -> Dataset:
     options = run.config.data_options()
     if data_dir is not None:
         options["data_dir"] = data_dir
+    if not Path(options["data_dir"]).is_dir():  # a set that needs no download would be processed into it
+        raise DataError(
+            f"{options['data_dir']}: no such folder, but the data of {run.folder} lay there. --data_dir "
+            "names another folder."
+        )
     if (run.folder / runs.SPLIT).exists():
         options["split"] = str(run.folder / runs.SPLIT)
     dataset = create_dataset(seed=run.record["seed"], **options)
-    found = runs.data_record(dataset)
-    for name in ("data_dim", "label_dim", "length", "class_names", "standardisation", "label_map"):
-        then, now = run.record["data"].get(name), found[name]
-        # Earlier versions gave no names to classes that are whole numbers in the files.
-        if now != then and not (name == "class_names" and then is None):
-            raise DataError(
-                f"{dataset.name} in {options['data_dir']}: {name} is {now}, but the run {run.folder} was trained on "
-                f"{then}. --data_dir names another folder."
-            )
+    recorded, found = run.record["data"], runs.data_record(dataset)
+
+    def require_same(*names):
+        for name in names:
+            then, now = recorded.get(name), found[name]
+            # Earlier versions gave no names to classes that are whole numbers in the files.
+            if now != then and not (name == "class_names" and then is None):
+                raise DataError(
+                    f"{dataset.name} in {options['data_dir']}: {name} is {now}, but the run {run.folder} was trained "
+                    f"on {then}. --data_dir names another folder."
+                )
+
+    require_same("data_dim", "label_dim", "length", "class_names")
+    now = data_facts(dataset)
+    there = {name: recorded.get(name, now[name]) for name in now}  # runs of earlier versions recorded none
+    if there["split_sha256"] != now["split_sha256"] and (run.folder / runs.SPLIT).exists():
+        raise RunError(f"{run.folder / runs.SPLIT}: was changed: its rows are not those that the run used")
+    different = data_differences(there, now)
+    if different:
+        raise DataError(
+            f"{dataset.name} in {options['data_dir']}: the run {run.folder} was trained on other data "
+            f"({'; '.join(different)}). --data_dir names another folder."
+        )
+    require_same("standardisation", "label_map")  # of runs of versions that recorded no hashes
     return dataset
 
 

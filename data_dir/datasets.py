@@ -15,6 +15,7 @@ from data_dir.processed import (
     CUT,
     WHOLE,
     array_file,
+    arrays_sha256,
     is_dataset,
     is_whole,
     read_classes,
@@ -44,7 +45,8 @@ class Dataset:
     rows of the ``stored`` samples; both are None if the set was cut into parts beforehand. ``class_names`` is None
     where the processed files do not tell them. ``mask`` (stored rows, length) says which time steps belong to a series,
     where series were padded. ``label_scale`` has for each sample of a part the units (beats per minute) that a
-    difference of 1 between scaled labels stands for: a squared error times its square is in bpm^2.
+    difference of 1 between scaled labels stands for: a squared error times its square is in bpm^2. ``sha256`` is one
+    hash of the arrays as the files hold them: type, shape and values.
 
     ``standardisation`` is the map that was applied to the channels of the files, ``label_map`` the one from the labels
     that are served to those of the files; None where the loaders serve what the files hold. ``notes`` are sentences
@@ -68,6 +70,7 @@ class Dataset:
     standardisation: Standardisation | None = None
     label_map: LabelMap | None = None
     notes: tuple[str, ...] = ()
+    sha256: str | None = None
 
     def describe(self) -> str:
         """The shape of the set in one line."""
@@ -179,6 +182,7 @@ def create_dataset(
         standardisation=standardisation,
         label_map=label_map,
         notes=tuple(_notes(data, labels, train_rows, seed, class_names, classification, standardise)),
+        sha256=arrays_sha256(folder),
     )
 
 

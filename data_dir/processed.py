@@ -1,5 +1,6 @@
 """The files of a processed set, read and checked against each other and against their description."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from data_dir.npy import read_npy
 from data_dir.pickles import read_array, read_arrays
 from data_dir.splits import PARTS
-from data_dir.storage import DataError, read_json, sha256_of
+from data_dir.storage import DataError, known_sha256, once_per_file, read_json, sha256_of_array
 
 # What makes a folder of processed/*/ a data set: all samples, to be split here, or three parts cut beforehand. Each
 # array is a pickle, or an npy file, which is memory-mapped.
@@ -36,9 +37,13 @@ def is_whole(folder: Path) -> bool:
 def read_info(folder: Path) -> dict:
     """dataset.json; empty if there is none, as in folders that the published scripts wrote.
 
-    Raises DataError if it is damaged, and if the files of the folder are not those that it describes: all are compared
-    by size, pickles by their sha256 too.
+    Raises DataError if it is damaged, if the files of the folder are not those that it describes (all are compared by
+    their sha256), and if an array lies there twice, as npy file and as pickle.
     """
+    for stem in (*WHOLE, *(stem for stems in CUT.values() for stem in stems)):
+        npy, pickled = folder / f"{stem}.npy", folder / f"{stem}.pkl"
+        if npy.exists() and pickled.exists():
+            raise DataError(f"{npy}: {pickled.name} lies beside it. Remove the one that is not of this data set.")
     path = folder / "dataset.json"
     if not path.exists():
         return {}
@@ -55,9 +60,28 @@ def read_info(folder: Path) -> dict:
             raise DataError(f"{file}: no such file, but dataset.json beside it names it. {_AGAIN}")
         if not isinstance(described, dict) or file.stat().st_size != described.get("bytes"):
             raise DataError(f"{file}: has {file.stat().st_size} bytes, not those that dataset.json names. {_AGAIN}")
-        if file.suffix == ".pkl" and sha256_of(file) != described.get("sha256"):
+        if known_sha256(file) != described.get("sha256"):
             raise DataError(f"{file}: was changed since it was processed (sha256). {_AGAIN}")
     return info
+
+
+def arrays_sha256(folder: Path) -> str:
+    """One hash of all arrays of a set as its files hold them: type, shape and values, whatever the kind of file.
+
+    A file is read once in a process; a set that was read before costs a look at its folder.
+    """
+    stems = WHOLE if is_whole(folder) else [stem for stems in CUT.values() for stem in stems]
+    sums = [f"{stem} {_sha256_of_array_file(array_file(folder, stem))}" for stem in stems]
+    return hashlib.sha256("\n".join(sums).encode()).hexdigest()
+
+
+def _sha256_of_array_file(path: Path) -> str:
+    return known_sha256(path) if path.suffix == ".npy" else _sha256_of_pickled_array(path)
+
+
+@once_per_file
+def _sha256_of_pickled_array(path: Path) -> str:
+    return sha256_of_array(read_array(path))
 
 
 def read_samples(folder: Path, info: dict, stem: str = WHOLE[0]) -> np.ndarray:

@@ -57,10 +57,19 @@ def _unquote(value: Any) -> Any:
 
 _Unquoted = BeforeValidator(_unquote)
 _Flag = Annotated[bool, Field(strict=True, description="true or false"), _Unquoted]
-_Count = Annotated[int, Field(strict=True, gt=0, description="a positive whole number"), _Unquoted]
+_Count = Annotated[
+    int, Field(strict=True, gt=0, lt=2**31, description="a positive whole number below 2147483648"), _Unquoted
+]
+_Size = Annotated[
+    int, Field(strict=True, gt=0, le=2**20, description="a positive whole number, at most 1048576"), _Unquoted
+]
+_Blocks = Annotated[
+    int, Field(strict=True, gt=0, le=1000, description="a positive whole number, at most 1000"), _Unquoted
+]
 _Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32), _Unquoted]
 _Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, description="a positive number"), _Unquoted]
-_Folder = Annotated[str, Field(strict=True, description="the path of a folder")]
+_NO_NUL = r"^[^\x00]*$"  # which no path can have
+_Folder = Annotated[str, Field(strict=True, pattern=_NO_NUL, description="the path of a folder")]
 
 
 class ExperimentConfig(BaseModel):
@@ -73,7 +82,7 @@ class ExperimentConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model_name: Literal[MODEL_NAMES] = Field(description=f"one of {', '.join(MODEL_NAMES)}")
-    dataset_name: str = Field(strict=True, min_length=1, description="the name of a data set")
+    dataset_name: str = Field(strict=True, min_length=1, pattern=_NO_NUL, description="the name of a data set")
     learning_algorithm: Literal[LEARNING_ALGORITHMS] = Field(
         LEARNING_ALGORITHMS[0], description=f"one of {', '.join(LEARNING_ALGORITHMS)}"
     )
@@ -93,7 +102,9 @@ class ExperimentConfig(BaseModel):
     grad_clip: Annotated[
         _Positive | None, Field(description="a positive number, or null for gradients of any norm"), _Unquoted
     ] = None
-    skip_nonfinite: Annotated[int, Field(strict=True, ge=0, description="a whole number, 0 or more"), _Unquoted] = 0
+    skip_nonfinite: Annotated[
+        int, Field(strict=True, ge=0, lt=2**31, description="a whole number, 0 or more, below 2147483648"), _Unquoted
+    ] = 0
     checkpoint_steps: Annotated[
         _Count | None, Field(description="a positive whole number, or null for evaluations alone"), _Unquoted
     ] = None
@@ -105,15 +116,19 @@ class ExperimentConfig(BaseModel):
         _Count | None, Field(description="a positive whole number, or null for that of the data"), _Unquoted
     ] = Field(default_factory=lambda fields: 1 if fields["classification"] else None)
     split: str = Field(
-        "seed", strict=True, min_length=1, description='"seed", "original", or the path of an index file'
+        "seed",
+        strict=True,
+        min_length=1,
+        pattern=_NO_NUL,
+        description='"seed", "original", or the path of an index file',
     )
     inmemory: _Flag = False
     standardise: _Flag = False
 
     # model
-    num_blocks: _Count
-    hidden_dim: _Count
-    ssm_dim: _Count
+    num_blocks: _Blocks
+    hidden_dim: _Size
+    ssm_dim: _Size
     complex_ssm: _Flag = Field(default_factory=lambda fields: fields["model_name"] == "LinHRU")
     train_steps: _Flag = True
     epsilon: Annotated[
@@ -128,7 +143,7 @@ class ExperimentConfig(BaseModel):
     damping: _Flag = False
     batchnorm: Literal["ema", "batch"] = Field("batch", description="ema or batch")
     dropout_rate: Annotated[
-        float, Field(strict=True, ge=0, lt=1, description="a number from 0 up to but not including 1"), _Unquoted
+        float, Field(strict=True, ge=0, le=0.999, description="a number from 0 to 0.999"), _Unquoted
     ] = 0.05
     remat: _Flag = True
 
@@ -264,7 +279,7 @@ def load_config(path: str | Path, model_name: str | None = None) -> ExperimentCo
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise ConfigError(f"{path}: is not a regular file")
+        raise ConfigError(f"{path}: is no regular file")  # reading a pipe would wait for ever
     try:
         fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:

@@ -33,8 +33,8 @@ class AbstractHamiltonian(eqx.Module):
     fields of the module. Admissible are energies that are smooth, even in p, and conserve energy between drives.
 
     The two contrasts are the energy of one echo minus the energy of the other, in the coordinates (mean,
-    half-difference). Only finite nudges use them. The defaults subtract two evaluations, which is right for every system
-    but loses digits when the half-difference is small; a closed form without that subtraction keeps them.
+    half-difference). Only finite nudges use them. The defaults subtract two evaluations, which is right for every
+    system but loses digits when the half-difference is small; a closed form without that subtraction keeps them.
 
     `velocity` and `force` are derivatives of the energies. Do not override them: RHEL refuses it.
 

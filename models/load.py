@@ -1,14 +1,15 @@
 """A trained model, from the folder that its run left. The one module of this package that reads files.
 
-config.json names the sizes, the options and the maps of the data set, model.eqx holds the numbers. Nothing in either
-file is unpickled or evaluated.
+config.json names the sizes, the options and the maps of the data set, model.eqx holds the numbers, result.json the hash
+of model.eqx. Nothing in these files is unpickled or evaluated.
 """
 
+import hashlib
 import inspect
+import io
 import json
 import math
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import equinox as eqx
@@ -20,9 +21,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from models.create import create_model
 from models.stack import HRU
 
-CONFIG, MODEL = "config.json", "model.eqx"
+CONFIG, MODEL, RESULT = "config.json", "model.eqx", "result.json"
 PRECISIONS = ("float32", "float64")
 _OPTIONS = inspect.signature(create_model).parameters.keys() - {"data_dim", "label_dim", "key"}
+_FLAGS = {name for name, option in inspect.signature(create_model).parameters.items() if option.annotation is bool}
 
 
 class RunError(ValueError):
@@ -76,7 +78,8 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 
 def _require(path: Path, fields: Any, **kinds: type) -> None:
     for name, kind in kinds.items():
-        if not isinstance(fields, dict) or not isinstance(fields.get(name), kind):
+        value = fields.get(name) if isinstance(fields, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
             raise RunError(f"{path}: {name} is missing or not of type {kind.__name__}: not the record of a run")
 
 
@@ -84,7 +87,8 @@ def load_run(folder: str | Path) -> tuple[HRU | OfRawSeries, eqx.nn.State]:
     """The model that was best on the validation set of a run, and its BatchNorm state, for series as files have them.
 
     It is as `create_model` gives it, within `OfRawSeries` if the run standardised its channels or mapped its labels.
-    For use without dropout call `equinox.nn.inference_mode` on it. Only config.json and model.eqx are read.
+    For use without dropout call `equinox.nn.inference_mode` on it. Only config.json and model.eqx are needed. If
+    result.json lies beside them, model.eqx must have the sha256 that it records.
 
     **Raises:** as `load_trained`.
     """
@@ -131,18 +135,22 @@ def load_trained(folder: str | Path) -> tuple[HRU, eqx.nn.State]:
     like = _structure(folder / CONFIG, record)
     path = folder / MODEL
     try:
-        with open(path, "rb") as file:
-            loaded = _read_leaves(file, like)
-            surplus = file.read(1)
+        content = path.read_bytes()
     except OSError as error:
         raise RunError(
             f"{path}: cannot be read ({error.strerror}); a run that is unfinished or has failed has none: run it again"
         ) from None
+    file = io.BytesIO(content)
+    try:
+        loaded = _read_leaves(file, like)
     except _Mismatch as error:
         raise RunError(
             f"{path}: {error}; the file is damaged, or that of another config than the {CONFIG} beside it"
         ) from None
-    if surplus:
+    recorded = _recorded_sha256(folder / RESULT)
+    if recorded is not None and recorded != hashlib.sha256(content).hexdigest():
+        raise RunError(f"{path}: was changed since the run ended: its sha256 is not that of the {RESULT} beside it")
+    if file.read(1):
         raise RunError(f"{path}: holds more than the model of the {CONFIG} beside it: it is that of another config")
     return loaded
 
@@ -151,13 +159,28 @@ class _Mismatch(ValueError):
     """What lies in the file is not what the config lets expect."""
 
 
+def _recorded_sha256(path: Path) -> str | None:
+    """The hash of model.eqx in result.json; None if it tells none, as in the folder of a run that is unfinished."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["model_sha256"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError, TypeError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); run it again") from None
+    except KeyError:  # a run of an earlier version
+        return None
+
+
 def _structure(path: Path, record: dict):
     """The model and state with shapes and types in place of the arrays."""
     options = {name: record["config"][name] for name in _OPTIONS if name in record["config"]}
+    for name in _FLAGS & options.keys():
+        if not isinstance(options[name], bool):
+            raise RunError(f"{path}: {name} is {options[name]!r}: allowed is true or false")
     options |= {name: record["data"][name] for name in ("data_dim", "label_dim")}
     try:
         return eqx.filter_eval_shape(lambda key: create_model(**options, key=key), jax.random.PRNGKey(0))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RunError(f"{path}: describes no model ({error})") from None
 
 
@@ -171,8 +194,8 @@ def _read_leaves(file: BinaryIO, like):
     for path, leaf in leaves:
         try:
             loaded.append(_read_leaf(file, leaf))
-        except (ValueError, MemoryError, TokenError) as error:  # the last from numpy, at a damaged header
-            raise _Mismatch(f"{jax.tree_util.keystr(path)}: {error}") from None
+        except Exception as error:  # numpy reads a damaged header with Python's parser, which can fail in any way
+            raise _Mismatch(f"{jax.tree_util.keystr(path)}: {str(error) or type(error).__name__}") from None
     return jax.tree.unflatten(structure, loaded)
 
 
@@ -181,11 +204,17 @@ def _read_leaf(file: BinaryIO, leaf):
     is_array = isinstance(leaf, jax.ShapeDtypeStruct)
     if not (is_array or eqx.is_array_like(leaf)):
         return leaf
+    start = file.tell()
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if is_array and (shape, dtype) != (leaf.shape, leaf.dtype):
+        raise ValueError(f"{dtype} of shape {shape}, expected {leaf.dtype} of shape {leaf.shape}")
+    if not is_array and (shape != () or dtype.kind not in "biuf"):
+        raise ValueError(f"{dtype} of shape {shape}, expected the number {leaf}")
+    file.seek(start)
     stored = np.lib.format.read_array(file, allow_pickle=False)
     if not is_array:
-        if stored.shape != () or stored.item() != leaf:
+        if stored.item() != leaf:
             raise ValueError(f"{stored}, expected {leaf}")
         return leaf
-    if (stored.shape, stored.dtype) != (leaf.shape, leaf.dtype):
-        raise ValueError(f"{stored.dtype} of shape {stored.shape}, expected {leaf.dtype} of shape {leaf.shape}")
     return jnp.asarray(stored)

@@ -147,7 +147,17 @@ def test_epsilon_may_be_left_to_the_algorithm(fields, write, value):
         ({"seeds": 2345}, "seeds is 2345: allowed is a list"),
         ({"epsilon": 0}, "epsilon is 0: allowed is a positive number, or null"),
         ({"epsilon": "inf"}, 'epsilon is "inf": allowed is a positive number, or null'),
-        ({"dropout_rate": 1}, "dropout_rate is 1: allowed is a number from 0 up to"),
+        ({"dropout_rate": 1}, "dropout_rate is 1: allowed is a number from 0 to 0.999"),
+        ({"dropout_rate": 0.9999999999}, "dropout_rate is 0.9999999999: allowed is a number from 0 to 0.999"),
+        ({"hidden_dim": 10**20}, f"hidden_dim is {10**20}: allowed is a positive whole number, at most 1048576"),
+        ({"ssm_dim": 2**20 + 1}, "ssm_dim is 1048577: allowed is a positive whole number, at most 1048576"),
+        ({"num_blocks": 10**9}, "num_blocks is 1000000000: allowed is a positive whole number, at most 1000"),
+        ({"num_steps": 2**31}, "num_steps is 2147483648: allowed is a positive whole number below 2147483648"),
+        ({"skip_nonfinite": 2**31}, "skip_nonfinite is 2147483648: allowed is a whole number, 0 or more, below"),
+        ({"data_dir": "a\0b"}, r'data_dir is "a\u0000b": allowed is the path of a folder'),
+        ({"output_parent_dir": "\0"}, r'output_parent_dir is "\u0000": allowed is the path of a folder'),
+        ({"dataset_name": "a\0"}, r'dataset_name is "a\u0000": allowed is the name'),
+        ({"split": "a\0"}, r'split is "a\u0000": allowed is "seed"'),
         ({"grad_clip": 0}, "grad_clip is 0: allowed is a positive number, or null"),
         ({"grad_clip": "inf"}, 'grad_clip is "inf": allowed is a positive number, or null'),
         ({"skip_nonfinite": -1}, "skip_nonfinite is -1: allowed is a whole number, 0 or more"),
@@ -289,9 +299,6 @@ def test_a_file_that_is_no_config(write, text, message):
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match=r"LinHRU.json: cannot be read \(No such file"):
         load_config(tmp_path / "LinHRU.json")
-    os.mkfifo(tmp_path / "pipe.json")
-    with pytest.raises(ConfigError, match=r"pipe.json: is not a regular file"):
-        load_config(tmp_path / "pipe.json")
     (tmp_path / "latin.json").write_bytes(b'{"data_dir": "\xe9"}')
     with pytest.raises(ConfigError, match=r"latin.json: not a config"):
         load_config(tmp_path / "latin.json")
@@ -419,6 +426,8 @@ def test_every_schedule_can_be_had(name):
         ("lr * 1j", "1j is not a number"),
         ("rate", "'rate' is not allowed"),
         ("lambda lr, x: lr", "a lambda takes lr alone"),
+        ("lambda lr=" + "-" * 480 + "1: lr", "it is nested too deeply"),
+        ("1()", "is not allowed"),
         ("lambda lr=open('hacked'): lr", "a lambda takes lr alone"),
         ("lambda *lr: lr", "a lambda takes lr alone"),
         ("lambda x: x", "a lambda takes lr alone"),
@@ -474,3 +483,10 @@ def test_the_error_of_a_rule_lists_what_is_allowed(fields, write):
         load_config(write({**fields, "lr_scheduler": "warmup(lr)"}))
     for part in ('lr_scheduler is "warmup(lr)"', "arithmetic in lr", *scheduler.SCHEDULES):
         assert part in str(error.value)
+
+
+def test_a_pipe_in_place_of_a_config_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    for path in (tmp_path / "pipe.json", Path("/dev/zero")):
+        with pytest.raises(ConfigError, match="is no regular file"):
+            load_config(path)

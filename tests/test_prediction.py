@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import tracemalloc
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -14,10 +15,12 @@ from small_experiments import REGRESSION, refusal, small_config, write_dataset
 
 import prediction
 import run_experiment
+import run_facts
 import runs
+from atomic import replacing
 from data_dir.datasets import create_dataset
 from data_dir.pickles import read_array, write_arrays
-from data_dir.storage import DataError
+from data_dir.storage import DataError, sha256_of
 from models import load_run
 from models.load import RunError
 
@@ -81,7 +84,7 @@ def test_it_comes_out_again_with_other_settings_and_in_double_precision(work):
         runs.run_seed(config, 5)
     found = prediction.evaluate_run(runs.run_folder(config, 5))
     assert found.recomputed == found.recorded
-    assert float(np.float32(found.recorded)) != found.recorded
+    assert float(np.float32(found.recorded.loss)) != found.recorded.loss
     assert not jax.config.jax_enable_x64
     # And the other way round.
     with jax.enable_x64(True):
@@ -95,8 +98,8 @@ def test_the_rows_are_those_that_the_run_saved(work):
     parts = saved["seeds"]["1"]
     parts["train"][0], parts["test"][0] = parts["test"][0], parts["train"][0]
     path.write_text(json.dumps(saved))
-    found = prediction.evaluate_run(run_of(work, "Pulse"))
-    assert found.recomputed != found.recorded
+    with pytest.raises(RunError, match=r"split.json: was changed: its rows are not those that the run used"):
+        prediction.evaluate_run(run_of(work, "Pulse"))
     # Without saved rows they are drawn by the recorded seed.
     path.unlink()
     found = prediction.evaluate_run(run_of(work, "Pulse"))
@@ -112,13 +115,40 @@ def test_a_metric_that_differs_is_exit_status_1(work, capsys):
     assert f"with jax {jax.__version__}" in printed.err
 
 
+def test_a_model_that_does_otherwise_is_not_called_equal(work, capsys):
+    """A flipped bit that leaves the accuracy as it is: noticed by the hash of the model, the loss and the outputs."""
+    path = run_of(work) / "model.eqx"
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\x93NUMPY") + 128
+    content[at + 1] ^= 1
+    path.write_bytes(content)
+    assert command("--evaluate", run_of(work)) == 2
+    assert "model.eqx: was changed since the run ended" in capsys.readouterr().err
+    change(run_of(work) / "result.json", model_sha256=sha256_of(path))
+    assert command("--evaluate", run_of(work)) == 1
+    printed = capsys.readouterr().out
+    result = json.loads((run_of(work) / "result.json").read_text())
+    assert f"recorded {result['test_metric']}, recomputed {result['test_metric']}: DIFFERENT (loss recorded" in printed
+    assert "the outputs have other bits" in printed
+
+
 def test_the_data_may_lie_elsewhere(work):
     record = json.loads((run_of(work) / "config.json").read_text())
     change(run_of(work) / "config.json", config=record["config"] | {"data_dir": str(work / "moved")})
     assert command("--evaluate", run_of(work)) == 2
+    assert not (work / "moved").exists()
     (work / "data").rename(work / "moved")
     assert command("--evaluate", run_of(work)) == 0
     assert command("--evaluate", run_of(work), "--data_dir", work / "moved") == 0
+
+
+def test_a_set_that_needs_no_download_is_not_processed_for_an_evaluation(work, capsys):
+    record = json.loads((run_of(work) / "config.json").read_text())
+    changes = {"data_dir": str(work / "gone"), "dataset_name": "BasicMotions"}
+    change(run_of(work) / "config.json", config=record["config"] | changes)
+    assert command("--evaluate", run_of(work)) == 2
+    assert f"{work / 'gone'}: no such folder" in capsys.readouterr().err
+    assert not (work / "gone").exists()
 
 
 def test_other_data_of_that_name_are_refused(work, capsys):
@@ -236,6 +266,10 @@ def test_maps_of_the_data_are_recorded_and_undone(work, monkeypatch):
 
     # Other data under the same name are refused, and so are damaged maps.
     write_arrays(processed / "data.pkl", series + 1)
+    with pytest.raises(DataError, match="was trained on other data"):
+        prediction.evaluate_run(folder)
+    without_hash = {name: value for name, value in record["data"].items() if name != "sha256"}
+    change(folder / "config.json", data=without_hash)
     with pytest.raises(DataError, match=r"standardisation is .* but the run"):
         prediction.evaluate_run(folder)
     for name, value in (("standardisation", {"mean": [1.0], "scale": [1.0]}), ("label_map", {"centre": 1.0})):
@@ -253,7 +287,8 @@ def test_a_record_without_the_newer_fields_is_read(work):
     assert command("--evaluate", run_of(work)) == 0
     np.save(work / "new.npy", SERIES)
     assert command("--predict", work / "new.npy", "--run", run_of(work)) == 0
-    assert runs.changed_fields(small_config(work, "Tiny"), run_of(work)) == {}
+    config = small_config(work, "Tiny")
+    run_facts.require_same_run(run_of(work), run_facts.decisive_facts(config, 1, runs.facts_of_data(config, 1)))
 
 
 def test_class_labels_keep_their_values(work):
@@ -382,6 +417,15 @@ def test_nothing_is_overwritten_unasked(work, capsys):
     for output in (work / "new.npy", work, work / "absent" / "new.csv"):
         assert command("--predict", work / "new.npy", "--run", run_of(work), "--overwrite", "--output", output) == 2
     assert "there is no folder" in capsys.readouterr().err
+    # Nor is a device, which root could replace.
+    node = work / "device"
+    node.symlink_to("/dev/full")
+    flags = ("--predict", work / "new.npy", "--run", run_of(work), "--overwrite", "--output", node)
+    assert command(*flags) == 2
+    assert "is there and no regular file" in capsys.readouterr().err
+    assert node.readlink() == Path("/dev/full")
+    with pytest.raises(OSError, match="only files are replaced"), replacing(node):
+        pass
     assert (work / "new.npy").read_bytes() == before
 
 

@@ -122,6 +122,13 @@ def test_a_confusion_matrix_counts_the_true_class_by_row():
     assert runs.confusion(outputs, np.eye(3)[[1, 0, 0]]) == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
 
 
+def test_a_title_is_no_mathematics(tmp_path):
+    """A name that matplotlib cannot read as a formula would end a run that is trained."""
+    history = [train.Evaluation(*[1.0] * len(train.Evaluation._fields))]
+    runs.draw_curves(history, tmp_path / "a.png", title=r"$\frac$", metric="accuracy", best_step=1)
+    runs.draw_predictions(np.zeros((2, 3)), np.zeros((2, 3)), tmp_path / "b.png", title=r"$\frac$")
+
+
 def test_event_files_have_every_evaluation(workplace):
     assert run("--dataset_name", "Tiny", "--seeds", "1", "--tensorboard") == 0
     (file,) = (SEED_1 / "events").iterdir()
