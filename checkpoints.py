@@ -4,13 +4,17 @@ FOLDER/<step>/
     arrays/, facts/    what orbax writes, first under another name
     sha256.json        the hash of every other file, written last: a folder without it is unfinished
 
-Nothing is unpickled. The disk may fill up, and the process may die, at any moment: the checkpoint before stays.
+Nothing is unpickled. The disk may fill up, the process may die, and the power may fail, at any moment: the checkpoint
+before stays. Every file is synced to the disk before sha256.json is, and sha256.json before it has its name.
 """
 
 import json
+import logging
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
 
+from atomic import replacing, sync, sync_folder
 from data_dir.storage import sha256_of
 
 FORMAT = 1  # of what is saved; raised whenever a checkpoint of before could not be gone on from
@@ -57,7 +62,7 @@ class Checkpoints:
         items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), facts=ocp.args.JsonSave(facts))
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
         try:
-            with ocp.CheckpointManager(self._folder, options=options) as manager:
+            with _quiet(), ocp.CheckpointManager(self._folder, options=options) as manager:
                 manager.save(step, args=items, force=True)
             _write_sums(self._folder / str(step))
         # A full disk is an OSError, or what the library that writes the arrays makes of it.
@@ -119,7 +124,9 @@ class Checkpoints:
         """Newest first."""
         if not self._folder.is_dir():
             return []
-        return sorted((int(entry.name) for entry in self._folder.iterdir() if entry.name.isdecimal()), reverse=True)
+        # Names of another spelling, and files, are not ours.
+        folders = (path for path in self._folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name))
+        return sorted((int(folder.name) for folder in folders if folder.is_dir()), reverse=True)
 
     def _remove_unnamed(self) -> None:
         """Remove what a process that died left under a temporary name."""
@@ -143,9 +150,28 @@ def _sums(folder: Path) -> dict[str, str]:
 
 def _write_sums(folder: Path) -> None:
     sums = json.dumps(_sums(folder), indent=2)
-    temporary = folder / f".{_SUMS}.tmp"
-    temporary.write_text(sums, encoding="utf-8")
-    os.replace(temporary, folder / _SUMS)
+    for inner, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(inner, name))
+        sync_folder(Path(inner))
+    sync_folder(folder.parent)
+    with replacing(folder / _SUMS) as temporary:
+        temporary.write_text(sums, encoding="utf-8")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library from printing tracebacks of what its threads raise: it raises the same here."""
+
+    def drop(_):
+        return False
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)
 
 
 def _problem(folder: Path) -> str | None:
@@ -155,9 +181,9 @@ def _problem(folder: Path) -> str | None:
     try:
         expected = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
         found = _sums(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return f"{_SUMS} cannot be read ({error})"
-    if not isinstance(expected, dict):
+    if not isinstance(expected, dict) or not expected:
         return f"{_SUMS} holds no hashes"
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:

@@ -72,7 +72,9 @@ def _usable(folder: str) -> str | None:
         # For the user alone: who can write there can have programs run.
         Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return folder
+            pass
+        _drop_empty(Path(folder))
+        return folder
     except OSError as error:
         print(
             f"Nothing compiled is kept: {folder}: {error.strerror} "
@@ -80,3 +82,11 @@ def _usable(folder: str) -> str | None:
             file=sys.stderr,
         )
         return None
+
+
+def _drop_empty(folder: Path) -> None:
+    """Remove the entries that a full disk left without a byte: jax would warn of each at every start, and keep it."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith("-cache") and entry.is_file() and entry.stat().st_size == 0:
+                os.unlink(entry.path)

@@ -41,20 +41,30 @@ class Plan(NamedTuple):
     longest: float  # all runs, each with all its steps and evaluations: no early stopping
 
 
-def check_data(config: ExperimentConfig) -> None:
+class CheckedData(NamedTuple):
+    """What is known of a data set before anything is trained."""
+
+    output_step: int
+    lines: list[str]  # its shape, and what is odd about it
+
+
+def check_data(config: ExperimentConfig) -> CheckedData:
     """Refuse a config whose data cannot be had, or whose batch is larger than the training part, for any of its seeds.
 
     **Raises:** `DataError` or `ConfigError`.
     """
-    # The sizes of a part depend on the seed in an index file alone.
-    seeds = config.seeds[:1] if config.split in (BY_SEED, ORIGINAL) else config.seeds
-    for seed in seeds:
-        dataset = create_dataset(seed=seed, **config.data_options())
+    # The sizes of a part depend on the seed in an index file alone; which classes it has, on every seed.
+    alike = config.split in (BY_SEED, ORIGINAL) and not config.classification
+    notes = {}
+    for seed in config.seeds[:1] if alike else config.seeds:
+        dataset = create_dataset(seed=seed, **config.data_options() | {"inmemory": False})
+        notes |= dict.fromkeys(dataset.notes)
         if config.batch_size > dataset.train.size:
             raise ConfigError(
                 f"batch_size {config.batch_size}: must not exceed the {dataset.train.size} samples of the training "
                 f"part of {config.dataset_name}"
             )
+    return CheckedData(dataset.output_step, [dataset.describe(), *(f"{config.dataset_name}: {note}" for note in notes)])
 
 
 def plan(config: ExperimentConfig, *, overwrite: bool = False) -> Plan:
@@ -65,6 +75,7 @@ def plan(config: ExperimentConfig, *, overwrite: bool = False) -> Plan:
     seeds = [seed for seed in config.seeds if overwrite or runs.finished_result(runs.run_folder(config, seed)) is None]
     seed = config.seeds[0]
     dataset = create_dataset(seed=seed, **config.data_options())
+    config = config.completed(dataset.output_step)
     keys = train.seed_keys(seed)
     dims = {"data_dim": dataset.data_dim, "label_dim": dataset.label_dim}
     model, state = create_model(**dims, key=keys.model, **config.model_options())

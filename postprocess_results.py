@@ -1,6 +1,7 @@
 """Compare what RHEL and BPTT reached, and both with the paper: `python postprocess_results.py [outputs]`.
 
 Of every run below the folder, <data set>/<model>_<algorithm>/seed_<n>/, only result.json and metrics.jsonl are read.
+What is no sound result is listed and takes no part; a mean of fewer seeds or steps than the paper's is marked.
 The comparison is printed as Markdown and written to results.md, results.csv, results.tex and results.png, one line per
 run to runs.csv, and the learning curves of each data set to curves/<data set>.png. Exit status: 0, or 2 if there is
 nothing to compare.
@@ -11,6 +12,7 @@ import json
 import math
 import re
 import sys
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -18,6 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 
+import streams
 import tables
 from atomic import replacing
 from published_results import DATASETS, PUBLISHED
@@ -30,17 +33,29 @@ SCALE = 100
 UNITS = {"accuracy": ("accuracy, %", 1), "mse": ("mse, 1e-2", 2)}  # name and digits
 RESULT_FIELDS = (
     *("metric", "test_metric", "val_metric", "best_step", "steps", "stop_reason", "parameters", "seconds"),
-    *("seconds_per_1000_steps", "peak_memory", "error"),
+    *("seconds_per_1000_steps", "peak_memory_host_bytes", "peak_memory_device_bytes", "error"),
 )
+# Of the published protocol: runs of so many steps, unless they stop early, which they cannot before the 11th evaluation
+# after the first.
+PUBLISHED_SEEDS, STEPS, EVALUATIONS_EVERY, PATIENCE = 5, 100_000, 1_000, 10
+FIRST_EARLY_STOP = EVALUATIONS_EVERY * (PATIENCE + 2)
+LARGEST = 1e30  # nothing larger is drawn or taken for a result
+SHORT = "*"  # marks such a mean
 NOTE = (
     "Test metric of the model that was best on the validation set: mean ± sample standard deviation (n - 1) over n "
     "seeds; paper: mean ± std over five seeds. RHEL - BPTT: mean of the differences of the seeds that both have, with "
-    "its 95 % interval by Student's t. Averages are over the sets that have both, seed by seed."
+    "its 95 % interval by Student's t. Averages are over the sets that have both, seed by seed. "
+    f"{SHORT}: fewer seeds or steps than those of the paper, to which the mean is no counterpart."
 )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    with streams.forgiving():
+        return _main(argv)
+
+
+def _main(argv: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="postprocess_results.py",
         description="Compare the runs of RHEL and BPTT with each other and with the paper.",
@@ -78,7 +93,8 @@ def read_runs(outputs: Path) -> pd.DataFrame:
     rows = []
     for folder in outputs.glob("*/*_*/seed_*"):
         model, _, algorithm = folder.parent.name.rpartition("_")
-        seed = re.fullmatch(r"seed_(\d+)", folder.name)
+        # Written as run_experiment.py writes it: seed_1 and seed_01 would be two runs of one seed.
+        seed = re.fullmatch(r"seed_(0|[1-9][0-9]{0,9})", folder.name)
         if seed is None or algorithm not in ALGORITHMS or not folder.is_dir():
             continue
         result = _read_result(folder / "result.json")
@@ -90,7 +106,7 @@ def read_runs(outputs: Path) -> pd.DataFrame:
             }
         )
     names = ["dataset", "model", "algorithm", "seed", "status", "folder", *RESULT_FIELDS]
-    runs = pd.DataFrame(rows, columns=names)
+    runs = pd.DataFrame(_of_one_metric(rows), columns=names)
     return runs.sort_values(names[:4], key=lambda column: column.map(_rank), ignore_index=True)
 
 
@@ -102,30 +118,67 @@ def _rank(name):
 
 
 def _read_result(path: Path) -> dict:
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        return {"status": "damaged", "error": f"{path.name}: is no regular file"}
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result["status"] == "completed" and not (result["metric"] in UNITS and math.isfinite(result["test_metric"])):
-            raise ValueError(f"test_metric {result['test_metric']}")
-        return {**result, "status": "completed" if result["status"] == "completed" else "failed"}
+        completed = result["status"] == "completed"
+        if completed:
+            metric, value = result["metric"], result["test_metric"]
+            if isinstance(value, bool) or not 0 <= value <= {"accuracy": 1, "mse": LARGEST}[metric]:
+                raise ValueError(f"test_metric {_short(value)} is no {metric}")
+        memory = result.get("peak_memory_bytes")
+        if isinstance(memory, dict):
+            result |= {f"peak_memory_{kind}_bytes": size for kind, size in memory.items()}
+        # Numbers and texts alone, as runs.csv takes them.
+        fields = {name: value for name, value in result.items() if isinstance(value, int | float | str)}
+        return {**fields, "status": "completed" if completed else "failed"}
     except FileNotFoundError:
         return {"status": "unfinished"}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return {"status": "damaged", "error": f"{path.name}: {error!r}"}
+    # Any file may lie there.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return {"status": "damaged", "error": _short(f"{path.name}: {error!r}")}
+
+
+def _short(value: object) -> str:
+    text = repr(value) if not isinstance(value, str) else value
+    return text if len(text) <= 200 else f"{text[:200]}.."
+
+
+def _of_one_metric(rows: list[dict]) -> list[dict]:
+    """The runs; those of a data set in which some are measured by accuracy and some by mse count as damaged."""
+    metrics = {}
+    for row in rows:
+        if row["status"] == "completed":
+            metrics.setdefault(row["dataset"], set()).add(row["metric"])
+    return [
+        {**row, "status": "damaged", "error": f"metric {row['metric']}: the runs of this set have two metrics"}
+        if row["status"] == "completed" and len(metrics[row["dataset"]]) > 1
+        else row
+        for row in rows
+    ]
 
 
 def read_curve(folder: Path) -> pd.DataFrame:
     """The evaluations of a run: step, train_loss and val_metric. Lines that cannot be read are left out."""
-    evaluations = []
+    evaluations, names = [], ["step", "train_loss", "val_metric"]
+    path = folder / "metrics.jsonl"
     try:
-        text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
     except (OSError, ValueError):
         text = ""
     for line in text.splitlines():
         try:
-            evaluations.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
+            evaluation = dict(json.loads(line))
+        except (ValueError, TypeError, RecursionError):
             continue
-    return pd.DataFrame(evaluations, columns=["step", "train_loss", "val_metric"]).apply(pd.to_numeric, errors="coerce")
+        evaluations.append([_number(evaluation.get(name)) for name in names])
+    return pd.DataFrame(evaluations, columns=names, dtype=float)
+
+
+def _number(value: object) -> float:
+    """The value, or nan for what is no number or too large to be drawn."""
+    return float(value) if isinstance(value, int | float) and abs(value) < LARGEST else math.nan
 
 
 # Comparing
@@ -134,30 +187,42 @@ def read_curve(folder: Path) -> pd.DataFrame:
 def compare(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per data set and model, then the averages of each model over sets measured by accuracy.
 
-    For each algorithm mean, std, n, paper_mean and paper_std; of RHEL - BPTT mean, low, high and pairs. What cannot be
-    said is nan.
+    For each algorithm mean, std, n, short, paper_mean and paper_std; of RHEL - BPTT mean, low, high and pairs. What
+    cannot be said is nan. "short" tells that a mean stands beside one of the paper and has fewer seeds or steps.
     """
     completed = runs[runs["status"] == "completed"]
     # Rows: metric, data set, model and seed; a column for each algorithm.
     scores = completed.pivot(index=["metric", "dataset", "model", "seed"], columns="algorithm", values="test_metric")
     scores = SCALE * scores.reindex(columns=ALGORITHMS).astype(float)
+    short = {
+        key
+        for key, of_key in completed.groupby(["dataset", "model", "algorithm"])
+        if key in PUBLISHED and (len(of_key) < PUBLISHED_SEEDS or not all(map(_is_whole, of_key.to_dict("records"))))
+    }
     rows = []
     for (metric, dataset, model), values in scores.groupby(level=["metric", "dataset", "model"], sort=False):
         published = {algorithm: PUBLISHED.get((dataset, model, algorithm)) for algorithm in ALGORITHMS}
-        rows.append(_compared(dataset, model, metric, values, published))
+        of_row = {algorithm for algorithm in ALGORITHMS if (dataset, model, algorithm) in short}
+        rows.append(_compared(dataset, model, metric, values, published, of_row))
     rows.sort(key=lambda row: (_rank(row["dataset"]), row["model"]))
     if "accuracy" in scores.index.levels[0]:
         for model, values in scores.loc["accuracy"].groupby(level="model"):
-            rows += _averages(model, values.droplevel("model"))
+            rows += _averages(model, values.droplevel("model"), short)
     return pd.DataFrame(rows)
 
 
-def _compared(dataset: str, model: str, metric: str, values: pd.DataFrame, published: dict) -> dict:
+def _is_whole(run: dict) -> bool:
+    """Whether a run has the steps of the published protocol, as far as its result tells."""
+    least = {"num_steps": STEPS, "early_stopping": FIRST_EARLY_STOP}.get(run["stop_reason"], math.inf)
+    return isinstance(run["steps"], int | float) and run["steps"] >= least
+
+
+def _compared(dataset: str, model: str, metric: str, values: pd.DataFrame, published: dict, short: set[str]) -> dict:
     row = {"dataset": dataset, "model": model, "metric": metric}
     for algorithm in ALGORITHMS:
         column = values[algorithm].dropna()
         mean, std = published[algorithm] or (math.nan, math.nan)
-        own = {"mean": column.mean(), "std": column.std(ddof=1), "n": len(column)}
+        own = {"mean": column.mean(), "std": column.std(ddof=1), "n": len(column), "short": algorithm in short}
         row |= {f"{algorithm}_{name}": value for name, value in {**own, "paper_mean": mean, "paper_std": std}.items()}
     differences = (values["RHEL"] - values["BPTT"]).dropna()
     pairs, mean = len(differences), differences.mean()
@@ -171,7 +236,7 @@ def _compared(dataset: str, model: str, metric: str, values: pd.DataFrame, publi
     }
 
 
-def _averages(model: str, values: pd.DataFrame) -> list[dict]:
+def _averages(model: str, values: pd.DataFrame, short: set[tuple[str, str, str]]) -> list[dict]:
     """The mean over the data sets that have runs of both algorithms, and over the published ones among them.
 
     It is taken seed by seed, over the seeds that all these sets have, so that it has a paired difference too.
@@ -186,11 +251,12 @@ def _averages(model: str, values: pd.DataFrame) -> list[dict]:
             continue
         chosen = by_set.loc[:, [(algorithm, name) for algorithm in ALGORITHMS for name in names]].dropna()
         means = pd.DataFrame({algorithm: chosen[algorithm].mean(axis=1) for algorithm in ALGORITHMS})
-        paper = dict.fromkeys(ALGORITHMS)
+        paper, of_row = dict.fromkeys(ALGORITHMS), set()
         if kind == "published sets":
             for algorithm in ALGORITHMS:
                 paper[algorithm] = (fmean(PUBLISHED[name, model, algorithm][0] for name in names), math.nan)
-        rows.append(_compared(f"average of {len(names)} {kind}", model, "accuracy", means, paper))
+            of_row = {algorithm for name, algorithm in product(names, ALGORITHMS) if (name, model, algorithm) in short}
+        rows.append(_compared(f"average of {len(names)} {kind}", model, "accuracy", means, paper, of_row))
     return rows
 
 
@@ -235,17 +301,22 @@ def write(runs: pd.DataFrame, folder: Path) -> str:
     texts = {
         "results.md": f"{report.rstrip()}\n\n![Test metric by data set](results.png)\n",
         "results.tex": f"% {NOTE}\n{tables.latex(rows)}\n",
-        "results.csv": comparison.to_csv(index=False),
-        "runs.csv": runs.to_csv(index=False),
+        "results.csv": comparison.map(_as_cell).to_csv(index=False),
+        "runs.csv": runs.map(_as_cell).to_csv(index=False),
     }
     for name, text in texts.items():
         with replacing(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of folders may be any bytes
     if not comparison.empty:
         _save(draw_results(comparison), folder / "results.png")
     for dataset, of_set in runs[runs["status"] == "completed"].groupby("dataset"):
         _save(draw_curves(dataset, of_set), folder / "curves" / f"{dataset}.png")
     return report.rstrip()
+
+
+def _as_cell(value: object) -> object:
+    """The value; text that a spreadsheet would take for a formula has a quote in front."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _cells(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
@@ -265,7 +336,8 @@ def _cells(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
             text
             for algorithm in ALGORITHMS
             for text in (
-                spread(row[f"{algorithm}_mean"], row[f"{algorithm}_std"]),
+                spread(row[f"{algorithm}_mean"], row[f"{algorithm}_std"])
+                + (f" {SHORT}" if row[f"{algorithm}_short"] else ""),
                 str(row[f"{algorithm}_n"]),
                 spread(row[f"{algorithm}_paper_mean"], row[f"{algorithm}_paper_std"]),
             )
@@ -300,10 +372,10 @@ def draw_results(comparison: pd.DataFrame) -> Figure:
                         markerfacecolor=None if filled else "white",
                         label=algorithm if filled else f"{algorithm}, paper",
                     )
-            axes.set_xticks(range(len(rows)), rows["dataset"], rotation=20, ha="right")
+            axes.set_xticks(range(len(rows)), map(_plain, rows["dataset"]), rotation=20, ha="right")
             axes.set_xlim(-0.5, max(len(rows), 1) - 0.5)
             axes.set_ylabel(f"test {UNITS[metric][0]}")
-            axes.set_title(model)
+            axes.set_title(_plain(model))
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure
 
@@ -312,7 +384,7 @@ def draw_curves(dataset: str, runs: pd.DataFrame) -> Figure:
     """Training loss and validation metric against the step, a line per seed: a row of axes for each model."""
     models = sorted(set(runs["model"]))
     figure = Figure(figsize=(9, 3.2 * len(models)), layout="constrained")
-    figure.suptitle(f"{dataset}, one line per seed")
+    figure.suptitle(f"{_plain(dataset)}, one line per seed")
     grid = figure.subplots(len(models), 2, squeeze=False)
     for model, of_model in zip(models, grid, strict=True):
         for _, run in runs[runs["model"] == model].iterrows():
@@ -324,11 +396,16 @@ def draw_curves(dataset: str, runs: pd.DataFrame) -> Figure:
         for axes, label in zip(of_model, ("training loss", f"validation {run['metric']}"), strict=True):
             axes.set_xlabel("step")
             axes.set_ylabel(label)
-            axes.set_title(model)
+            axes.set_title(_plain(model))
             handles, labels = axes.get_legend_handles_labels()
             once = dict(zip(labels, handles, strict=True))
             axes.legend(once.values(), once.keys(), frameon=False, fontsize="small")
     return figure
+
+
+def _plain(name: str) -> str:
+    """A name without the letters that matplotlib takes for mathematics or cannot show."""
+    return name.encode("ascii", "backslashreplace").decode().replace("$", r"\$")
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -6,6 +6,11 @@ run that is finished there is kept and reported, one that is unfinished goes on,
 others. SIGTERM, SIGINT and SIGUSR1 end it once the steps at work are done and saved; a second SIGINT ends it at once.
 """
 
+import run_progress
+
+if __name__ == "__main__":
+    run_progress.end_at_signals()  # from here on, because the imports below take time
+
 import argparse
 import contextlib
 import importlib.util
@@ -16,6 +21,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import compilation_cache
+import streams
 import tables
 from experiment_configs import LEARNING_ALGORITHMS, MODEL_NAMES
 
@@ -33,11 +39,10 @@ KEPT_RUN_FLAGS = {
     "evaluate": {"evaluate", "split", "data_dir", "compilation_cache"},
     "predict": {"predict", "run", "output", "overwrite", "compilation_cache"},
 }
-RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h
 STATUS = (
     "Exit status: 0; 2 if what was asked for cannot be done, and nothing was trained; 75 if SIGTERM, SIGINT or SIGUSR1 "
     "ended it: the same command goes on; else the number of failed runs, where 2 is left out: 1 for one, 3 for two, 4 "
-    "for three, 64 for 63 and more. --evaluate: 1 if the metric differs."
+    "for three, 64 for 63 and more. --evaluate: 1 if the metric, the loss or an output differs."
 )
 
 
@@ -178,21 +183,28 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit status. A flag that is wrong raises `SystemExit`, as argparse does."""
-    arguments = parse(argv)
-    # From here on and not at the top, so that --help and a mistyped flag answer at once.
-    import jax
+    with streams.forgiving():
+        return _main(parse(argv))
 
-    from checkpoints import CheckpointError
-    from data_dir.storage import DataError
-    from experiment_configs.schema import ConfigError
-    from models.load import RunError
+
+def _main(arguments: argparse.Namespace) -> int:
+    # From here on and not at the top, so that --help and a mistyped flag answer at once.
+    with run_progress.ending_at_signals():
+        import jax
+
+        import runs  # noqa: F401 (it imports all that takes time)
+        from checkpoints import CheckpointError
+        from data_dir.storage import DataError
+        from experiment_configs.schema import ConfigError
+        from models.load import RunError
 
     uses = {"plan": _plan_all, "evaluate": _evaluate, "predict": _predict}
-    do = next((function for name, function in uses.items() if name in arguments), _run_all)
+    do = next((function for name, function in uses.items() if name in arguments), None)
     precision = jax.enable_x64(True) if arguments.double_precision else contextlib.nullcontext()
+    signals = run_progress.StopSignals() if do is None else contextlib.nullcontext()
     try:
-        with precision, compilation_cache.enabled(arguments.compilation_cache):
-            return do(arguments)
+        with signals, precision, compilation_cache.enabled(arguments.compilation_cache):
+            return _run_all(arguments, signals) if do is None else do(arguments)
     except (CheckpointError, ConfigError, DataError, RunError, OSError, jax.errors.JaxRuntimeError) as error:
         print(f"run_experiment.py: error: {_message(error)}", file=sys.stderr)
         return 2
@@ -210,39 +222,93 @@ def _message(error: Exception) -> str:
     return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
 
 
-def _run_all(arguments: argparse.Namespace) -> int:
+def _run_all(arguments: argparse.Namespace, signals: run_progress.StopSignals) -> int:
     import runs
     from experiment_configs.schema import ConfigError
-    from run_progress import StopSignals
     from train import Stopped
 
     if arguments.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ConfigError("--tensorboard needs a package that is not installed: pip install tensorboardX")
-    configs = _checked_configs(arguments)
+    configs, lines = _checked_configs(arguments)
+    overwriting = _overwriting(configs) if arguments.overwrite else None
+    if overwriting is None:
+        _require_same_runs(configs)
     for config in configs:
         runs.run_folder(config, config.seeds[0]).parent.mkdir(parents=True, exist_ok=True)
-        for seed in () if arguments.overwrite else config.seeds:
-            runs.require_same_config(config, runs.run_folder(config, seed))
+    print(*lines, sep="\n", file=sys.stderr)
     results = []
-    with StopSignals() as signals:
-        try:
-            for config in configs:
-                results.append((config, [_attempt(config, seed, arguments, signals) for seed in config.seeds]))
-        except Stopped as stopped:
-            print(f"{signals.received} received: {stopped}; the same command goes on from there.", file=sys.stderr)
-            return RESUMABLE
+    try:
+        for config in configs:
+            of_seeds = [_attempt(config, seed, arguments, signals, overwriting) for seed in config.seeds]
+            results.append((config, of_seeds))
+    except Stopped as stopped:
+        print(f"{signals.received} received: {stopped}; the same command goes on from there.", file=sys.stderr)
+        return run_progress.RESUMABLE
+    if overwriting is not None:
+        overwriting.end()
     print(f"\n{_table(results)}")
-    failed = sum(result["status"] != "completed" for _, of_seeds in results for result in of_seeds)
+    results = [result for _, of_seeds in results for result in of_seeds]
+    failed = sum(result["status"] != "completed" for result in results)
     if failed:
-        print(f"{failed} of {sum(len(of_seeds) for _, of_seeds in results)} runs failed.", file=sys.stderr)
-    return exit_status(failed)
+        print(f"{failed} of {len(results)} runs failed.", file=sys.stderr)
+    nothing_done = all(result["status"] == "refused" or result.get("kept") for result in results)
+    return 2 if failed and nothing_done else exit_status(failed)
+
+
+def _overwriting(configs):
+    """What an --overwrite command has begun anew in the sittings before, told on stderr."""
+    from overwriting import Overwriting
+
+    overwriting = Overwriting(configs)
+    overwriting.begun -= _made_otherwise(configs, overwriting.begun).keys()
+    if overwriting.begun:
+        print(
+            f"--overwrite: {len(overwriting.begun)} runs that this command began anew before it was stopped go on or "
+            f"are kept; remove {overwriting.path} to start them anew, too.",
+            file=sys.stderr,
+        )
+    return overwriting
+
+
+def _require_same_runs(configs) -> None:
+    """Refuse runs whose folder holds one that was made with another config or on other data."""
+    import runs
+
+    folders = {runs.run_folder(config, seed) for config in configs for seed in config.seeds}
+    for refused in _made_otherwise(configs, folders).values():
+        raise refused
+
+
+def _made_otherwise(configs, folders: set[Path]) -> dict:
+    """Of these folders, those whose run was made with another config or on other data: folder -> `RunRefused`."""
+    import run_facts
+    import runs
+
+    data, found = {}, {}
+    for config in configs:
+        for seed in config.seeds:
+            folder = runs.run_folder(config, seed)
+            if folder not in folders or not (folder / runs.CONFIG).exists():
+                continue
+            options = (seed, *config.data_options().values())
+            if options not in data:
+                data[options] = runs.facts_of_data(config, seed)
+            try:
+                run_facts.require_same_run(folder, run_facts.decisive_facts(config, seed, data[options]))
+            except run_facts.RunRefused as refused:
+                found[folder] = refused
+    return found
 
 
 def _plan_all(arguments: argparse.Namespace) -> int:
     import planning
 
     plans = []
-    for config in _checked_configs(arguments):
+    configs, lines = _checked_configs(arguments)
+    if not arguments.overwrite:
+        _require_same_runs(configs)
+    print(*lines, sep="\n", file=sys.stderr)
+    for config in configs:
         print(f"Timing {_title(config)}", file=sys.stderr)
         plans.append(planning.plan(config, overwrite=arguments.overwrite))
     print(_plan_table(plans, datetime.now()))
@@ -256,10 +322,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     part = getattr(arguments, "split", "test")
     found = prediction.evaluate_run(arguments.evaluate, part=part, data_dir=getattr(arguments, "data_dir", None))
-    run, equal = found.run, found.recomputed == found.recorded
+    run, then, now, differences = found.run, found.recorded, found.recomputed, found.differences()
+    equal = then == now
     print(
-        f"{_title(run.config)} seed {run.record['seed']}, {part} {run.config.metric}: recorded {found.recorded}, "
-        f"recomputed {found.recomputed}: {'equal' if equal else 'DIFFERENT'}"
+        f"{_title(run.config)} seed {run.record['seed']}, {part} {run.config.metric}: recorded {then.metric}, "
+        f"recomputed {now.metric}: {'equal' if equal else 'DIFFERENT'}"
+        + (f" ({'; '.join(differences)})" if differences else "")
     )
     if not equal:
         there = f"{run.record.get('device')} with jax {run.record.get('versions', {}).get('jax')}"
@@ -281,16 +349,21 @@ def _title(config) -> str:
     return f"{config.dataset_name} {config.model_name} {config.learning_algorithm}"
 
 
-def _checked_configs(arguments: argparse.Namespace) -> list:
-    """The configs to run; what can be refused is refused here, and not after hours spent on the runs before."""
+def _checked_configs(arguments: argparse.Namespace) -> tuple[list, list[str]]:
+    """The configs to run, and lines about the shapes of their data sets and what is odd about them.
+
+    What can be refused is refused here, and not after hours spent on the runs before.
+    """
     import planning
 
-    configs = _configs(arguments)
-    # Of configs that differ in model and algorithm alone, one is enough.
-    alike = {(config.batch_size, config.seeds, *config.data_options().values()): config for config in configs}
-    for config in alike.values():
-        planning.check_data(config)
-    return configs
+    configs, checked = _configs(arguments), {}
+    for number, config in enumerate(configs):
+        # Of configs that differ in model and algorithm alone, one is enough.
+        alike = (config.batch_size, config.seeds, *config.data_options().values())
+        if alike not in checked:
+            checked[alike] = planning.check_data(config)
+        configs[number] = config.completed(checked[alike].output_step)
+    return configs, list(dict.fromkeys(line for data in checked.values() for line in data.lines))
 
 
 def _configs(arguments: argparse.Namespace) -> list:
@@ -361,7 +434,7 @@ def _how_to_get(config) -> str:
         return str(error)
 
 
-def _attempt(config, seed: int, arguments: argparse.Namespace, signals) -> dict:
+def _attempt(config, seed: int, arguments: argparse.Namespace, signals, overwriting) -> dict:
     """As `_run`, but what ends one run is reported as its failure, so that the others go on."""
     import jax
 
@@ -369,12 +442,16 @@ def _attempt(config, seed: int, arguments: argparse.Namespace, signals) -> dict:
     from checkpoints import CheckpointError
     from data_dir.storage import DataError
     from experiment_configs.schema import ConfigError
+    from run_facts import RunRefused
     from train import Stopped
 
     try:
-        return _run(config, seed, arguments, signals)
+        return _run(config, seed, arguments, signals, overwriting)
     except Stopped:
         raise
+    except RunRefused as error:
+        print(f"{_title(config)} seed {seed}: REFUSED, {error}")
+        return {"status": "refused", "error": str(error)}
     except Exception as error:
         if not isinstance(
             error, (CheckpointError, ConfigError, DataError, OSError, MemoryError, jax.errors.JaxRuntimeError)
@@ -385,22 +462,24 @@ def _attempt(config, seed: int, arguments: argparse.Namespace, signals) -> dict:
         return {"status": "failed", "error": message}
 
 
-def _run(config, seed: int, arguments: argparse.Namespace, signals) -> dict:
+def _run(config, seed: int, arguments: argparse.Namespace, signals, overwriting) -> dict:
     """One run with its progress on stderr and a line on stdout; a finished one is only reported."""
     import runs
     from run_progress import RunProgress
 
     folder = runs.run_folder(config, seed)
     name = f"{_title(config)} seed {seed}"
-    finished = None if arguments.overwrite else runs.finished_result(folder)
+    clear = overwriting is not None and folder not in overwriting.begun
+    finished = None if clear else runs.finished_result(folder)
     if finished is not None:
         print(f"{name}: kept, {_outcome(config, finished)} ({folder})")
-        return finished
+        return {**finished, "kept": True}
     with RunProgress(name, config, folder / runs.EVENTS if arguments.tensorboard else None) as progress:
         result = runs.run_seed(
             config,
             seed,
-            overwrite=arguments.overwrite,
+            overwrite=clear,
+            on_overwrite=lambda: overwriting.add(folder),
             stop=lambda: signals.received is not None,
             on_step=progress.step,
             on_evaluation=progress.evaluation,
@@ -470,4 +549,6 @@ def _duration(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    run_progress.ignore_signals()
+    sys.exit(status)

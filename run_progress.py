@@ -5,13 +5,53 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h
+_HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def end_at_signals() -> None:
+    """From now on a signal that asks for an end ends the process with the status `RESUMABLE`.
+
+    For the time in which nothing is begun that could be lost. (Python's own way, an exception, can get lost in an
+    import.)
+    """
+    for number in _HEARD:
+        signal.signal(number, _end)
+
+
+def _end(number, _):
+    with suppress(OSError):
+        os.write(2, f"{signal.Signals(number).name} received: nothing was begun yet.\n".encode())
+    os._exit(RESUMABLE)
+
+
+def ignore_signals() -> None:
+    """From now on: the status is known, and nothing is left that could be ended."""
+    for number in _HEARD:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def ending_at_signals() -> Iterator[None]:
+    """`end_at_signals` within the block. It also ends what a call outside of the block has begun."""
+    before = {number: signal.getsignal(number) for number in _HEARD}
+    end_at_signals()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default if handler is _end else handler)
 
 
 class StopSignals:
     """Notes a signal that asks for an end; a second SIGINT ends the process, with status 130. For the main thread."""
 
-    _HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    _HEARD = _HEARD
 
     def __init__(self):
         self.received: str | None = None

@@ -1,7 +1,7 @@
 """One run: a config and a seed, trained in a folder of its own.
 
 <output_parent_dir>/<dataset>/<model>_<algorithm>/seed_<n>/
-    config.json      the effective config, the shape of the data, precision, versions, commit, device and command
+    config.json      the effective config, shape and hash of the data, precision, versions, commit, device and command
     split.json       the stored rows of each part, as an index file (not for sets that come already cut)
     metrics.jsonl    one line per evaluation (the fields of `train.Evaluation`)
     checkpoints/     where the training stands, see `checkpoints`: an unfinished run goes on from there
@@ -9,13 +9,13 @@
     curves.png       loss and metric against the step
     predictions.png  of a regression: predicted and true labels of some test samples
     nonfinite.eqx    the model and its state before the step that was not finite, if one ended the run
-    result.json      how it ended; written last, in one piece: a folder without it is unfinished
+    result.json      how it ended, and the hashes of model.eqx and of its outputs for the test part; written last, in
+                     one piece: a folder without it is unfinished
     events/          for TensorBoard, where asked for
     .lock            held by the process at work
 """
 
 import fcntl
-import hashlib
 import json
 import platform
 import resource
@@ -37,24 +37,19 @@ from matplotlib.figure import Figure
 import train
 from atomic import replacing
 from checkpoints import Checkpoints
-from data_dir.datasets import create_dataset
+from data_dir.datasets import Dataset, create_dataset
 from data_dir.splits import write_index_file
+from data_dir.storage import sha256_of, sha256_of_array
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
-from models.load import CONFIG, MODEL
+from models.load import CONFIG, MODEL, RESULT
+from run_facts import RunRefused, data_facts, decisive_facts, hash_of, precision, require_same_run
 
-SPLIT, METRICS, CURVES, RESULT = "split.json", "metrics.jsonl", "curves.png", "result.json"
+SPLIT, METRICS, CURVES = "split.json", "metrics.jsonl", "curves.png"
 CHECKPOINTS, PREDICTIONS, NONFINITE, LOCK = "checkpoints", "predictions.png", "nonfinite.eqx", ".lock"
 EVENTS = "events"
 
-# Fields that say where things lie, which runs there are, or when to save or give up, and nothing about what a run
-# computes on its way.
-_INCIDENTAL = ("seeds", "data_dir", "output_parent_dir", "inmemory", "checkpoint_steps", "skip_nonfinite")
 _PACKAGES = ("jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "numpy")
-
-
-class RunRefused(ConfigError):
-    """A run that cannot be had in its folder: another process is at work there, or it was made with another config."""
 
 
 def run_folder(config: ExperimentConfig, seed: int) -> Path:
@@ -67,44 +62,21 @@ def finished_result(folder: Path) -> dict | None:
     """The result of a run that was completed in this folder; None for one that is unfinished, failed or damaged."""
     try:
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return result if isinstance(result, dict) and result.get("status") == "completed" else None
+    if not isinstance(result, dict) or result.get("status") != "completed":
+        return None
+    numbers = (result.get(name) for name in ("best_step", "steps", "val_metric", "test_metric"))
+    return result if all(_is_number(number) for number in numbers) else None
 
 
-def changed_fields(config: ExperimentConfig, folder: Path) -> dict[str, tuple[Any, Any]]:
-    """Fields that decide what a run computes and in which the run in this folder differs: name -> (there, now)."""
-    if not (folder / CONFIG).exists():
-        return {}
-    try:
-        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        there = {**saved["config"], "precision": saved["precision"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"config.json": ("unreadable", "the present one")}
-    now = _decisive(config)
-    names = sorted((there.keys() | now.keys()) - set(_INCIDENTAL))
-    return {name: (there.get(name), now.get(name)) for name in names if there.get(name) != now.get(name)}
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def require_same_config(config: ExperimentConfig, folder: Path) -> None:
-    """Raise `RunRefused`, with the fields that differ, if the run in this folder was made with another config."""
-    changed = changed_fields(config, folder)
-    if changed:
-        differences = "; ".join(f"{field} {there!r}, now {now!r}" for field, (there, now) in changed.items())
-        raise RunRefused(
-            f"{folder}: was made with another config ({differences}). --overwrite starts anew, --output_parent_dir "
-            "names another place"
-        )
-
-
-def _decisive(config: ExperimentConfig) -> dict:
-    fields = config.model_dump(mode="json", exclude=set(_INCIDENTAL))
-    return {**fields, "precision": precision()}
-
-
-def precision() -> str:
-    """The floating-point type that jax is set to: float32 or float64."""
-    return str(jax.dtypes.canonicalize_dtype(float))
+def facts_of_data(config: ExperimentConfig, seed: int) -> dict[str, str | None]:
+    """The `run_facts.data_facts` of the data as they lie there now. Raises `DataError`."""
+    return data_facts(create_dataset(seed=seed, **config.data_options() | {"inmemory": False}))
 
 
 def run_seed(
@@ -112,6 +84,7 @@ def run_seed(
     seed: int,
     *,
     overwrite: bool = False,
+    on_overwrite: Callable[[], None] | None = None,
     stop: Callable[[], bool] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     on_evaluation: Callable[[train.Evaluation], None] | None = None,
@@ -121,15 +94,17 @@ def run_seed(
 
     A run that is unfinished there goes on from its newest sound checkpoint, and ends as if it had never stopped;
     `on_resume(step, damaged)` is told from which, and what is wrong with those after it. With `overwrite` it starts
-    anew, and what an earlier run left in the folder is removed first. A loss or gradient that is not finite ends the
-    run with the status "failed"; it is recorded like any other result and not raised. The other callbacks are those of
-    `train.train`.
+    anew: what an earlier run left in the folder is removed first, and `on_overwrite()` is called. A loss or gradient
+    that is not finite ends the run with the status "failed"; it is recorded like any other result and not raised. The
+    other callbacks are those of `train.train`.
 
-    **Raises:** `train.Stopped`; `RunRefused` for a folder that another process works in or that was made with another
-    config; `checkpoints.CheckpointError`; `data_dir.storage.DataError` for a data set that cannot be had or used,
-    `ConfigError` for sizes that the model refuses, `OSError` for a folder that cannot be written.
+    **Raises:** `train.Stopped`; `RunRefused` for a folder that another process works in or whose run was made with
+    another config or on other data; `checkpoints.CheckpointError`; `data_dir.storage.DataError` for a data set that
+    cannot be had or used; `ConfigError` for sizes that the model refuses; `OSError` for a folder that cannot be
+    written.
     """
     dataset = create_dataset(seed=seed, **config.data_options())
+    config = config.completed(dataset.output_step)
     # Whatever can be refused is refused before anything of an earlier run is removed.
     if config.batch_size > dataset.train.size:
         raise ConfigError(
@@ -149,11 +124,14 @@ def run_seed(
     with _locked(folder):
         if overwrite:
             _clear(folder)
-        require_same_config(config, folder)
+            if on_overwrite is not None:
+                on_overwrite()
+        facts = decisive_facts(config, seed, data_facts(dataset))
+        require_same_run(folder, facts)
         finished = finished_result(folder)
         if finished is not None:  # by a process that held the lock until now
             return finished
-        checkpoints = Checkpoints(folder / CHECKPOINTS, _hash(_decisive(config)))
+        checkpoints = Checkpoints(folder / CHECKPOINTS, hash_of(facts))
         progress = None
 
         def begin(fresh):
@@ -220,11 +198,16 @@ def run_seed(
                 batch_size=config.batch_size,
                 classification=config.classification,
             )
+            result["test_outputs_sha256"] = sha256_of_array(outputs)
             if config.classification:
                 result["test_confusion"] = confusion(outputs, dataset.test.labels)
             else:
-                draw_predictions(outputs[..., 0], dataset.test.labels, folder / PREDICTIONS, title=title)
+                shown = (outputs[..., 0], dataset.test.labels)
+                if dataset.label_map is not None:
+                    shown = map(dataset.label_map.to_labels, shown)
+                draw_predictions(*shown, folder / PREDICTIONS, title=title)
             _save_model(folder / MODEL, trained.model, trained.state)
+            result["model_sha256"] = sha256_of(folder / MODEL)
         else:
             result |= {
                 "best_step": None,
@@ -260,15 +243,18 @@ def confusion(outputs: np.ndarray, labels: np.ndarray) -> list[list[int]]:
 
 
 def draw_predictions(outputs: np.ndarray, labels: np.ndarray, path: Path, *, title: str) -> None:
-    """Draw predicted and true labels, both (samples, outputs), of up to four samples spread over a set, into a PNG."""
+    """Draw predicted and true labels, both (samples, outputs), of up to four samples spread over a set, into a PNG.
+
+    Both are in the units of the data set's files.
+    """
     shown = np.unique(np.linspace(0, len(labels) - 1, 4, dtype=int))
     figure = Figure(figsize=(9, 1 + 1.6 * len(shown)), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     for axes, sample in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
         axes.plot(labels[sample], color="0.4", label="true")
         axes.plot(outputs[sample], label="predicted")
         axes.set_ylabel(f"test sample {sample}")
-    axes.set_xlabel("label (of PPG-DaLiA: heart rate every 2 s, scaled to [-1, 1] by subject)")
+    axes.set_xlabel("label, in units of the files (of PPG-DaLiA: heart rate every 2 s, scaled to [-1, 1] by subject)")
     axes.legend(frameon=False, fontsize="small")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
@@ -278,7 +264,7 @@ def draw_curves(history: list[train.Evaluation], path: Path, *, title: str, metr
     """Draw the loss and the metric of the training and validation set against the step into a PNG file."""
     steps = [evaluation.step for evaluation in history]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     left, right = figure.subplots(1, 2)
     left.plot(steps, [evaluation.loss for evaluation in history], color="0.7", label="batches, with dropout")
     for axes, quantity, name in ((left, "loss", "loss"), (right, "metric", metric)):
@@ -298,23 +284,32 @@ def _effective_config(config: ExperimentConfig, seed: int, dataset: Any) -> dict
     device = jax.devices()[0]
     return {
         "config": config.model_dump(mode="json"),
+        "defaults": config.defaults(),
         "seed": seed,
         "precision": precision(),
-        "data": {
-            "data_dim": dataset.data_dim,
-            "label_dim": dataset.label_dim,
-            "length": dataset.length,
-            "class_names": None if dataset.class_names is None else [str(name) for name in dataset.class_names],
-            "samples": {
-                "train": dataset.train.size,
-                "validation": dataset.validation.size,
-                "test": dataset.test.size,
-            },
-        },
+        "data": data_record(dataset),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "commit": _commit(),
         "device": f"{device.platform} ({device.device_kind})",
         "command": shlex.join(sys.orig_argv),
+    }
+
+
+def data_record(dataset: Dataset) -> dict[str, Any]:
+    """What config.json says of the data: sizes, classes, and the maps between the files and what the model sees."""
+    return {
+        "data_dim": dataset.data_dim,
+        "label_dim": dataset.label_dim,
+        "length": dataset.length,
+        **data_facts(dataset),
+        "class_names": None if dataset.class_names is None else [str(name) for name in dataset.class_names],
+        "standardisation": None if dataset.standardisation is None else dataset.standardisation.record(),
+        "label_map": None if dataset.label_map is None else dataset.label_map._asdict(),
+        "samples": {
+            "train": dataset.train.size,
+            "validation": dataset.validation.size,
+            "test": dataset.test.size,
+        },
     }
 
 
@@ -332,10 +327,6 @@ def _peak_memory() -> dict[str, int | None]:
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     device = jax.devices()[0].memory_stats() or {}
     return {"host": host, "device": device.get("peak_bytes_in_use")}
-
-
-def _hash(fields: dict) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _metrics_line(evaluation: train.Evaluation) -> str:

@@ -24,13 +24,16 @@ def aligned(rows: Rows) -> str:
 
 def markdown(rows: Rows) -> str:
     """A Markdown table."""
-    head, *body = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    head, *body = ([" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in rows)
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
 
 
 def latex(rows: Rows) -> str:
     """A LaTeX tabular, with rules of its own that need no package."""
-    head, *body = (" & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in row) for row in rows)
+    head, *body = (
+        " & ".join("".join(_LATEX.get(letter, letter) for letter in " ".join(cell.split())) for cell in row)
+        for row in rows
+    )
     lines = [head + r" \\", r"\hline", *(row + r" \\" for row in body)]
     return "\n".join([f"\\begin{{tabular}}{{{'l' * len(rows[0])}}}", *lines, r"\end{tabular}"])
 

@@ -16,7 +16,8 @@ Library, from the outside in:
     sources.py         where raw files come from; archives.py, zips; origin.py, the record of it
     pickles.py         arrays in pickles, read without running what they name; npy.py, arrays that are memory-mapped
     names.py           the sets that are known, and near misses
-    storage.py         the folders, the errors, writing that leaves nothing half done
+    storage.py         the folders, the errors, writing that leaves nothing half done; scratch.py, temporary folders
+    scaling.py         standardised channels, and labels within the reach of tanh
 
 Axis names: n samples, L time steps, C channels, K classes.
 """

@@ -1,6 +1,9 @@
 """Zip archives, unpacked without trusting them."""
 
+import errno
+import lzma
 import shutil
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -11,6 +14,11 @@ from data_dir.storage import DataError
 
 # Far above any set of the archive (EigenWorms unpacks to 0.4 GB), far below what fills a disk unnoticed.
 MAX_UNPACKED_BYTES = 4 * 2**30
+# What zipfile and the decoders raise at damage. Among ValueError: names that are no text, and sizes below 0.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
+    *(NotImplementedError, RuntimeError, ValueError, OverflowError),
+)
 
 
 @contextmanager
@@ -27,8 +35,12 @@ def opened_zip(archive: Path) -> Iterator[zipfile.ZipFile]:
                 if path.drive or path.root or ".." in path.parts or is_link:
                     raise DataError(f"{archive}: member {member.filename!r} is a link or would leave its folder.")
             yield zip_file
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{archive}: not a sound zip archive ({error}). Fetch it again.") from error
+    except _DAMAGE as error:
+        # A full disk and an absent file have other numbers. EINVAL is a seek to a place before the file.
+        if isinstance(error, DataError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{archive}: not a sound zip archive ({reason}). Fetch it again.") from error
 
 
 def extract_files(archive: Path, members: dict[str, str], folder: Path) -> None:

@@ -3,13 +3,15 @@
 A finding is a dict that fits into JSON: "kind", "text" for people, and the facts. Channels count from 0.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 FEW_SAMPLES = 5
 SCALE_RATIO = 1e3
+# A channel lies off zero if its mean is more than so many of its standard deviations.
+OFFSET_RATIO = 3
 # A copy that overlaps with its original on fewer time steps is taken for chance.
 MIN_OVERLAP = 8
 
@@ -28,7 +30,7 @@ class ShiftedCopy(NamedTuple):
 
 
 def audit_series(data: np.ndarray) -> Iterator[dict]:
-    """Findings about the channels of finite ``data`` (n, L, C): constant ones, shifted copies, scales far apart."""
+    """Findings about the channels of finite ``data`` (n, L, C): constant, copied, far off zero, of scales far apart."""
     low, high = data.min(axis=(0, 1)), data.max(axis=(0, 1))
     constant = constant_channels(data)
     if constant:
@@ -52,6 +54,16 @@ def audit_series(data: np.ndarray) -> Iterator[dict]:
             ),
             "copies": [copy._asdict() for copy in copies],
         }
+    offsets = offset_channels(data)
+    if offsets:
+        yield {
+            "kind": "offsets",
+            "text": offsets_text(offsets),
+            "channels": [
+                {"channel": channel, "mean": mean, "deviation": deviation}
+                for channel, (mean, deviation) in offsets.items()
+            ],
+        }
     # The range is a scale that an offset does not hide, unlike the largest value.
     scales = {channel: float(high[channel]) - float(low[channel]) for channel in range(data.shape[2])}
     scales = {channel: scale for channel, scale in scales.items() if scale > 0}
@@ -74,12 +86,16 @@ def audit_rows(
     conflicts: list[list[str]],
     missing: int,
     lengths: np.ndarray,
+    header_differs: Sequence[str] = (),
 ) -> Iterator[dict]:
     """Findings about the rows of a set, from what was counted while it was put together.
 
     ``class_counts`` are those of the kept rows; ``duplicates`` rows were left out, ``in_both_files`` of the kept ones
-    occur in the train and in the test file; ``conflicts`` lists the classes of every series that has several.
+    occur in the train and in the test file; ``conflicts`` lists the classes of every series that has several;
+    ``header_differs`` are sentences about headers that do not agree with their series.
     """
+    if header_differs:
+        yield {"kind": "header_counts", "text": "; ".join(header_differs), "differences": list(header_differs)}
     if missing:
         yield {"kind": "missing_values", "text": f"{missing} values are missing", "values": missing}
     if lengths.min() < lengths.max():
@@ -100,6 +116,26 @@ def audit_rows(
 def constant_channels(data: np.ndarray) -> list[int]:
     """The channels that do not change within any series of ``data`` (n, L, C)."""
     return np.flatnonzero((data.min(axis=1) == data.max(axis=1)).all(axis=0)).tolist()
+
+
+def offset_channels(data: np.ndarray) -> dict[int, tuple[float, float]]:
+    """Mean and standard deviation of the channels of ``data`` (n, L, C) that lie off zero by ``OFFSET_RATIO``.
+
+    Channels that are constant in every series are left out.
+    """
+    mean = data.mean(axis=(0, 1), dtype=np.float64)
+    deviation = np.sqrt(
+        [np.mean((data[:, :, channel] - mean[channel]) ** 2, dtype=np.float64) for channel in range(len(mean))]
+    )
+    off = set(np.flatnonzero(np.abs(mean) > OFFSET_RATIO * deviation).tolist()) - set(constant_channels(data))
+    return {channel: (float(mean[channel]), float(deviation[channel])) for channel in sorted(off)}
+
+
+def offsets_text(offsets: dict[int, tuple[float, float]]) -> str:
+    """The channels of ``offset_channels`` in words: the farthest one with its numbers."""
+    channel = max(offsets, key=lambda channel: abs(offsets[channel][0]) / max(offsets[channel][1], 1e-300))
+    mean, deviation = offsets[channel]
+    return f"{_listed('channel', list(offsets))} far off zero: channel {channel} lies at {mean:.4g} ± {deviation:.2g}"
 
 
 def shifted_copies(data: np.ndarray) -> list[ShiftedCopy]:

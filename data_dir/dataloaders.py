@@ -1,6 +1,6 @@
 """Batches of one part of a data set: an endless shuffled sequence to train on, one pass in order to evaluate."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,11 @@ class Dataloader:
     """The samples of one part of a data set.
 
     Served are ``rows`` of ``data`` (N, L, C) and ``labels`` (N, K) one-hot, or (N, n_outputs) in regression; all of
-    them in their order if ``rows`` is None. ``time`` puts the channel t/L, t = 0..L-1, in front of the others of a
-    batch. Batches are float32. The arrays are kept as they are, so that several loaders share them and memory-mapped
-    ones are read batch by batch. With ``inmemory`` the samples are copied to the device once, and batches are jax
-    arrays that are put together there.
+    them in their order if ``rows`` is None. ``standardisation`` maps the float32 samples of a batch. ``time`` puts the
+    channel t/L, t = 0..L-1, in front of the others. ``label_unit`` is what a difference of 1 between labels stands for
+    in the files of a regression; metrics are given in that unit. Batches are float32. The arrays are kept as they are,
+    so that several loaders share them and memory-mapped ones are read batch by batch. With ``inmemory`` the samples are
+    copied to the device once, and batches are jax arrays that are put together there.
 
     ``size`` counts the samples. Raises DataError on other ranks, on counts that differ, and on rows that are not there.
     """
@@ -31,6 +32,8 @@ class Dataloader:
         rows: np.ndarray | None = None,
         time: bool = False,
         inmemory: bool = False,
+        standardisation: Callable[[np.ndarray], np.ndarray] | None = None,
+        label_unit: float = 1.0,
     ):
         data, labels = np.asarray(data, dtype=np.float32), np.asarray(labels, dtype=np.float32)
         if data.ndim != 3 or labels.ndim != 2:
@@ -43,6 +46,7 @@ class Dataloader:
         if rows is not None and len(rows) and not 0 <= np.min(rows) <= np.max(rows) < len(data):
             raise DataError(f"rows {np.min(rows)} to {np.max(rows)} of {len(data)} samples.")
         self._data, self._labels, self._time = data, labels, time
+        self._standardisation, self.label_unit = standardisation, label_unit
         self._rows = np.arange(len(data)) if rows is None else np.asarray(rows, dtype=np.int64)
         self._served_whole = rows is None
         self._device = None
@@ -52,10 +56,11 @@ class Dataloader:
 
     @property
     def data(self) -> Array:
-        """All samples (n, L, C), with the time channel. A new copy on the host if there are ``rows`` or ``time``."""
+        """All samples (n, L, C), as batches serve them. A new copy on the host unless they are served as stored."""
         if self._device is not None:
             return self._device[0]
-        return self._data if self._served_whole and not self._time else self._gather(self._rows)[0]
+        as_stored = self._served_whole and not self._time and self._standardisation is None
+        return self._data if as_stored else self._gather(self._rows)[0]
 
     @property
     def labels(self) -> Array:
@@ -63,6 +68,11 @@ class Dataloader:
         if self._device is not None:
             return self._device[1]
         return self._labels if self._served_whole else self._labels[self._rows]
+
+    @property
+    def channels(self) -> int:
+        """The channels C of the stored samples, without that of time."""
+        return self._data.shape[2]
 
     @property
     def rows(self) -> np.ndarray:
@@ -77,11 +87,14 @@ class Dataloader:
 
     def _gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         _, length, channels = self._data.shape
+        samples = self._data[rows]
+        if self._standardisation is not None:
+            samples = self._standardisation(samples)
         if not self._time:
-            return self._data[rows], self._labels[rows]
+            return samples, self._labels[rows]
         data = np.empty((len(rows), length, channels + 1), dtype=np.float32)
         data[:, :, 0] = np.arange(length) / length
-        data[:, :, 1:] = self._data[rows]
+        data[:, :, 1:] = samples
         return data, self._labels[rows]
 
     def loop(self, batch_size: int, *, key: jax.Array, position: dict[str, int] | None = None) -> "ShuffledBatches":

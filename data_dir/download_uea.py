@@ -13,7 +13,6 @@ samples, X[:, C:, k] == X[:, :-C, k + 1] on every value. They are kept so: the p
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ if not __package__:  # Run as a script: Python put this folder on the path, the 
 
 from data_dir.names import PUBLISHED_UEA, UEA_MULTIVARIATE, nearest_name
 from data_dir.origin import RECORD, files_changed, write_record
+from data_dir.scratch import scratch_folder
 from data_dir.sources import FILE_SHA256, SOURCES, ZIP_SHA256, HashMismatch, Source, Unreachable, unpack
 from data_dir.storage import (
     DataError,
@@ -152,13 +152,13 @@ def main(arguments: list[str] | None = None, sources: Iterable[Source] = SOURCES
         check_names(options.datasets)
         raw.mkdir(parents=True, exist_ok=True)
         # Beside the target: a zip may be larger than the system's folder for temporary files.
-        with tempfile.TemporaryDirectory(dir=raw, prefix=".download.") as scratch:
+        with scratch_folder(raw / "download") as scratch:
             for name in dict.fromkeys(options.datasets):
                 try:
                     what = fetch_dataset(
                         name,
                         raw,
-                        Path(scratch),
+                        scratch,
                         sources=sources,
                         unreachable=unreachable,
                         accept_changed=options.accept_changed_files,

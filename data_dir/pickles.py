@@ -54,7 +54,9 @@ class _Name:
         return _Parts(self.kind, arguments)
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+# Python's own unpickler: that of C reserves memory for every number below the largest one that a "put" in the file
+# names, and a few bytes name a large one.
+class _ArrayUnpickler(pickle._Unpickler):
     def __init__(self, file, path: Path | str):
         super().__init__(file, encoding="latin1")
         self.path = path
@@ -95,13 +97,32 @@ def _array(state: tuple) -> np.ndarray:
     return np.frombuffer(_as_bytes(data), dtype=_as_dtype(dtype)).reshape(shape, order="F" if fortran_order else "C")
 
 
-def _built(value: Any) -> Any:
+class _Budget:
+    """What may be built from a file: a pickle can name one part again and again, lists of lists of it as well."""
+
+    def __init__(self, file_bytes: int):
+        self.left = 16 * file_bytes + 2**16
+
+    def spend(self, amount: int) -> None:
+        self.left -= amount
+        if self.left < 0:
+            raise ValueError("it expands to many times its own size")
+
+
+def _built(value: Any, budget: _Budget) -> Any:
+    budget.spend(1)
     if isinstance(value, list | tuple):
-        return type(value)(_built(item) for item in value)
+        return type(value)(_built(item, budget) for item in value)
+    if isinstance(value, _Parts):
+        array = _array_of(value)
+        budget.spend(array.nbytes)
+        return array
     if isinstance(value, bool | int | float):
         return value
-    if not isinstance(value, _Parts):
-        raise ValueError(f"a {type(value).__name__}")
+    raise ValueError(f"a {type(value).__name__}")
+
+
+def _array_of(value: _Parts) -> np.ndarray:
     if value.kind == "array":
         return _array(value.state)
     if value.kind == "jax array":
@@ -127,18 +148,17 @@ def read_arrays(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: is not a regular file.")
         with open(path, "rb") as file:
-            return _built(_ArrayUnpickler(file, path).load())
+            return _built(_ArrayUnpickler(file, path).load(), _Budget(path.stat().st_size))
     except DataError:
         raise
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}). Remove its folder and process the data set again."
-        ) from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
     except Exception as error:  # A damaged pickle can fail in any way: each opcode has its own.
         raise DataError(
-            f"{path}: not a pickle of arrays, or cut short ({type(error).__name__}: {error}). "
-            "Remove its folder and process the data set again."
+            f"{path}: not a pickle of arrays, or cut short ({type(error).__name__}: {error}). Write it again."
         ) from error
 
 
@@ -164,7 +184,7 @@ def read_members(file: BinaryIO, path: Path | str, members: list[tuple[str, ...]
                 raise DataError(f"{path}: holds no {name}.")
             inner = inner[key]
         try:
-            array = np.asarray(_built(inner))
+            array = np.asarray(_built(inner, _Budget(file.tell())))
         except Exception as error:  # The parts may be anything.
             raise DataError(f"{path}: {name} is no array of numbers ({error}).") from error
         if array.dtype.kind not in "biuf":

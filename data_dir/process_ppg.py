@@ -14,7 +14,6 @@ import argparse
 import platform
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
@@ -31,6 +30,7 @@ from data_dir.archives import opened_zip
 from data_dir.names import PPG
 from data_dir.npy import RowWriter
 from data_dir.pickles import read_members
+from data_dir.scratch import scratch_folder
 from data_dir.splits import PARTS
 from data_dir.storage import (
     DataError,
@@ -48,6 +48,8 @@ SEED = 2345
 FILES = {"train": "train", "validation": "val", "test": "test"}
 # The largest pickle of the data set has 1 GB.
 MAX_PICKLE_BYTES = 4 * 2**30
+# The zip in the zip of UCI has 2.7 GB.
+MAX_INNER_BYTES = 8 * 2**30
 _BY_HAND = (
     "PPG-DaLiA is fetched by hand: data set 495 of archive.ics.uci.edu (2.7 GB). Put its zip, or the folder "
     f"{FOLDER} in it, into {{raw}}, or name either with --source."
@@ -133,7 +135,9 @@ def opened_source(path: Path) -> Iterator[FolderSource | ZipSource]:
         source = ZipSource(path, zip_file)
         inner = [member for member in zip_file.namelist() if member.lower().endswith(".zip")]
         if not source.subjects() and len(inner) == 1:
-            temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=path.parent, prefix=".ppg.")))
+            if zip_file.getinfo(inner[0]).file_size > MAX_INNER_BYTES:
+                raise DataError(f"{path}, member {inner[0]!r}: unpacks to over {MAX_INNER_BYTES} bytes.")
+            temporary = stack.enter_context(scratch_folder(path.parent / "ppg"))
             with zip_file.open(inner[0]) as packed, open(temporary / "inner.zip", "wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked, 2**20)
             source = ZipSource(path / inner[0], stack.enter_context(opened_zip(temporary / "inner.zip")))
@@ -154,8 +158,10 @@ def process_ppg(
 
     ``window`` and ``stride`` count labels of 2 s. The folder appears in one piece. Raises DataError, naming file and
     cause, if subjects are absent, if a recording is not sound (see ``data_dir.ppg.recording``), if a part gets no
-    window, and if something cannot be written.
+    window, if the seed is negative, and if something cannot be written.
     """
+    if seed < 0:
+        raise DataError(f"seed {seed}: must be 0 or more.")
     row_shapes = {"X": (window * ppg.SAMPLES_PER_LABEL, len(ppg.CHANNELS)), "y": (window,)}
     described: dict[str, dict] = {}
     windows = {part: {"subject": [], "first_label": []} for part in PARTS}

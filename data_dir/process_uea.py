@@ -91,6 +91,9 @@ def process_dataset(
         raise DataError(
             f"{test_file if train.of_equal_length and not train.missing else train_file}: {error}"
         ) from error
+    differs = [
+        f"{file.name}: {text}" for file, raw in ((train_file, train), (test_file, test)) for text in raw.header_differs
+    ]
     del train, test  # Their memory is needed for what follows.
     data = merged.data
     padded = bool(merged.lengths.min() < data.shape[1])
@@ -104,6 +107,7 @@ def process_dataset(
             conflicts=merged.conflicts,
             missing=merged.missing,
             lengths=merged.lengths,
+            header_differs=differs,
         ),
     ]
     arrays = {

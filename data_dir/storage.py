@@ -2,13 +2,17 @@
 
 import argparse
 import errno
+import functools
 import hashlib
 import json
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import numpy as np
+
+from data_dir.scratch import former_of, scratch_folder
 
 DEFAULT_DATA_DIR = Path(__file__).resolve().parent
 
@@ -49,11 +53,48 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def once_per_file(compute: Callable[[Path], str]) -> Callable[[Path], str]:
+    """Remembers, while the process lives, what ``compute`` gives for a file, as long as the file stays the same.
+
+    A file is the same if path, inode, size and the times of its last changes are.
+    """
+
+    @functools.lru_cache(maxsize=1024)
+    def of_identity(path, *identity):
+        return compute(path)
+
+    @functools.wraps(compute)
+    def of_file(path: Path) -> str:
+        stat = path.stat()
+        return of_identity(path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+    return of_file
+
+
+known_sha256 = once_per_file(sha256_of)
+
+
+def sha256_of_array(array: np.ndarray) -> str:
+    """The sha256 of type, shape and values: that of the npy file which holds the array."""
+    digest = hashlib.sha256()
+    np.lib.format.write_array(_Written(digest.update), array, allow_pickle=False)
+    return digest.hexdigest()
+
+
+class _Written:
+    """A file that hands on what is written."""
+
+    def __init__(self, write: Callable[[bytes], None]):
+        self.write = write
+
+
 def read_json(path: Path) -> dict:
     """The JSON object in a file. Raises DataError if it cannot be read or is none."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is not a regular file.")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error}).") from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: must hold a JSON object.")
@@ -71,21 +112,14 @@ def new_folder(target: Path, *, keep: Callable[[Path], bool] | None = None) -> I
 
     After an error, or if the process is killed, ``target`` is what it was before. Several processes may write the same
     target: the last one wins, or the first one where ``keep(target)`` says that what is there by now may stay. The
-    temporary folder's name starts with a dot. Raises DataError if something cannot be written (a full disk).
+    temporary folder's name starts with a dot; see ``data_dir.scratch``. Raises DataError if something cannot be written
+    (a full disk).
     """
-    mark = uuid.uuid4().hex[:12]
-    fresh = target.parent / f".{target.name}.{mark}.new"
-    former = target.parent / f".{target.name}.{mark}.old"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        fresh.mkdir()
-        yield fresh
-        while not _moved(fresh, target):
-            if keep is not None and keep(target):
-                break
-            shutil.rmtree(former, ignore_errors=True)
-            with suppress(FileNotFoundError):  # Another process may have just moved it away.
-                target.rename(former)
+        with scratch_folder(target) as fresh:
+            yield fresh
+            _put_in_place(fresh, target, keep)
     except OSError as error:
         # Failed writes carry no file name. A name that lies elsewhere is that of a file being read.
         if error.filename is None or Path(error.filename).is_relative_to(target.parent):
@@ -94,10 +128,20 @@ def new_folder(target: Path, *, keep: Callable[[Path], bool] | None = None) -> I
                 "before still is."
             ) from error
         raise
+
+
+def _put_in_place(fresh: Path, target: Path, keep: Callable[[Path], bool] | None) -> None:
+    former = former_of(fresh)
+    try:
+        while not _moved(fresh, target):
+            if keep is not None and keep(target):
+                break
+            shutil.rmtree(former, ignore_errors=True)
+            with suppress(FileNotFoundError):  # Another process may have just moved it away.
+                target.rename(former)
     finally:
         if former.exists() and not target.exists():
             former.rename(target)
-        shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(former, ignore_errors=True)
 
 

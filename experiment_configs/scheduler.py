@@ -15,6 +15,7 @@ import difflib
 import functools
 import math
 import operator
+import warnings
 
 MAX_LENGTH = 500
 
@@ -117,7 +118,10 @@ def build(rule: str, lr: float, num_steps: int):
     finite, negative, or (for a constant rate) zero.
     """
     body = _body(rule)
-    name, arguments = _call(body, lr) if isinstance(body, ast.Call) else (None, {"rate": _number(body, lr)})
+    try:
+        name, arguments = _call(body, lr) if isinstance(body, ast.Call) else (None, {"rate": _number(body, lr)})
+    except RecursionError:
+        raise SchedulerError("it is nested too deeply") from None
     if not any(isinstance(node, ast.Name) and node.id == "lr" for node in ast.walk(body)):
         raise SchedulerError("it does not use lr, so the field lr would have no effect")
     if name is None:
@@ -142,14 +146,19 @@ def _body(rule: str) -> ast.expr:
     if len(rule) > MAX_LENGTH:
         raise SchedulerError(f"it is {len(rule)} characters long; at most {MAX_LENGTH} are read")
     try:
-        expression = ast.parse(rule.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # what is odd is refused below
+            expression = ast.parse(rule.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise SchedulerError(f"it cannot be read ({getattr(error, 'msg', error)})") from error
     if not isinstance(expression, ast.Lambda):
         return expression
-    parameters = expression.args
-    if len(parameters.args) != 1 or ast.unparse(parameters) != "lr":
-        raise SchedulerError(f"a lambda takes lr alone, not ({ast.unparse(parameters)})")
+    try:
+        parameters = ast.unparse(expression.args)
+    except RecursionError:
+        raise SchedulerError("it is nested too deeply") from None
+    if parameters != "lr":
+        raise SchedulerError(f"a lambda takes lr alone, not ({parameters})")
     return expression.body
 
 

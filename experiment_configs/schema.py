@@ -13,9 +13,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from data_dir.names import nearest_name
+
 from . import LEARNING_ALGORITHMS, MODEL_NAMES, scheduler
 
 DEFAULT_OUTPUT_DIR = "outputs"
+# Names in use elsewhere for fields of this project.
+_ALSO_CALLED = {
+    "learning_rate": "lr",
+    "scheduler": "lr_scheduler",
+    "dataset": "dataset_name",
+    "model": "model_name",
+    "algorithm": "learning_algorithm",
+    "seed": "seeds",
+    "steps": "num_steps",
+    "dropout": "dropout_rate",
+    "standardize": "standardise",
+    "normalise": "standardise",
+    "normalize": "standardise",
+}
 
 
 class ConfigError(ValueError):
@@ -41,23 +57,32 @@ def _unquote(value: Any) -> Any:
 
 _Unquoted = BeforeValidator(_unquote)
 _Flag = Annotated[bool, Field(strict=True, description="true or false"), _Unquoted]
-_Count = Annotated[int, Field(strict=True, gt=0, description="a positive whole number"), _Unquoted]
+_Count = Annotated[
+    int, Field(strict=True, gt=0, lt=2**31, description="a positive whole number below 2147483648"), _Unquoted
+]
+_Size = Annotated[
+    int, Field(strict=True, gt=0, le=2**20, description="a positive whole number, at most 1048576"), _Unquoted
+]
+_Blocks = Annotated[
+    int, Field(strict=True, gt=0, le=1000, description="a positive whole number, at most 1000"), _Unquoted
+]
 _Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32), _Unquoted]
 _Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, description="a positive number"), _Unquoted]
-_Folder = Annotated[str, Field(strict=True, description="the path of a folder")]
+_NO_NUL = r"^[^\x00]*$"  # which no path can have
+_Folder = Annotated[str, Field(strict=True, pattern=_NO_NUL, description="the path of a folder")]
 
 
 class ExperimentConfig(BaseModel):
     """One experiment: a model, a data set, and how the one is trained on the other.
 
-    The fields without a default must be in the file; those with one are the options this project adds to the published
-    ones. The defaults of the whole project stand here.
+    A file must have the fields without a default: they are those of the published files. `defaults` tells which of the
+    others it left out. The defaults of the whole project stand here.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model_name: Literal[MODEL_NAMES] = Field(description=f"one of {', '.join(MODEL_NAMES)}")
-    dataset_name: str = Field(strict=True, min_length=1, description="the name of a data set")
+    dataset_name: str = Field(strict=True, min_length=1, pattern=_NO_NUL, description="the name of a data set")
     learning_algorithm: Literal[LEARNING_ALGORITHMS] = Field(
         LEARNING_ALGORITHMS[0], description=f"one of {', '.join(LEARNING_ALGORITHMS)}"
     )
@@ -77,7 +102,9 @@ class ExperimentConfig(BaseModel):
     grad_clip: Annotated[
         _Positive | None, Field(description="a positive number, or null for gradients of any norm"), _Unquoted
     ] = None
-    skip_nonfinite: Annotated[int, Field(strict=True, ge=0, description="a whole number, 0 or more"), _Unquoted] = 0
+    skip_nonfinite: Annotated[
+        int, Field(strict=True, ge=0, lt=2**31, description="a whole number, 0 or more, below 2147483648"), _Unquoted
+    ] = 0
     checkpoint_steps: Annotated[
         _Count | None, Field(description="a positive whole number, or null for evaluations alone"), _Unquoted
     ] = None
@@ -85,21 +112,28 @@ class ExperimentConfig(BaseModel):
     # data
     classification: _Flag
     time: _Flag
-    output_step: _Count
+    output_step: Annotated[
+        _Count | None, Field(description="a positive whole number, or null for that of the data"), _Unquoted
+    ] = Field(default_factory=lambda fields: 1 if fields["classification"] else None)
     split: str = Field(
-        "seed", strict=True, min_length=1, description='"seed", "original", or the path of an index file'
+        "seed",
+        strict=True,
+        min_length=1,
+        pattern=_NO_NUL,
+        description='"seed", "original", or the path of an index file',
     )
     inmemory: _Flag = False
+    standardise: _Flag = False
 
     # model
-    num_blocks: _Count
-    hidden_dim: _Count
-    ssm_dim: _Count
-    complex_ssm: _Flag
-    train_steps: _Flag
+    num_blocks: _Blocks
+    hidden_dim: _Size
+    ssm_dim: _Size
+    complex_ssm: _Flag = Field(default_factory=lambda fields: fields["model_name"] == "LinHRU")
+    train_steps: _Flag = True
     epsilon: Annotated[
         _Positive | None, Field(description="a positive number, or null for the automatic choice"), _Unquoted
-    ]
+    ] = None
     step_init: Annotated[
         Annotated[float, Field(strict=True, gt=0, lt=1)] | None,
         Field(description="a number between 0 and 1, or null for the model's own choice"),
@@ -109,7 +143,7 @@ class ExperimentConfig(BaseModel):
     damping: _Flag = False
     batchnorm: Literal["ema", "batch"] = Field("batch", description="ema or batch")
     dropout_rate: Annotated[
-        float, Field(strict=True, ge=0, lt=1, description="a number from 0 up to but not including 1"), _Unquoted
+        float, Field(strict=True, ge=0, le=0.999, description="a number from 0 to 0.999"), _Unquoted
     ] = 0.05
     remat: _Flag = True
 
@@ -189,14 +223,27 @@ class ExperimentConfig(BaseModel):
     def data_options(self) -> dict:
         """Give the keyword arguments of `data_dir.datasets.create_dataset` but the seed."""
         names = ("data_dir", "dataset_name", "time", "classification", "output_step", "split", "inmemory")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*names, "standardise")}
+
+    def defaults(self) -> dict[str, Any]:
+        """Give the fields that nobody set, with the values that they took."""
+        fields = self.model_dump(mode="json")
+        return {name: value for name, value in fields.items() if name not in self.model_fields_set}
+
+    def completed(self, output_step: int) -> "ExperimentConfig":
+        """Give a copy that has the output_step of the data set if the config leaves it out."""
+        if self.output_step is not None:
+            return self
+        copy = self.model_copy(update={"output_step": output_step})
+        copy.model_fields_set.discard("output_step")  # it still counts as a default
+        return copy
 
     def replace(self, changes: Mapping[str, Any], source: str = "command line") -> "ExperimentConfig":
         """Give a copy with some fields changed, checked as a whole.
 
         **Raises:** `ConfigError`, naming `source`, if the changed config is not valid.
         """
-        return validate({**self.model_dump(), **changes}, source)
+        return validate({**self.model_dump(exclude_unset=True), **changes}, source)
 
 
 class _Clash(str):
@@ -214,7 +261,10 @@ def validate(fields: Mapping[str, Any], source: str) -> ExperimentConfig:
     try:
         return ExperimentConfig.model_validate(dict(fields))
     except ValidationError as error:
-        problems = dict.fromkeys(_describe(problem, fields) for problem in error.errors(include_url=False))
+        found = error.errors(include_url=False)
+        # A default that depends on a bad field is no problem of its own.
+        found = [problem for problem in found if problem["type"] != "default_factory_not_called"]
+        problems = dict.fromkeys(_describe(problem, fields) for problem in found)
         raise ConfigError(f"{source}: " + "; ".join(problems)) from None
 
 
@@ -222,12 +272,14 @@ def load_config(path: str | Path, model_name: str | None = None) -> ExperimentCo
     """Read and check one config file.
 
     The model is `model_name`, or else the folder that the file lies in (`.../LinHRU/EigenWorms.json`); a file that
-    names its model must name that one.
+    names its model must name that one. A file that names no data set is for the set of its own name.
 
     **Raises:** `ConfigError` for a file that is missing, is not JSON (with line and column), repeats a field, lacks
     one, or holds one that is unknown, of the wrong type or impossible.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path}: is no regular file")  # reading a pipe would wait for ever
     try:
         fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:
@@ -244,7 +296,7 @@ def load_config(path: str | Path, model_name: str | None = None) -> ExperimentCo
         raise ConfigError(
             f"{path}: model_name is {json.dumps(fields['model_name'])}, but this is a file of {model_name}"
         )
-    return validate(fields, str(path))
+    return validate({"dataset_name": path.stem, **fields}, str(path))
 
 
 def config_path(config_dir: str | Path, model_name: str, dataset_name: str) -> Path:
@@ -258,8 +310,8 @@ def config_path(config_dir: str | Path, model_name: str, dataset_name: str) -> P
         return folder / f"{dataset_name}.json"
     if not names:
         raise ConfigError(f"{folder}: no configs here; they are files GROUP/<model_name>/<dataset_name>.json")
-    near = difflib.get_close_matches(dataset_name, names, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    near = nearest_name(dataset_name, names)
+    hint = f" Did you mean {near}?" if near else ""
     raise ConfigError(f"{folder}: no config for the data set {dataset_name!r}.{hint} There are: {', '.join(names)}")
 
 
@@ -285,7 +337,8 @@ def _describe(problem: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
         value = value[item]
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-        hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(known)}"
+        near = _ALSO_CALLED.get(name) or (near[0] if near else None)
+        hint = f"did you mean {near}?" if near else f"the fields are {', '.join(known)}"
         return f"unknown field {name} ({_shown(value)}): {hint}"
     detail = f" ({problem['ctx']['error']})" if problem["type"] == "value_error" else ""
     return f"{name} is {_shown(value)}{detail}: allowed is {known[name].description}"

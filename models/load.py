@@ -1,29 +1,52 @@
 """A trained model, from the folder that its run left. The one module of this package that reads files.
 
-config.json names the sizes and options, model.eqx holds the numbers. Nothing in either file is unpickled or evaluated.
+config.json names the sizes, the options and the maps of the data set, model.eqx holds the numbers, result.json the hash
+of model.eqx. Nothing in these files is unpickled or evaluated.
 """
 
+import hashlib
 import inspect
+import io
 import json
+import math
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.create import create_model
 from models.stack import HRU
 
-CONFIG, MODEL = "config.json", "model.eqx"
+CONFIG, MODEL, RESULT = "config.json", "model.eqx", "result.json"
 PRECISIONS = ("float32", "float64")
 _OPTIONS = inspect.signature(create_model).parameters.keys() - {"data_dim", "label_dim", "key"}
+_FLAGS = {name for name, option in inspect.signature(create_model).parameters.items() if option.annotation is bool}
 
 
 class RunError(ValueError):
     """A run folder that cannot be used. The message names the file and the way out."""
+
+
+class OfRawSeries(eqx.Module):
+    """A trained model between the maps of its data set: it takes series and gives labels in the units of the files.
+
+    (x - mean) * scale for every channel (0 and 1 for that of time), then `trained`, then centre + unit * output.
+    """
+
+    trained: HRU
+    mean: Float[Array, " data_dim"]
+    scale: Float[Array, " data_dim"]
+    label_centre: float
+    label_unit: float
+
+    def __call__(self, x: Float[Array, "L data_dim"], state: eqx.nn.State, key: PRNGKeyArray | None = None):
+        """Output and state, as of the trained model."""
+        output, state = self.trained((x - self.mean[None]) * self.scale[None], state, key)
+        return self.label_centre + self.label_unit * output, state
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
@@ -43,22 +66,63 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     _require(path, record["data"], data_dim=int, label_dim=int, length=int)
     if record["precision"] not in PRECISIONS:
         raise RunError(f"{path}: precision is {record['precision']!r}: allowed is {' or '.join(PRECISIONS)}")
+    names = record["data"].get("class_names")
+    if names is not None and (
+        not isinstance(names, list)
+        or not all(isinstance(name, str) for name in names)
+        or len(names) != record["data"]["label_dim"]
+    ):
+        raise RunError(f"{path}: class_names must be null or {record['data']['label_dim']} texts, one for each class")
     return record
 
 
 def _require(path: Path, fields: Any, **kinds: type) -> None:
     for name, kind in kinds.items():
-        if not isinstance(fields, dict) or not isinstance(fields.get(name), kind):
+        value = fields.get(name) if isinstance(fields, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
             raise RunError(f"{path}: {name} is missing or not of type {kind.__name__}: not the record of a run")
 
 
-def load_run(folder: str | Path) -> tuple[HRU, eqx.nn.State]:
-    """The model that was best on the validation set of a run, and its BatchNorm state, as `create_model` gives them.
+def load_run(folder: str | Path) -> tuple[HRU | OfRawSeries, eqx.nn.State]:
+    """The model that was best on the validation set of a run, and its BatchNorm state, for series as files have them.
 
-    For use without dropout call `equinox.nn.inference_mode` on the model. Only config.json and model.eqx are read.
+    It is as `create_model` gives it, within `OfRawSeries` if the run standardised its channels or mapped its labels.
+    For use without dropout call `equinox.nn.inference_mode` on it. Only config.json and model.eqx are needed. If
+    result.json lies beside them, model.eqx must have the sha256 that it records.
 
-    **Raises:** `RunError` if one of them is missing or damaged, if they do not belong to each other, and if jax is set
-    to another precision than the run had.
+    **Raises:** as `load_trained`.
+    """
+    trained, state = load_trained(folder)
+    return of_raw_series(trained, read_record(folder), Path(folder) / CONFIG), state
+
+
+def of_raw_series(trained: HRU, record: dict[str, Any], path: Path) -> HRU | OfRawSeries:
+    """The trained model within the maps that a record names; itself if it names none.
+
+    **Raises:** `RunError`, naming `path`, for maps that are damaged.
+    """
+    data, time = record["data"], bool(record["config"].get("time"))
+    if data.get("standardisation") is None and data.get("label_map") is None:
+        return trained
+    channels = data["data_dim"] - time
+    standardisation = data.get("standardisation") or {"mean": [0.0] * channels, "scale": [1.0] * channels}
+    label_map = data.get("label_map") or {"centre": 0.0, "unit": 1.0}
+    _require(path, standardisation, mean=list, scale=list)
+    _require(path, label_map, centre=float, unit=float)
+    mean, scale = standardisation["mean"], standardisation["scale"]
+    numbers = [*mean, *scale, *label_map.values()]
+    if not len(mean) == len(scale) == channels or not all(type(n) is float and math.isfinite(n) for n in numbers):
+        raise RunError(f"{path}: standardisation or label_map are damaged: needed are {channels} finite numbers each")
+    # The channel of time comes first.
+    mean, scale = (jnp.array([first] * time + values, jnp.float32) for first, values in ((0.0, mean), (1.0, scale)))
+    return OfRawSeries(trained, mean, scale, label_map["centre"], label_map["unit"])
+
+
+def load_trained(folder: str | Path) -> tuple[HRU, eqx.nn.State]:
+    """The model and state as they were trained, for what the loaders of `data_dir.datasets.create_dataset` serve.
+
+    **Raises:** `RunError` if a file is missing or damaged, if they do not belong to each other, and if jax is set to
+    another precision than the run had.
     """
     folder = Path(folder)
     record = read_record(folder)
@@ -71,18 +135,22 @@ def load_run(folder: str | Path) -> tuple[HRU, eqx.nn.State]:
     like = _structure(folder / CONFIG, record)
     path = folder / MODEL
     try:
-        with open(path, "rb") as file:
-            loaded = _read_leaves(file, like)
-            surplus = file.read(1)
+        content = path.read_bytes()
     except OSError as error:
         raise RunError(
             f"{path}: cannot be read ({error.strerror}); a run that is unfinished or has failed has none: run it again"
         ) from None
+    file = io.BytesIO(content)
+    try:
+        loaded = _read_leaves(file, like)
     except _Mismatch as error:
         raise RunError(
             f"{path}: {error}; the file is damaged, or that of another config than the {CONFIG} beside it"
         ) from None
-    if surplus:
+    recorded = _recorded_sha256(folder / RESULT)
+    if recorded is not None and recorded != hashlib.sha256(content).hexdigest():
+        raise RunError(f"{path}: was changed since the run ended: its sha256 is not that of the {RESULT} beside it")
+    if file.read(1):
         raise RunError(f"{path}: holds more than the model of the {CONFIG} beside it: it is that of another config")
     return loaded
 
@@ -91,13 +159,28 @@ class _Mismatch(ValueError):
     """What lies in the file is not what the config lets expect."""
 
 
+def _recorded_sha256(path: Path) -> str | None:
+    """The hash of model.eqx in result.json; None if it tells none, as in the folder of a run that is unfinished."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["model_sha256"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError, TypeError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); run it again") from None
+    except KeyError:  # a run of an earlier version
+        return None
+
+
 def _structure(path: Path, record: dict):
     """The model and state with shapes and types in place of the arrays."""
     options = {name: record["config"][name] for name in _OPTIONS if name in record["config"]}
+    for name in _FLAGS & options.keys():
+        if not isinstance(options[name], bool):
+            raise RunError(f"{path}: {name} is {options[name]!r}: allowed is true or false")
     options |= {name: record["data"][name] for name in ("data_dim", "label_dim")}
     try:
         return eqx.filter_eval_shape(lambda key: create_model(**options, key=key), jax.random.PRNGKey(0))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RunError(f"{path}: describes no model ({error})") from None
 
 
@@ -111,8 +194,8 @@ def _read_leaves(file: BinaryIO, like):
     for path, leaf in leaves:
         try:
             loaded.append(_read_leaf(file, leaf))
-        except (ValueError, MemoryError, TokenError) as error:  # the last from numpy, at a damaged header
-            raise _Mismatch(f"{jax.tree_util.keystr(path)}: {error}") from None
+        except Exception as error:  # numpy reads a damaged header with Python's parser, which can fail in any way
+            raise _Mismatch(f"{jax.tree_util.keystr(path)}: {str(error) or type(error).__name__}") from None
     return jax.tree.unflatten(structure, loaded)
 
 
@@ -121,11 +204,17 @@ def _read_leaf(file: BinaryIO, leaf):
     is_array = isinstance(leaf, jax.ShapeDtypeStruct)
     if not (is_array or eqx.is_array_like(leaf)):
         return leaf
+    start = file.tell()
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if is_array and (shape, dtype) != (leaf.shape, leaf.dtype):
+        raise ValueError(f"{dtype} of shape {shape}, expected {leaf.dtype} of shape {leaf.shape}")
+    if not is_array and (shape != () or dtype.kind not in "biuf"):
+        raise ValueError(f"{dtype} of shape {shape}, expected the number {leaf}")
+    file.seek(start)
     stored = np.lib.format.read_array(file, allow_pickle=False)
     if not is_array:
-        if stored.shape != () or stored.item() != leaf:
+        if stored.item() != leaf:
             raise ValueError(f"{stored}, expected {leaf}")
         return leaf
-    if (stored.shape, stored.dtype) != (leaf.shape, leaf.dtype):
-        raise ValueError(f"{stored.dtype} of shape {stored.shape}, expected {leaf.dtype} of shape {leaf.shape}")
     return jnp.asarray(stored)

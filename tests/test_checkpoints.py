@@ -97,7 +97,9 @@ def test_a_flipped_bit_in_any_file_is_noticed(two):
     assert same(saved.restore(ARRAYS).arrays, 4)
 
 
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "surplus", "no sums", "cut sums", "empty"])
+@pytest.mark.parametrize(
+    "damage", ["flipped", "truncated", "missing", "surplus", "no sums", "cut sums", "no hashes", "empty"]
+)
 def test_a_damaged_one_is_reported_and_the_one_before_is_used(two, damage):
     saved, folder = two
     file = max((path for path in (folder / "4" / "arrays").rglob("*") if path.is_file()), key=os.path.getsize)
@@ -120,6 +122,11 @@ def test_a_damaged_one_is_reported_and_the_one_before_is_used(two, damage):
     elif damage == "cut sums":
         os.truncate(sums, 20)
         problem = "sha256.json cannot be read"
+    elif damage == "no hashes":
+        shutil.rmtree(folder / "4")
+        (folder / "4").mkdir()
+        sums.write_text("{}")
+        problem = "sha256.json holds no hashes"
     else:
         shutil.rmtree(folder / "4")
         (folder / "4").mkdir()
@@ -159,7 +166,41 @@ def test_one_of_a_newer_version_another_config_or_other_arrays_is_refused(two, m
     assert snapshot(folder) == before
 
 
-def test_a_full_disk_leaves_the_one_before_intact(two):
+def test_what_is_no_checkpoint_is_left_alone(two):
+    saved, folder = two
+    (folder / "notes.txt").write_text("the user's own")
+    (folder / "9").write_text("a file")
+    for name in ("007", "²", "8.old"):
+        (folder / name).mkdir()
+    assert same(saved.restore(ARRAYS).arrays, 4)
+    saved.save(6, arrays_of(6), FACTS)
+    assert same(saved.restore(ARRAYS).arrays, 6)
+    assert sorted(os.listdir(folder)) == sorted(["007", "4", "6", "8.old", "9", "notes.txt", "²"])
+
+
+def test_every_file_is_on_the_disk_before_it_has_its_name(two, monkeypatch):
+    saved, folder = two
+    events = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(descriptor):
+        events.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    def replaced(source, target):
+        events.append(f"renamed {target}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    saved.save(6, arrays_of(6), FACTS)
+    at = events.index(f"renamed {folder}/6/sha256.json")
+    files = {str(path) for path in (folder / "6").rglob("*") if path.name != "sha256.json"}
+    assert {*files, str(folder / "6"), str(folder), f"{folder}/6/.sha256.json.tmp"} <= set(events[:at])
+    assert events[at + 1 :] == [f"{folder}/6"]
+
+
+def test_a_full_disk_leaves_the_one_before_intact(two, caplog):
     """The system refuses to let any file grow beyond 20 kB, as it refuses where no room is left."""
     saved, folder = two
     large = [np.random.default_rng(0).normal(size=100_000)]
@@ -168,6 +209,7 @@ def test_a_full_disk_leaves_the_one_before_intact(two):
     try:
         with pytest.raises(CheckpointError, match=r"the checkpoint of step 6 cannot be saved \(.*make room"):
             saved.save(6, large, FACTS)
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]  # no tracebacks before it
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(os.listdir(folder)) == ["2", "4"]

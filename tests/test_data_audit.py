@@ -95,7 +95,22 @@ def test_scales_far_apart_are_found_whatever_the_offset():
     assert (finding["kind"], finding["largest"]["channel"]) == ("scale_differences", 1)
     data = noise(3)
     data[:, :, 2] += 1e5
-    assert list(audit_series(data)) == []
+    assert kinds(audit_series(data)) == ["offsets"]
+
+
+def test_a_channel_far_off_zero_is_found():
+    data = noise(4)
+    data[:, :, 1] = data[:, :, 1] * 20 + 4000
+    data[:, :, 2] += 2  # twice its deviation
+    data[:, :, 3] = -5  # constant: a finding of its own
+    constant, offsets = audit_series(data)
+    assert constant["kind"] == "constant_channels"
+    assert offsets["kind"] == "offsets"
+    (channel,) = offsets["channels"]
+    assert channel["channel"] == 1
+    assert channel["mean"] == pytest.approx(data[:, :, 1].mean(dtype=float))
+    assert channel["deviation"] == pytest.approx(data[:, :, 1].std(dtype=float))
+    assert offsets["text"].startswith(f"channel 1 far off zero: channel 1 lies at {channel['mean']:.4g} ± ")
 
 
 def test_findings_about_rows():
@@ -109,10 +124,13 @@ def test_findings_about_rows():
         "conflicts": [["a", "b"]],
         "missing": 7,
         "lengths": np.array([2, 3]),
+        "header_differs": ["a.ts: more", "b.ts: less"],
     }
     findings = list(audit_rows({"a": 5}, **loud))
-    assert kinds(findings) == ["missing_values", "unequal_length", "duplicate_rows", "conflicting_labels"]
+    expected = ["header_counts", "missing_values", "unequal_length", "duplicate_rows", "conflicting_labels"]
+    assert kinds(findings) == expected
     assert [finding["text"] for finding in findings] == [
+        "a.ts: more; b.ts: less",
         "7 values are missing",
         "series of 2 to 3 time steps",
         "3 rows repeat another one; 1 series occur in the train and the test file",

@@ -410,6 +410,21 @@ def test_damaged_archives_are_refused(tmp_path):
             extract_files(archive, {"more.ts": "more.ts"}, tmp_path)
 
 
+def test_a_damaged_name_in_an_archive_is_refused(tmp_path):
+    archive = zip_with(tmp_path / "a.zip", "m\u00e9re.ts")
+    archive.write_bytes(archive.read_bytes().replace("m\u00e9re.ts".encode(), b"m\xff\xffre.ts"))
+    with pytest.raises(DataError, match=r"a\.zip: not a sound zip archive \(UnicodeDecodeError"):
+        extract_fine(archive, tmp_path / "into")
+
+
+def test_what_goes_wrong_beside_the_archive_is_not_put_down_to_it(tmp_path):
+    archive = zip_with(tmp_path / "a.zip", "more.ts")
+    with pytest.raises(FileNotFoundError), archives.opened_zip(archive):
+        (tmp_path / "absent").read_bytes()
+    with pytest.raises(TypeError), archives.opened_zip(archive):
+        len(3)
+
+
 def test_a_damaged_zip_from_the_site_keeps_what_was_there(tmp_path, site):
     truncated = GOOD[: len(GOOD) // 2]
     site.answers["/site/Libras.zip"] = truncated

@@ -2,7 +2,9 @@
 
 import os
 import pickle
+import resource
 import subprocess
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -178,10 +180,51 @@ def test_damaged_pickles_are_refused(tmp_path):
         with pytest.raises(DataError, match=r"data\.pkl: not a pickle of arrays, or cut short"):
             read_arrays(path)
     path.write_bytes(b"X" * 200)
-    with pytest.raises(DataError, match="process the data set again"):
+    with pytest.raises(DataError, match="Write it again"):
         read_arrays(path)
     with pytest.raises(DataError, match=r"absent\.pkl: cannot be read \(No such file"):
         read_arrays(tmp_path / "absent.pkl")
+
+
+def nested(value, depth: int = 26) -> bytes:
+    """A list of two lists of two lists .. of one value: 2^depth times the value, in a few hundred bytes."""
+    for _ in range(depth):
+        value = [value, value]
+    return pickle.dumps(value)
+
+
+@pytest.mark.parametrize(
+    ("content", "sound"),
+    [
+        (nested(1), False),
+        (nested(np.arange(4.0)), False),
+        (pickle.dumps([np.zeros(10**5)] * 10**5), False),
+        (b"\x80\x02K\x01r\xff\xff\xff\x7f.", True),  # stores the number 1 as part 2^31 - 1, and is the number 1
+        (b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7fK\x01.", False),
+        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\x00\x00x.", False),
+    ],
+    ids=["numbers", "small arrays", "a large array", "memo", "frame", "bytes"],
+)
+def test_no_small_file_takes_much_memory(tmp_path, content, sound):
+    path = tmp_path / "data.pkl"
+    path.write_bytes(content)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, hard))
+    try:
+        if sound:
+            assert read_array(path) == 1
+            return
+        with pytest.raises(DataError, match=r"data\.pkl: not a pickle of arrays"):
+            read_array(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_a_pipe_is_no_pickle(tmp_path):
+    os.mkfifo(tmp_path / "data.pkl")
+    with pytest.raises(DataError, match=r"data\.pkl: is not a regular file"):
+        read_arrays(tmp_path / "data.pkl")
 
 
 def test_arrays_of_different_shapes_are_not_one_array(tmp_path):

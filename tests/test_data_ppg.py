@@ -198,7 +198,7 @@ def test_an_error_in_scaled_labels_becomes_one_in_bpm(tmp_path):
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_the_zip_says_the_same_as_the_folder(tmp_path, nested):
+def test_the_zip_says_the_same_as_the_folder(tmp_path, monkeypatch, nested):
     folder = put(tmp_path / "raw")
     expected = process(folder, tmp_path / "folder")["processed_files"]
     archive = tmp_path / "ppg+dalia.zip"
@@ -213,6 +213,11 @@ def test_the_zip_says_the_same_as_the_folder(tmp_path, nested):
             file.write(tmp_path / "data.zip", "data.zip")
     assert process(archive, tmp_path / "zip")["processed_files"] == expected
     assert process_ppg.find_source(tmp_path) == archive
+    if nested:
+        monkeypatch.setattr(process_ppg, "MAX_INNER_BYTES", (tmp_path / "data.zip").stat().st_size - 1)
+        with pytest.raises(DataError, match=r"ppg\+dalia\.zip, member 'data\.zip': unpacks to over"):
+            process(archive, tmp_path / "zip")
+        assert not list(tmp_path.glob(".*")), "nothing is left"
     whole = archive.read_bytes()
     archive.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"ppg\+dalia\.zip: not a sound zip archive"):
@@ -381,6 +386,8 @@ def test_the_command_names_absent_subjects_and_the_way_by_hand(tmp_path, capsys)
     assert "--subjects goes on with those that are there: 1 2 4." in error
     assert process_ppg.main([*arguments, "--source", str(tmp_path / "absent.zip")]) == 1
     assert "absent.zip: no such file or folder" in capsys.readouterr().err
+    assert process_ppg.main([*arguments, "--seed", "-1"]) == 1
+    assert "seed -1: must be 0 or more" in capsys.readouterr().err
     assert not (tmp_path / "processed").exists()
 
 

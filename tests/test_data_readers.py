@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from raw_files import ARFF_HEADER, ARFF_TRAIN
 
 from data_dir.merging import merge
 from data_dir.readers import read_raw
@@ -81,6 +82,36 @@ def test_what_is_written_comes_back(tmp_path, write, suffix, gaps):
         assert raw.of_equal_length == (len(set(lengths.tolist())) == 1)
 
     check()
+
+
+def test_the_spellings_of_other_programs_are_read(tmp_path):
+    """A byte order mark, tabs, comments and empty lines behind @data: the series are the same."""
+    text = (
+        "@problemName toy\n@timeStamps\tfalse\n@classLabel\ttrue\ta b\n@data\n1,\t2 :3,4\t:a\n\n# no row\n5,6:?,8: b \n"
+    )
+    path = tmp_path / "toy.ts"
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    raw = read_raw(path)
+    np.testing.assert_array_equal(raw.data, [[[1, 3], [2, 4]], [[5, np.nan], [6, 8]]])
+    assert raw.labels.tolist() == ["a", "b"]
+    assert raw.header_differs == []
+    path = tmp_path / "toy.arff"
+    text = ARFF_HEADER + "% no row\n" + ARFF_TRAIN.replace("\n'", "\n\n% none\n'")
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_raw(path).data.shape == (2, 3, 2)
+
+
+def test_counts_of_the_header_are_compared(tmp_path):
+    path = tmp_path / "toy.ts"
+    head = "@univariate true\n@dimensions 3\n@seriesLength 2\n@classLabel true a\n@data\n"
+    path.write_text(head + "1,2,3:4,5,6:a\n")
+    assert read_raw(path).header_differs == [
+        "the header says dimensions 3, the series have 2 channels",
+        "the header says seriesLength 2, the series have 3 time steps",
+        "the header says univariate true, the series have 2 channels",
+    ]
+    (tmp_path / "more.ts").write_text(head.replace("2", "3").replace("true\n@", "false\n@") + "1,2,3:4,5,6:4,5,6:a\n")
+    assert read_raw(tmp_path / "more.ts").header_differs == []
 
 
 def test_merging_keeps_every_series_once_with_its_class(tmp_path):

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_dir import datasets
+from data_dir import datasets, scaling
 from data_dir.datasets import BUNDLED, create_dataset, processed_datasets
 from data_dir.names import nearest_name
-from data_dir.pickles import read_arrays
+from data_dir.pickles import read_arrays, write_arrays
 from data_dir.splits import split_by_seed
 from data_dir.storage import DataError
 
@@ -191,7 +191,10 @@ def test_a_name_found_twice_is_ambiguous(tmp_path):
 def test_labels_as_integers_or_one_hot(tmp_path, labels):
     store(tmp_path, data=jnp.asarray(toy()), labels=labels)
     dataset = load(tmp_path)
-    assert (dataset.label_dim, dataset.class_names) == (3, None)
+    # The values are kept as names: predictions give them back.
+    one_hot = np.ndim(labels) == 2 and np.shape(labels)[1] == 3
+    names = None if one_hot else [str(int(value)) for value in np.unique(np.asarray(labels))]
+    assert (dataset.label_dim, dataset.class_names) == (3, names)
     for part in PARTS:
         np.testing.assert_array_equal(getattr(dataset, part).labels, np.eye(3)[dataset.split[part] % 3])
 
@@ -206,7 +209,13 @@ def test_labels_as_integers_or_one_hot(tmp_path, labels):
         ({"data": toy(19)}, r"labels\.pkl: labels of shape \(20,\) for the 19 samples of data\.pkl"),
         ({"labels": np.array(1)}, r"labels\.pkl: labels of shape \(\)"),
         ({"labels": np.full(20, np.nan)}, r"labels\.pkl: 20 values are not finite"),
-        ({"labels": np.linspace(0, 1, 20)}, r"labels\.pkl: class labels must be integers or one-hot rows"),
+        ({"labels": np.linspace(0, 1, 20)}, r"labels\.pkl: class labels must be integers below 2\^24 or one-hot rows"),
+        ({"labels": 2**24 + np.arange(20)}, r"labels\.pkl: class labels must be integers below 2\^24"),
+        ({"labels": np.full(20, 7)}, r"labels\.pkl: all samples are of class 7; a classification needs two classes"),
+        (
+            {"labels": np.eye(3)[np.ones(20, int)]},
+            r"labels\.pkl: all samples are of class 1; a classification needs two",
+        ),
         ({"labels": np.ones((20, 3))}, r"labels\.pkl: class labels of shape \(20, 3\)"),
         ({"labels": np.full((20, 2), 0.5)}, r"labels\.pkl: class labels of shape \(20, 2\)"),
         ({"labels": np.ones((20, 3, 1))}, r"labels\.pkl: class labels of shape \(20, 3, 1\)"),
@@ -220,10 +229,110 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, change, message):
     assert str(caught.value).startswith(str(folder)), "the message names the file"
 
 
+def test_the_values_of_class_labels_are_said(tmp_path):
+    store(tmp_path, data=toy(), labels=np.array([0, 1, 2, 3, 40] * 4))
+    dataset = load(tmp_path)
+    assert dataset.class_names == ["0", "1", "2", "3", "40"]
+    described = "Toy: 20 series x 6 time steps x 2 channels; 5 classes (0, 1, 2, 3, 40); train 14, validation 3, test 3"
+    assert dataset.describe() == described
+    assert dataset.notes == ()
+
+
+def test_what_is_odd_is_noted(tmp_path):
+    data = toy().transpose(0, 2, 1)
+    data[:, :, 4] += 100
+    labels = np.arange(20) % 2
+    lost = split_by_seed(20, 2345)["test"][0]
+    labels[lost] = 9
+    store(tmp_path, data=data, labels=labels)
+    transposed, class_lost, offset = load(tmp_path).notes
+    assert transposed.startswith("more channels (6) than time steps (2): the axes must be")
+    assert class_lost == "the training part of seed 2345 has no sample of class 9."
+    assert offset.startswith("channel 4 far off zero: channel 4 lies at 100")
+    assert '"standardise": true in the config' in offset
+    assert load(tmp_path, seed=2).notes[-1] == offset, "it does not depend on the seed"
+    assert len(load(tmp_path, standardise=True).notes) == 2
+
+
+@pytest.mark.parametrize("kind", ["pkl", "npy"])
+@pytest.mark.parametrize("inmemory", [False, True])
+def test_channels_are_standardised_by_the_training_part(tmp_path, monkeypatch, kind, inmemory):
+    monkeypatch.setattr(scaling, "_CHUNK_BYTES", 500)
+    data = toy() * np.array([20, 0.1], dtype=np.float32) + np.array([4000, 0], dtype=np.float32)
+    data[:, :, 1] = 0.1  # constant: its mean is subtracted and nothing is divided
+    folder = store(tmp_path, labels=np.arange(20) % 2, **({"data": data} if kind == "pkl" else {}))
+    np.save(folder / "data.npy", data) if kind == "npy" else None
+    dataset = load(tmp_path, time=True, standardise=True, inmemory=inmemory)
+    train = data[dataset.split["train"]].astype(np.float64)
+    served = np.asarray(dataset.train.data, dtype=np.float64)
+    np.testing.assert_allclose(served[:, :, 1].mean(), 0, atol=1e-4)
+    np.testing.assert_allclose(served[:, :, 1].std(), 1, rtol=1e-5)
+    np.testing.assert_array_equal(served[:, :, 2], 0)
+    np.testing.assert_array_equal(served[0, :, 0], np.arange(6, dtype=np.float32) / 6)
+    mean, scale = train[:, :, 0].mean(), 1 / train[:, :, 0].std()
+    expected = (data[dataset.split["test"]][:, :, 0].astype(np.float64) - mean) * scale
+    np.testing.assert_allclose(dataset.test.data[:, :, 1], expected, atol=1e-4)
+    np.testing.assert_array_equal(dataset.test.data, dataset.test.batch(np.arange(3))[0])
+    np.testing.assert_allclose(dataset.standardisation.mean, [mean, 0.1], rtol=1e-7)
+    np.testing.assert_allclose(dataset.standardisation.scale, [scale, 1], rtol=1e-6)
+
+
+def test_padded_series_are_not_standardised(tmp_path):
+    store(tmp_path, data=toy(), labels=np.arange(20) % 2, mask=np.ones((20, 6), dtype=bool))
+    with pytest.raises(DataError, match="padded with zeros, which standardise would move"):
+        load(tmp_path, standardise=True)
+
+
+def test_labels_beyond_tanh_are_mapped_and_come_back(tmp_path):
+    labels = RNG.uniform(60, 180, size=(20, 3))
+    labels[4, 1], labels[7, 0] = 50, 190
+    store(tmp_path, data=toy(), labels=labels)
+    dataset = load(tmp_path, classification=False)
+    assert (dataset.output_step, dataset.label_dim) == (2, 1)
+    centre, unit = dataset.label_map
+    assert centre == 120
+    assert unit == pytest.approx(70 / 0.9)
+    served = np.concatenate([getattr(dataset, part).labels for part in PARTS])
+    assert served.min() == pytest.approx(-0.9)
+    assert served.max() == pytest.approx(0.9)
+    stored = np.concatenate([labels[dataset.split[part]] for part in PARTS])
+    np.testing.assert_allclose(dataset.label_map.to_labels(served), stored, rtol=1e-6)
+    assert {getattr(dataset, part).label_unit for part in PARTS} == {unit}
+    assert "3 labels a series, one every 2 time steps, mapped: label = 120 + 77.7778 x output" in dataset.describe()
+    # Labels that tanh comes near to, to its very ends, stay as they are.
+    write_arrays(tmp_path / "processed" / "UEA" / "Toy" / "labels.pkl", (labels - 120) / 70)
+    dataset = load(tmp_path, classification=False)
+    assert dataset.label_map is None
+    np.testing.assert_array_equal(dataset.test.labels, ((labels - 120) / 70).astype(np.float32)[dataset.split["test"]])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.full((20, 3), 5), "Toy: all labels are 5: a regression needs labels that differ"),
+        (RNG.uniform(size=(20, 7)), "Toy: 6 time steps cannot carry 7 labels"),
+        (RNG.uniform(size=(20, 4)), "Toy: 6 time steps cannot carry 4 labels at equal distances"),
+    ],
+)
+def test_labels_that_no_regression_can_have(tmp_path, labels, message):
+    store(tmp_path, data=toy(), labels=labels)
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, classification=False)
+
+
 def test_the_number_of_classes_must_be_that_of_the_names(tmp_path):
     folder = store(tmp_path, data=toy(), labels=np.arange(20) % 3)
     (folder / "dataset.json").write_text('{"class_names": ["a", "b"]}')
-    with pytest.raises(DataError, match=r"labels\.pkl: 3 classes, but dataset\.json beside it names 2"):
+    with pytest.raises(DataError, match=r"labels 0, 1, 2 must be among the 2 class_names .* they are neither"):
+        load(tmp_path)
+    (folder / "dataset.json").write_text('{"class_names": ["3", "2", "1", "0"]}')
+    with pytest.raises(DataError, match=r"labels 0, 1, 2 must be among the 4 class_names .* they are both"):
+        load(tmp_path)
+    (folder / "dataset.json").write_text('{"class_names": ["2", "0", "1", "7"]}')
+    write_arrays(folder / "labels.pkl", np.where(np.arange(20) % 3, 7, 1))
+    np.testing.assert_array_equal(load(tmp_path).train.labels.any(axis=0), [False, False, True, True])
+    write_arrays(folder / "labels.pkl", np.eye(3)[np.arange(20) % 3])
+    with pytest.raises(DataError, match=r"labels\.pkl: 3 classes, but dataset\.json beside it names 4"):
         load(tmp_path)
     (folder / "dataset.json").write_text('{"class_names": ["a", "b", "c"]}')
     assert load(tmp_path).class_names == ["a", "b", "c"]
@@ -231,7 +340,18 @@ def test_the_number_of_classes_must_be_that_of_the_names(tmp_path):
         load(tmp_path, classification=False)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"class_names": 3}', '{"processed_files": []}', "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"class_names": 3}',
+        '{"class_names": ["a", "b", 1]}',
+        '{"class_names": ["a", "b", "a"]}',
+        '{"processed_files": []}',
+        "\xff",
+    ],
+)
 def test_a_damaged_description_is_refused(tmp_path, text):
     folder = store(tmp_path, data=toy(), labels=np.arange(20) % 3)
     (folder / "dataset.json").write_bytes(text.encode("latin1"))
@@ -275,8 +395,10 @@ def test_damaged_and_missing_files_are_refused(tmp_path):
         load(tmp_path)
     (folder / "data.pkl").write_bytes(whole)
     (folder / "labels.pkl").unlink()
-    with pytest.raises(DataError, match=r"labels\.pkl: cannot be read \(No such file"):
+    # These files are the user's own: nobody advises to remove them.
+    with pytest.raises(DataError, match=r"labels\.pkl: no such file, nor labels\.npy\. Write it anew") as caught:
         load(tmp_path)
+    assert "emove" not in str(caught.value)
 
 
 def ppg(counts=(6, 4, 5), length: int = 64, step: int = 8) -> dict[str, np.ndarray]:
@@ -360,7 +482,7 @@ def test_arrays_in_npy_files_are_memory_mapped_and_checked(tmp_path):
 def test_a_missing_part_is_named(tmp_path):
     folder = store(tmp_path, "ppg", "PPG", **ppg())
     (folder / "y_val.pkl").unlink()
-    with pytest.raises(DataError, match=r"y_val\.pkl: cannot be read"):
+    with pytest.raises(DataError, match=r"y_val\.pkl: no such file"):
         load(tmp_path, "ppg", classification=False, output_step=8)
 
 

@@ -1,5 +1,9 @@
 """Folders that are written in one piece, or not at all."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +11,8 @@ import pytest
 from raw_files import files_below, full_disk
 
 from data_dir.storage import DataError, new_folder, read_json
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def write_half(target: Path) -> None:
@@ -82,6 +88,44 @@ def fill_up(target: Path) -> None:
         (folder / "large").write_bytes(bytes(2000))
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from data_dir.storage import new_folder
+if len(sys.argv) > 2:  # between the old folder's going and the new one's coming
+    rename = Path.rename
+    def once(self, to):
+        result = rename(self, to)
+        if str(to).endswith(".old"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    Path.rename = once
+with new_folder(Path(sys.argv[1])) as folder:
+    (folder / "a").write_text("killed")
+    if len(sys.argv) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_killed_processes_left_is_removed_at_the_next_start(tmp_path):
+    target = tmp_path / "set"
+    with new_folder(target) as folder:
+        (folder / "a").write_text("kept")
+    for flags in ([], ["late"]):
+        done = subprocess.run([sys.executable, "-c", KILLED, str(target), *flags], cwd=ROOT)
+        assert done.returncode == -signal.SIGKILL
+    left = sorted(path.suffix for path in tmp_path.iterdir() if path != target)
+    assert left == [".new", ".old"], "the second start removed what the first one left"
+    assert not target.exists()
+    with new_folder(tmp_path / "other") as other:
+        (other / "b").write_text("alive")
+        assert (target / "a").read_text() == "kept", "it came back to its place"
+        with new_folder(tmp_path / "third") as third:  # the folder of a process that lives is left alone
+            (third / "c").write_text("alive")
+            assert (other / "b").exists()
+    assert files_below(tmp_path) == ["other", "other/b", "set", "set/a", "third", "third/c"]
+
+
 def test_a_full_disk_leaves_what_was_there(tmp_path):
     target = tmp_path / "set"
     with new_folder(target) as folder:
@@ -111,4 +155,10 @@ def test_a_file_that_cannot_be_read_is_no_failed_write(tmp_path):
 def test_what_is_no_json_object_is_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=r"a\.json: "):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_pipe_is_no_json_file(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(DataError, match=r"a\.json: is not a regular file"):
         read_json(tmp_path / "a.json")

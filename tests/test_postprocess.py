@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -103,7 +104,9 @@ def test_the_average_is_taken_over_seeds_that_all_sets_have(tmp_path):
     assert (row["BPTT_n"], row["pairs"]) == (2, 2)
     assert row["difference_mean"] == pytest.approx(5.0)
     assert math.isnan(row["BPTT_paper_mean"])
+    assert not row["RHEL_short"]
     row = compared(tmp_path, "average of 2 published sets")
+    assert row["RHEL_short"]
     assert row["BPTT_mean"] == pytest.approx(40.0)
     assert row["BPTT_paper_mean"] == pytest.approx((73.9 + 48.1) / 2)
     assert row["RHEL_paper_mean"] == pytest.approx((73.5 + 51.6) / 2)
@@ -133,7 +136,9 @@ def test_failed_unfinished_damaged_and_missing_runs_are_listed(tmp_path):
         "Heartbeat LinHRU RHEL: seed 1 failed (the loss is not finite at step 7); seed 2 unfinished; missing: 3"
     )
     assert lines[1:3] == [f"Heartbeat NonlinHRU {name}: missing: 1, 2, 3" for name in ("BPTT", "RHEL")]
-    assert lines[5].startswith("Own NonlinHRU BPTT: seed 4 damaged (result.json: ValueError('test_metric nan'")
+    assert lines[5].startswith(
+        "Own NonlinHRU BPTT: seed 4 damaged (result.json: ValueError('test_metric nan is no accuracy'"
+    )
     assert lines[6].startswith("Own NonlinHRU RHEL: seed 5 damaged (result.json: JSONDecodeError")
     assert len(lines) == 7
     assert compare(read_runs(tmp_path))["RHEL_n"].to_list() == [0, 1]
@@ -141,10 +146,90 @@ def test_failed_unfinished_damaged_and_missing_runs_are_listed(tmp_path):
 
 def test_folders_that_are_no_runs_are_passed_over(tmp_path):
     put(tmp_path, "Own", "LinHRU_RHEL", 1)
+    for seed in ("01", "٣", "9" * 100):
+        put(tmp_path, "Own", "LinHRU_RHEL", seed)
     put(tmp_path, "Own", "LinHRU_ReversibleBPTT", 1)
     put(tmp_path, "Own", "LinHRU_BPTT", "one")
     (tmp_path / "benchmarks" / "step_times").mkdir(parents=True)
     assert read_runs(tmp_path)["folder"].to_list() == [str(tmp_path / "Own" / "LinHRU_RHEL" / "seed_1")]
+
+
+HOSTILE = (
+    '{"status": "completed", "metric": "accuracy", "test_metric": 7.0}',
+    '{"status": "completed", "metric": "accuracy", "test_metric": true}',
+    '{"status": "completed", "metric": "accuracy", "test_metric": -0.1}',
+    f'{{"status": "completed", "metric": "mse", "test_metric": {10**400}}}',
+    '{"status": "completed", "metric": "mse", "test_metric": 1e300}',
+    '{"status": "completed", "metric": ["mse"], "test_metric": 1}',
+    '{"status": "completed", "metric": "f1", "test_metric": 1}',
+    '{"status": "completed", "metric": "mse", "test_metric": "1"}',
+    f'{{"status": "completed", "n": {"9" * 5000}}}',
+    "[" * 100_000,
+    "[]",
+    "\0",
+)
+
+
+def test_one_foreign_folder_never_takes_the_table_away(tmp_path):
+    for seed in (1, 2):
+        put(tmp_path, "Heartbeat", "LinHRU_RHEL", seed)
+    for seed, text in enumerate(HOSTILE):
+        folder = put(tmp_path, "Own", "LinHRU_RHEL", seed)
+        (folder / "result.json").write_text(text)
+        (folder / "metrics.jsonl").write_text(text)
+    strange = "=a$\\frac$ \n|\udcff"
+    folder = put(tmp_path, strange, "@$m_RHEL", 1, error="\ud800", steps=10**30, parameters={"a": 1})
+    (folder / "metrics.jsonl").write_text('{"step": 1e300, "train_loss": 1e400}\n' + HOSTILE[-3] + "\n" + HOSTILE[-4])
+    (tmp_path / "Own" / "LinHRU_RHEL" / "seed_99" / "result.json").mkdir(parents=True)
+    folder = put(tmp_path, "Own", "LinHRU_RHEL", 100)
+    for name in ("result.json", "metrics.jsonl"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    runs = read_runs(tmp_path)
+    own = runs[runs["dataset"] == "Own"]
+    assert list(own["status"]) == ["damaged"] * (len(HOSTILE) + 2)
+    assert "test_metric 7.0 is no accuracy" in own["error"].iloc[0]
+    assert postprocess_results.main([str(tmp_path)]) == 0
+    summary = tmp_path / "summary"
+    assert (
+        "| Heartbeat | LinHRU | accuracy, % | - | 0 | 73.9 ± 0.6 | 50.0 ± 0.0 * | 2 |"
+        in (summary / "results.md").read_text()
+    )
+    with open(summary / "results.csv", newline="") as file:
+        names = [(row["dataset"], row["model"]) for row in csv.DictReader(file)]
+    assert names == [("Heartbeat", "LinHRU"), ("'=a$\\frac$ \n|\\udcff", "'@$m")]
+
+
+def test_runs_of_two_metrics_are_no_row(tmp_path):
+    put(tmp_path, "Own", "LinHRU_RHEL", 1, 0.5)
+    put(tmp_path, "Own", "LinHRU_BPTT", 1, 0.5, metric="mse")
+    put(tmp_path, "Other", "LinHRU_BPTT", 1, 0.5, metric="mse")
+    runs = read_runs(tmp_path)
+    assert compare(runs)["dataset"].to_list() == ["Other"]
+    assert problems(runs)[-1] == (
+        "Own LinHRU RHEL: seed 1 damaged (metric accuracy: the runs of this set have two metrics)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "seeds", "fields", "short"),
+    [
+        ("Heartbeat", 5, {"steps": 100_000, "stop_reason": "num_steps"}, False),
+        ("Heartbeat", 5, {"steps": 12_000, "stop_reason": "early_stopping"}, False),
+        ("Heartbeat", 4, {"steps": 100_000, "stop_reason": "num_steps"}, True),
+        ("Heartbeat", 5, {"steps": 600, "stop_reason": "num_steps"}, True),
+        ("Heartbeat", 5, {"steps": 240, "stop_reason": "early_stopping"}, True),
+        ("Heartbeat", 5, {}, True),
+        ("Own", 1, {}, False),
+    ],
+)
+def test_a_mean_of_fewer_seeds_or_steps_than_the_paper_is_marked(tmp_path, dataset, seeds, fields, short):
+    for seed in range(seeds):
+        put(tmp_path, dataset, "LinHRU_RHEL", seed, **fields)
+    row = compared(tmp_path, dataset)
+    assert (row["RHEL_short"], row["BPTT_short"]) == (short, False)
+    (cells,) = postprocess_results._cells(compare(read_runs(tmp_path)))[1:]
+    assert cells[6].endswith(" *") == short
 
 
 @pytest.mark.parametrize(
@@ -172,7 +257,9 @@ def test_everything_is_written_and_nothing_but_results_and_metrics_is_read(tmp_p
     outputs = tmp_path / "outputs"
     for seed in (1, 2):
         for algorithm in ("BPTT", "RHEL"):
-            folder = put(outputs, "Heartbeat", f"LinHRU_{algorithm}", seed, 0.5 + seed / 10, seconds=1.5)
+            memory = {"host": 3 * 2**30, "device": None}
+            fields = {"seconds": 1.5, "peak_memory_bytes": memory}
+            folder = put(outputs, "Heartbeat", f"LinHRU_{algorithm}", seed, 0.5 + seed / 10, **fields)
             (folder / "config.json").write_bytes(b"\xff")
             put(outputs, "ppg", f"NonlinHRU_{algorithm}", seed, 0.1, metric="mse")
     put(outputs, "EigenWorms", "LinHRU_RHEL", 1, None, status="failed", error="a|b")
@@ -189,12 +276,12 @@ def test_everything_is_written_and_nothing_but_results_and_metrics_is_read(tmp_p
 
     report = (summary / "results.md").read_text()
     assert done.stdout.rstrip() in report
-    row = "| Heartbeat | LinHRU | accuracy, % | 65.0 ± 7.1 | 2 | 73.9 ± 0.6 | 65.0 ± 7.1 | 2 | 73.5 ± 1.6 |"
+    row = "| Heartbeat | LinHRU | accuracy, % | 65.0 ± 7.1 * | 2 | 73.9 ± 0.6 | 65.0 ± 7.1 * | 2 | 73.5 ± 1.6 |"
     assert f"{row} 0.0 | [0.0, 0.0] | 2 |" in report
     assert "sample standard deviation" in report
     assert "- EigenWorms LinHRU RHEL: seed 1 failed (a|b)" in report
     tex = (summary / "results.tex").read_text()
-    assert r"Heartbeat & LinHRU & accuracy, \% & 65.0 $\pm$ 7.1 & 2 &" in tex
+    assert r"Heartbeat & LinHRU & accuracy, \% & 65.0 $\pm$ 7.1 * & 2 &" in tex
     assert len({line.count("&") for line in tex.splitlines() if "&" in line}) == 1
     with open(summary / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -203,7 +290,8 @@ def test_everything_is_written_and_nothing_but_results_and_metrics_is_read(tmp_p
     with open(summary / "runs.csv", newline="") as file:
         runs = list(csv.DictReader(file))
     assert len(runs) == 9
-    assert (runs[1]["status"], runs[1]["seconds"], runs[1]["peak_memory"]) == ("completed", "1.5", "")
+    assert (runs[1]["status"], runs[1]["seconds"]) == ("completed", "1.5")
+    assert (int(float(runs[1]["peak_memory_host_bytes"])), runs[1]["peak_memory_device_bytes"]) == (3 * 2**30, "")
 
     # Written again it is the same, and takes no part in what is read.
     first = {path: path.read_bytes() for path in summary.rglob("*") if path.is_file()}

@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import tracemalloc
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -13,9 +15,14 @@ from small_experiments import REGRESSION, refusal, small_config, write_dataset
 
 import prediction
 import run_experiment
+import run_facts
 import runs
+from atomic import replacing
 from data_dir.datasets import create_dataset
+from data_dir.pickles import read_array, write_arrays
+from data_dir.storage import DataError, sha256_of
 from models import load_run
+from models.load import RunError
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +33,12 @@ def kept(tmp_path_factory):
     write_dataset(root, "Pulse", regression=True)
     runs.run_seed(small_config(root, "Tiny"), 1)
     runs.run_seed(small_config(root, "Pulse", time=False, **REGRESSION), 1)
+    # Heart rates in bpm, from a channel far off zero and one near it, and no word of output_step.
+    write_dataset(root, "Rate", regression=True)
+    folder = root / "data" / "processed" / "UEA" / "Rate"
+    write_arrays(folder / "data.pkl", read_array(folder / "data.pkl") * [20, 0.1] + [4000, 0])
+    write_arrays(folder / "labels.pkl", 120 + 100 * read_array(folder / "labels.pkl"))
+    runs.run_seed(small_config(root, "Rate", standardise=True, **{**REGRESSION, "output_step": None}), 1)
     return root
 
 
@@ -52,7 +65,7 @@ def command(*flags):
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
-@pytest.mark.parametrize("name", ["Tiny", "Pulse"])
+@pytest.mark.parametrize("name", ["Tiny", "Pulse", "Rate"])
 def test_the_recorded_metric_comes_out_again(kept, capsys, name, part):
     folder = run_of(kept, name)
     assert command("--evaluate", folder, *([] if part == "test" else ["--split", part])) == 0
@@ -71,7 +84,7 @@ def test_it_comes_out_again_with_other_settings_and_in_double_precision(work):
         runs.run_seed(config, 5)
     found = prediction.evaluate_run(runs.run_folder(config, 5))
     assert found.recomputed == found.recorded
-    assert float(np.float32(found.recorded)) != found.recorded
+    assert float(np.float32(found.recorded.loss)) != found.recorded.loss
     assert not jax.config.jax_enable_x64
     # And the other way round.
     with jax.enable_x64(True):
@@ -85,8 +98,8 @@ def test_the_rows_are_those_that_the_run_saved(work):
     parts = saved["seeds"]["1"]
     parts["train"][0], parts["test"][0] = parts["test"][0], parts["train"][0]
     path.write_text(json.dumps(saved))
-    found = prediction.evaluate_run(run_of(work, "Pulse"))
-    assert found.recomputed != found.recorded
+    with pytest.raises(RunError, match=r"split.json: was changed: its rows are not those that the run used"):
+        prediction.evaluate_run(run_of(work, "Pulse"))
     # Without saved rows they are drawn by the recorded seed.
     path.unlink()
     found = prediction.evaluate_run(run_of(work, "Pulse"))
@@ -102,13 +115,40 @@ def test_a_metric_that_differs_is_exit_status_1(work, capsys):
     assert f"with jax {jax.__version__}" in printed.err
 
 
+def test_a_model_that_does_otherwise_is_not_called_equal(work, capsys):
+    """A flipped bit that leaves the accuracy as it is: noticed by the hash of the model, the loss and the outputs."""
+    path = run_of(work) / "model.eqx"
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\x93NUMPY") + 128
+    content[at + 1] ^= 1
+    path.write_bytes(content)
+    assert command("--evaluate", run_of(work)) == 2
+    assert "model.eqx: was changed since the run ended" in capsys.readouterr().err
+    change(run_of(work) / "result.json", model_sha256=sha256_of(path))
+    assert command("--evaluate", run_of(work)) == 1
+    printed = capsys.readouterr().out
+    result = json.loads((run_of(work) / "result.json").read_text())
+    assert f"recorded {result['test_metric']}, recomputed {result['test_metric']}: DIFFERENT (loss recorded" in printed
+    assert "the outputs have other bits" in printed
+
+
 def test_the_data_may_lie_elsewhere(work):
     record = json.loads((run_of(work) / "config.json").read_text())
     change(run_of(work) / "config.json", config=record["config"] | {"data_dir": str(work / "moved")})
     assert command("--evaluate", run_of(work)) == 2
+    assert not (work / "moved").exists()
     (work / "data").rename(work / "moved")
     assert command("--evaluate", run_of(work)) == 0
     assert command("--evaluate", run_of(work), "--data_dir", work / "moved") == 0
+
+
+def test_a_set_that_needs_no_download_is_not_processed_for_an_evaluation(work, capsys):
+    record = json.loads((run_of(work) / "config.json").read_text())
+    changes = {"data_dir": str(work / "gone"), "dataset_name": "BasicMotions"}
+    change(run_of(work) / "config.json", config=record["config"] | changes)
+    assert command("--evaluate", run_of(work)) == 2
+    assert f"{work / 'gone'}: no such folder" in capsys.readouterr().err
+    assert not (work / "gone").exists()
 
 
 def test_other_data_of_that_name_are_refused(work, capsys):
@@ -194,16 +234,119 @@ def test_a_regression_gives_a_column_per_output_in_every_precision(work):
     assert abs(errors[1]) < 1e-12
 
 
+def test_maps_of_the_data_are_recorded_and_undone(work, monkeypatch):
+    """The files hold bpm and raw channels. So do predictions, metrics, pictures and what a loaded model takes."""
+    folder = run_of(work, "Rate")
+    record = json.loads((folder / "config.json").read_text())
+    assert record["config"]["output_step"] == 4
+    centre, unit = record["data"]["label_map"].values()
+    processed = work / "data" / "processed" / "UEA" / "Rate"
+    series, labels = read_array(processed / "data.pkl").astype(np.float32), read_array(processed / "labels.pkl")
+    np.save(work / "new.npy", series)
+    assert command("--predict", work / "new.npy", "--run", folder) == 0
+    predicted = np.array([row[1:] for row in rows_of(work / "new_predictions.csv")[1:]], dtype=float)
+    assert np.all(np.abs(predicted - centre) < unit)
+    test = json.loads((folder / "split.json").read_text())["seeds"]["1"]["test"]
+    result = json.loads((folder / "result.json").read_text())
+    assert np.mean((predicted - labels)[test] ** 2) == pytest.approx(result["test_metric"], rel=1e-5)
+    assert result["test_metric"] == pytest.approx(result["test_loss"] * unit**2)
+
+    model, state = load_run(folder)
+    time = np.broadcast_to(np.arange(8, dtype=np.float32)[:, None] / 8, (20, 8, 1))
+    forward = jax.vmap(eqx.nn.inference_mode(model), axis_name="batch", in_axes=(0, None), out_axes=(0, None))
+    outputs, _ = forward(np.concatenate([time, series], axis=2), state)
+    np.testing.assert_allclose(outputs[..., 0], predicted, rtol=1e-6)
+
+    # The picture's numbers, and the run itself, once more.
+    drawn = []
+    monkeypatch.setattr(runs, "draw_predictions", lambda *arrays, **_: drawn.extend(arrays[:2]))
+    runs.run_seed(small_config(work, "Rate", standardise=True, **REGRESSION), 1, overwrite=True)
+    np.testing.assert_allclose(drawn[0], predicted[test], rtol=1e-6)
+    np.testing.assert_allclose(drawn[1], labels[test], rtol=1e-6)
+
+    # Other data under the same name are refused, and so are damaged maps.
+    write_arrays(processed / "data.pkl", series + 1)
+    with pytest.raises(DataError, match="was trained on other data"):
+        prediction.evaluate_run(folder)
+    without_hash = {name: value for name, value in record["data"].items() if name != "sha256"}
+    change(folder / "config.json", data=without_hash)
+    with pytest.raises(DataError, match=r"standardisation is .* but the run"):
+        prediction.evaluate_run(folder)
+    for name, value in (("standardisation", {"mean": [1.0], "scale": [1.0]}), ("label_map", {"centre": 1.0})):
+        change(folder / "config.json", data=record["data"] | {name: value})
+        with pytest.raises(RunError, match=r"config.json: "):
+            load_run(folder)
+
+
+def test_a_record_without_the_newer_fields_is_read(work):
+    path = run_of(work) / "config.json"
+    record = json.loads(path.read_text())
+    del record["defaults"], record["config"]["standardise"]
+    del record["data"]["standardisation"], record["data"]["label_map"]
+    path.write_text(json.dumps(record))
+    assert command("--evaluate", run_of(work)) == 0
+    np.save(work / "new.npy", SERIES)
+    assert command("--predict", work / "new.npy", "--run", run_of(work)) == 0
+    config = small_config(work, "Tiny")
+    run_facts.require_same_run(run_of(work), run_facts.decisive_facts(config, 1, runs.facts_of_data(config, 1)))
+
+
+def test_class_labels_keep_their_values(work):
+    processed = work / "data" / "processed" / "UEA" / "Tiny"
+    labels = read_array(processed / "labels.pkl").argmax(axis=1)
+    (processed / "labels.pkl").unlink()
+    np.save(processed / "labels.npy", np.where(labels, 40, 3))
+    config = small_config(work, "Tiny", data_dir=str(work / "data"))
+    runs.run_seed(config, 1, overwrite=True)
+    np.save(work / "new.npy", read_array(processed / "data.pkl"))
+    assert command("--predict", work / "new.npy", "--run", run_of(work)) == 0
+    head, *rows = rows_of(work / "new_predictions.csv")
+    assert head == ["index", "predicted", "probability_3", "probability_40"]
+    assert {row[1] for row in rows} <= {"3", "40"}
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", 1], "ab", {"a": 1, "b": 2}])
+def test_damaged_class_names_are_refused(work, capsys, names):
+    record = json.loads((run_of(work) / "config.json").read_text())
+    change(run_of(work) / "config.json", data=record["data"] | {"class_names": names})
+    np.save(work / "new.npy", SERIES)
+    assert command("--predict", work / "new.npy", "--run", run_of(work)) == 2
+    assert "config.json: class_names must be null or 2 texts" in capsys.readouterr().err
+    assert not (work / "new_predictions.csv").exists()
+
+
+def test_a_file_is_read_in_pieces(work):
+    """More than once the memory of a batch is never held: neither a copy of the series nor all predictions."""
+    series = np.zeros((4000, 8, 2))
+    np.save(work / "new.npy", series)
+    with prediction._kept_run(run_of(work)) as run:
+        opened = prediction._opened_series(work / "new.npy", run)
+        assert isinstance(opened, np.memmap)
+        predicted = prediction.predictions(run, opened, work / "new.npy")
+        next(predicted)  # compiles
+        tracemalloc.start()
+        assert sum(1 for _ in predicted) == 3999
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < series.nbytes / 4
+
+
 def test_a_ts_file_is_read_and_classes_without_names_are_numbered(work):
     series = np.random.default_rng(1).normal(size=(5, 8, 2)).astype(np.float32)
     (work / "new.ts").write_text(HEADER + series_text(*((one.T.tolist(), "a") for one in series)))
     np.save(work / "same.npy", np.asfortranarray(series.astype(np.float64)))
-    for name in ("new.ts", "same.npy"):
+    unlabelled = HEADER.replace("@classLabel true a b", "@classLabel false")
+    (work / "bare.ts").write_text(
+        unlabelled + series_text(*((one.T.tolist(), "a") for one in series)).replace(":a", "")
+    )
+    (work / "unknown.ts").write_text(HEADER + series_text(*((one.T.tolist(), "?") for one in series)))
+    for name in ("new.ts", "same.npy", "bare.ts", "unknown.ts"):
         assert command("--predict", work / name, "--run", run_of(work)) == 0
     rows = rows_of(work / "new_predictions.csv")
     assert rows[0][2:] == ["probability_0", "probability_1"]
     assert {row[1] for row in rows[1:]} <= {"0", "1"}
-    assert (work / "new_predictions.csv").read_bytes() == (work / "same_predictions.csv").read_bytes()
+    for name in ("same", "bare", "unknown"):
+        assert (work / "new_predictions.csv").read_bytes() == (work / f"{name}_predictions.csv").read_bytes()
 
 
 SERIES = np.zeros((3, 8, 2))
@@ -224,13 +367,13 @@ def with_value(value):
         (np.zeros((0, 8, 2)), "shape (0, 8, 2); needed are"),
         (np.zeros((3, 8, 2), dtype=complex), "complex128 of shape"),
         (np.full((3, 8, 2), "1"), "<U1 of shape"),
-        (np.full((3, 8, 2), None), "no array of numbers can be read from it (Array can't be memory-mapped: Python obj"),
-        (with_value(np.nan), "1 values are missing, infinite or beyond float32, the first in series 1, time step 2, c"),
-        (with_value(1e39), "1 values are missing, infinite or beyond float32"),
+        (np.full((3, 8, 2), None), "no array can be read from it (Array can't be memory-mapped: Python obj"),
+        (with_value(np.nan), "a value is missing, infinite or beyond float32: series 1, time step 2, channel 0"),
+        (with_value(1e39), "a value is missing, infinite or beyond float32"),
         (np.full((3, 8, 2), [[[0]], [[3e38]], [[0]]]), "the prediction for series 1 (from 0) is not finite"),
-        (b"", "no array of numbers can be read from it"),
-        (b"PK\x03\x04", "no array of numbers can be read from it"),
-        (b"\x93NUMPY\x01\x00\x0a\x00{'descr': (", "no array of numbers can be read from it"),
+        (b"", "no array can be read from it"),
+        (b"PK\x03\x04", "no array can be read from it"),
+        (b"\x93NUMPY\x01\x00\x0a\x00{'descr': (", "no array can be read from it"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(work, capsys, content, message):
@@ -248,7 +391,8 @@ def test_a_file_that_does_not_fit_is_refused(work, capsys, content, message):
     [
         ("new.csv", "1,2", "is neither .npy nor .ts"),
         ("new.ts", "@data\n", "has a header but no series"),
-        ("new.ts", "@problemName x\n@classLabel false\n@data\n1,2:3,4\n", "has no class labels"),
+        ("new.ts", "@problemName x\n@classLabel false\n@data\n1,2:3,4\n", "series of 2 time steps and 2 channels; the"),
+        ("new.ts", "@classLabel true a b\n@data\n1,2:3,4\n", "series 1 ends in numbers where the header announces"),
         ("new.ts", None, "no such file"),
     ],
 )
@@ -273,6 +417,15 @@ def test_nothing_is_overwritten_unasked(work, capsys):
     for output in (work / "new.npy", work, work / "absent" / "new.csv"):
         assert command("--predict", work / "new.npy", "--run", run_of(work), "--overwrite", "--output", output) == 2
     assert "there is no folder" in capsys.readouterr().err
+    # Nor is a device, which root could replace.
+    node = work / "device"
+    node.symlink_to("/dev/full")
+    flags = ("--predict", work / "new.npy", "--run", run_of(work), "--overwrite", "--output", node)
+    assert command(*flags) == 2
+    assert "is there and no regular file" in capsys.readouterr().err
+    assert node.readlink() == Path("/dev/full")
+    with pytest.raises(OSError, match="only files are replaced"), replacing(node):
+        pass
     assert (work / "new.npy").read_bytes() == before
 
 

@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -308,20 +309,36 @@ def wait_for(condition, process):
         time.sleep(0.01)
 
 
+ENDS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 75, signal.SIGINT: 75, signal.SIGUSR1: 75}
+
+
 @pytest.mark.slow
-def test_the_script_killed_by_the_system_ends_with_the_same_bits(workplace):
-    options = {"num_steps": 3000, "print_steps": 500, "checkpoint_steps": 100}
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
+def test_the_script_killed_by_the_system_ends_with_the_same_bits(workplace, kills):
+    """Half of the times while Python imports, compiles or takes up its work, half after it has saved again."""
+    options = {"num_steps": 1000 * kills, "print_steps": 500, "checkpoint_steps": 100}
     write_config({**HERE, **OPTIONS, **options})
     folder = runs.run_folder(config_of(), 1) / "checkpoints"
+    chance = random.Random(0)
 
     def saved():
         return max((int(path.parent.name) for path in folder.glob("[0-9]*/sha256.json")), default=0)
 
-    process = subprocess.Popen(SCRIPT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(saved, process)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert not (folder.parent / "result.json").exists()
+    for number in range(kills):
+        before = saved()
+        process = subprocess.Popen(SCRIPT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if number % 2:
+            wait_for(lambda before=before: saved() > before, process)
+            time.sleep(chance.uniform(0, 0.3))
+        else:
+            time.sleep(chance.uniform(1, 5))
+        # At first SIGKILL, which nothing can hear.
+        end = signal.SIGKILL if number < 2 else chance.choice(list(ENDS))
+        process.send_signal(end)
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == ENDS[end], error
+        assert "Traceback" not in error
+        assert not (folder.parent / "result.json").exists()
     done = subprocess.run(SCRIPT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "goes on from step " in done.stderr

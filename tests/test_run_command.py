@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from small_experiments import HERE, SEED_1, lines, read, refusal, run, snapshot, write_config
 
+import compilation_cache
 import run_experiment
 import runs
 from data_dir.dataloaders import Dataloader
@@ -219,6 +220,23 @@ def test_a_kept_program_gives_the_bits_of_a_fresh_one(workplace, kept_or_taken):
     assert first == fresh
     assert second == fresh
     assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_entries_that_a_full_disk_left_empty_are_compiled_again(tmp_path):
+    def compiled():
+        jax.clear_caches()
+        with compilation_cache.enabled(str(tmp_path)):
+            jax.jit(lambda x: 2 * x)(np.float32(1))  # a warning would be an error
+        return sorted(tmp_path.glob("*-cache"))
+
+    entries = compiled()
+    assert entries
+    for entry in entries:
+        entry.write_bytes(b"")
+    (tmp_path / "mine").touch()
+    assert compiled() == entries
+    assert all(entry.stat().st_size for entry in entries)
+    assert (tmp_path / "mine").exists()
 
 
 def test_a_folder_for_compiled_programs_that_cannot_be_written_is_a_notice(workplace, capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small_experiments import HERE, SEED_1, lines, read, run, snapshot, timeless, write_config
+from small_experiments import HERE, REGRESSION, SEED_1, lines, read, run, snapshot, timeless, write_config
 from tensorboardX.proto.event_pb2 import Event
 
 import run_experiment
@@ -88,7 +88,9 @@ def test_the_script_end_to_end_on_real_data(tmp_path):
     assert header.split()[:3] == ["data", "set", "model"]
     assert row.split()[:3] == ["BasicMotions", "LinHRU", "RHEL"]
     assert f"{100 * result['test_metric']:.1f} ± n/a" in row
-    assert len(done.stderr.splitlines()) == 2
+    shape, *progress = done.stderr.splitlines()
+    assert shape.startswith("BasicMotions: 80 series x 100 time steps x 6 channels; 4 classes (Badminton, Running, ")
+    assert len(progress) == 2
     assert "\r" not in done.stderr
 
 
@@ -118,6 +120,13 @@ def test_the_metrics_are_the_evaluations(workplace):
 def test_a_confusion_matrix_counts_the_true_class_by_row():
     outputs = np.array([[0.1, 0.9, 0.0], [0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])
     assert runs.confusion(outputs, np.eye(3)[[1, 0, 0]]) == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_a_title_is_no_mathematics(tmp_path):
+    """A name that matplotlib cannot read as a formula would end a run that is trained."""
+    history = [train.Evaluation(*[1.0] * len(train.Evaluation._fields))]
+    runs.draw_curves(history, tmp_path / "a.png", title=r"$\frac$", metric="accuracy", best_step=1)
+    runs.draw_predictions(np.zeros((2, 3)), np.zeros((2, 3)), tmp_path / "b.png", title=r"$\frac$")
 
 
 def test_event_files_have_every_evaluation(workplace):
@@ -226,3 +235,30 @@ def test_basic_motions_is_learnt(tmp_path, model_name, learning_algorithm):
     accuracies = [read(folder / "result.json")["test_metric"] for folder in folders]
     assert len(accuracies) == 3
     assert np.mean(accuracies) >= 0.9
+
+
+def test_a_published_file_runs_as_it_is(workplace, capsys):
+    """All values as text, no output_step, and no field of this project; what it left out is told."""
+    texts = ("lr_scheduler", "metric", "data_dir", "seeds")
+    fields = {**HERE, **REGRESSION, "dataset_name": "Pulse", "output_parent_dir": "", "seeds": ["7"]}
+    fields = {name: value if name in texts else str(value) for name, value in fields.items()}
+    ours = {name: fields.pop(name) for name in ("output_step", "epsilon", "model_name")}
+    write_config(fields, "NonlinHRU")
+    path = Path("configs", "NonlinHRU", "Pulse.json")
+    path.write_text(json.dumps({name: fields[name] for name in fields.keys() - {"dataset_name", "complex_ssm"}}))
+    assert run("--dataset_name", "Pulse", "--model_name", "NonlinHRU") == 0
+    shape, *progress = capsys.readouterr().err.splitlines()
+    assert shape == (
+        "Pulse: 20 series x 8 time steps x 2 channels; 2 labels a series, one every 4 time steps; "
+        "train 14, validation 3, test 3"
+    )
+    assert "step 2/4" in progress[0]
+    record = read("outputs/Pulse/NonlinHRU_RHEL/seed_7/config.json")
+    assert record["config"]["output_step"] == int(ours["output_step"])
+    defaults = {"output_step": 4, "epsilon": None, "complex_ssm": False, "standardise": False, "batchnorm": "batch"}
+    assert defaults.items() <= record["defaults"].items()
+    assert record["defaults"].items() <= record["config"].items()
+    assert not record["defaults"].keys() & fields.keys() - {"complex_ssm", "dataset_name"}
+    # The field in the file or left out, it is the same run.
+    assert run("--dataset_name", "Pulse", "--model_name", "NonlinHRU") == 0
+    assert "kept" in capsys.readouterr().out

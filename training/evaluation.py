@@ -37,6 +37,9 @@ def evaluate(
 ) -> tuple[float, float]:
     """Mean loss and metric (accuracy, or mean squared error) over every sample of a split, without dropout.
 
+    The loss is that of the network's outputs. The mean squared error is that of the labels in the files: it is the loss
+    times `data.label_unit`², which is 1 unless labels were mapped.
+
     `data` is a `Dataloader`. Its last batch is filled up with repeated samples of weight 0, so all splits share one
     compiled program. A loss that is not finite is returned, not raised.
 
@@ -46,7 +49,8 @@ def evaluate(
     for _, loss, metric, _ in _evaluate_batches(model, state, data, batch_size, classification):
         losses.append(float(loss))
         metrics.append(float(metric))
-    return math.fsum(losses) / data.size, math.fsum(metrics) / data.size
+    unit = 1 if classification else data.label_unit**2
+    return math.fsum(losses) / data.size, math.fsum(metrics) / data.size * unit
 
 
 def predict(
