@@ -14,7 +14,7 @@ def replacing(path: Path) -> Iterator[Path]:
     **Raises:** `OSError` if `path` is there and no regular file (a folder, a device): such things are not replaced.
     """
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "is there and no regular file; only files are replaced", str(path))
+        raise OSError(errno.EINVAL, "is there and not a regular file; only files are replaced", str(path))
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary

@@ -119,7 +119,7 @@ def _rank(name):
 
 def _read_result(path: Path) -> dict:
     if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        return {"status": "damaged", "error": f"{path.name}: is no regular file"}
+        return {"status": "damaged", "error": f"{path.name}: is not a regular file"}
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         completed = result["status"] == "completed"

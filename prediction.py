@@ -116,7 +116,7 @@ def predict_file(
     if not output.parent.is_dir():
         raise DataError(f"{output}: there is no folder {output.parent}.")
     if output.exists() and not output.is_file():
-        raise DataError(f"{output}: is there and no regular file. --output names another file.")
+        raise DataError(f"{output}: is there and not a regular file. --output names another file.")
     if output.exists() and (not overwrite or output.samefile(file)):
         raise DataError(f"{output}: is there already. --output names another file, --overwrite replaces it.")
     with _kept_run(folder) as run:

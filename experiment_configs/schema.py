@@ -279,7 +279,7 @@ def load_config(path: str | Path, model_name: str | None = None) -> ExperimentCo
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise ConfigError(f"{path}: is no regular file")  # reading a pipe would wait for ever
+        raise ConfigError(f"{path}: is not a regular file")  # reading a pipe would wait for ever
     try:
         fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:

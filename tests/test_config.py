@@ -488,5 +488,5 @@ def test_the_error_of_a_rule_lists_what_is_allowed(fields, write):
 def test_a_pipe_in_place_of_a_config_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     for path in (tmp_path / "pipe.json", Path("/dev/zero")):
-        with pytest.raises(ConfigError, match="is no regular file"):
+        with pytest.raises(ConfigError, match="is not a regular file"):
             load_config(path)

@@ -114,7 +114,15 @@ def test_a_cut_model_is_refused(folder, kept):
         models.load_run(folder)
 
 
-@pytest.mark.parametrize(("sound", "damaged"), [(b"(4,", b"{4,"), (b"'descr'", b"'descr("), (b"NUMPY", b"numpy")])
+@pytest.mark.parametrize(
+    ("sound", "damaged"),
+    [
+        *((b"(4,", b"{4,"), (b"'descr'", b"'descr("), (b"NUMPY", b"numpy")),
+        # Of numpy, in their order: TypeError, SyntaxError, OverflowError.
+        *((b"'shape'", b"b'hape'"), (b"'<f4'", b"',,4'")),
+        (b"(4, 3), }".ljust(29), b"(99999999999999999999,), }".ljust(29)),
+    ],
+)
 def test_a_damaged_header_is_refused(folder, sound, damaged):
     content = (folder / "model.eqx").read_bytes()
     (folder / "model.eqx").write_bytes(content.replace(sound, damaged, 1))

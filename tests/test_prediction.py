@@ -422,7 +422,7 @@ def test_nothing_is_overwritten_unasked(work, capsys):
     node.symlink_to("/dev/full")
     flags = ("--predict", work / "new.npy", "--run", run_of(work), "--overwrite", "--output", node)
     assert command(*flags) == 2
-    assert "is there and no regular file" in capsys.readouterr().err
+    assert "is there and not a regular file" in capsys.readouterr().err
     assert node.readlink() == Path("/dev/full")
     with pytest.raises(OSError, match="only files are replaced"), replacing(node):
         pass
