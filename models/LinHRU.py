@@ -50,8 +50,9 @@ class LinHRULayer(AbstractHRULayer):
     A complex unit of ssm_dim oscillators is a real one of twice as many: A and step are real and shared by the two
     parts, B = [Re B; Im B] and C = [Re C, -Im C] (the sign is part of the stored C).
 
-    With `damping`, each oscillator has a gamma >= 0 through relu, by which its position and momentum shrink: by
-    exp(-gamma step / 2) in a step. See `models.damping`. It needs RHEL or BPTT.
+    With `damping`, each oscillator has a gamma >= 0, by which its position and momentum shrink: by
+    exp(-gamma step / 2) in a step. See `models.damping`. It needs RHEL or BPTT. A stored gamma below 0 counts as 0. It
+    has no gradient, as an A at or below 0 has none; a gamma of exactly 0 still has one, for units that start undamped.
     """
 
     A: Float[Array, " ssm_dim"]
@@ -96,7 +97,8 @@ class LinHRULayer(AbstractHRULayer):
         if self.gamma is None:
             return super().__call__(inputs, standardisation)
         system = standardised(self.system(), standardisation)
-        gamma = jnp.tile(jax.nn.relu(self.gamma), self.B.shape[0] // self.gamma.shape[0])
+        gamma = jnp.where(self.gamma >= 0, self.gamma, 0)
+        gamma = jnp.tile(gamma, self.B.shape[0] // self.gamma.shape[0])
         return respond_damped(self.learning_algorithm, system, 0.5 * gamma * system.hamiltonian.step, inputs)
 
 

@@ -1,6 +1,5 @@
 """Checks for a Hamiltonian or a model of one's own: is it admissible, is its gradient right, does its echo return?"""
 
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,29 +9,33 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from models.hamiltonian import AbstractHamiltonian, flow
+from models.hamiltonian import AbstractHamiltonian
 from models.layer import AbstractHRULayer
 from models.normalisation import standardised
-from models.rhel import (
-    BPTT,
-    RHEL,
-    AbstractLearningAlgorithm,
-    AbstractSystem,
-    BareSystem,
-    evolve,
-    rest_state,
-    with_learning_algorithm,
-)
+from models.retrace import RetraceWarning, retrace_error, retrace_errors
+from models.rhel import BPTT, RHEL, BareSystem, evolve, rest_state
 
-RETRACE_TOLERANCE = 1e-3
+__all__ = [
+    "Agreement",
+    "GradientCheck",
+    "InadmissibleHamiltonian",
+    "RetraceWarning",
+    "agreement",
+    "agreement_by_leaf",
+    "check_gradient",
+    "check_hamiltonian",
+    "finite_difference_errors",
+    "one_rounding",
+    "retrace_error",
+    "retrace_errors",
+    "rounding_of_constraints",
+    "to_float64",
+    "with_same_numbers",
+]
 
 
 class InadmissibleHamiltonian(ValueError):
     """A Hamiltonian to which the echo does not apply; the message says why and what to change."""
-
-
-class RetraceWarning(UserWarning):
-    """An echo without nudges misses the state that the free pass started from."""
 
 
 class Agreement(NamedTuple):
@@ -289,61 +292,3 @@ def finite_difference_errors(
             largest = max(largest, float(deviation / size) if size > 0 else float(jnp.where(deviation > 0, jnp.inf, 0)))
         errors.append(largest)
     return errors
-
-
-def retrace_error(system: AbstractSystem, inputs: Float[Array, "time in"]) -> Float[Array, ""]:
-    """How far the echo without nudges misses the rest state, relative to the largest position or momentum on the way.
-
-    It runs the whole way back from the final state. The gradient in mean and half-difference restarts at every chunk
-    and is less sensitive; the literal pair is as sensitive as this.
-    """
-    drives = system.drive(inputs)
-    rest = rest_state(system, inputs)
-    (q, p), positions = flow(system.hamiltonian, rest, drives)
-    scale = jnp.maximum(jnp.max(jnp.abs(positions)), jnp.max(jnp.abs(p)))
-    (q, p), _ = flow(system.hamiltonian, (q, -p), drives[::-1])
-    miss = jnp.maximum(jnp.max(jnp.abs(q)), jnp.max(jnp.abs(p)))
-    return jnp.where(miss == 0, 0, miss / scale)
-
-
-class _Observed(AbstractLearningAlgorithm):
-    """The free pass, after handing system and inputs to an observer."""
-
-    observe: Callable = eqx.field(static=True)
-
-    def respond(self, system, inputs):
-        return BPTT().respond(system, inputs)
-
-    def __call__(self, system, inputs):
-        self.observe(system, inputs)
-        return super().__call__(system, inputs)
-
-
-@eqx.filter_jit
-def _retrace_errors(model, state, x):
-    def of_one(x):
-        found: list[Array] = []
-        observer = _Observed(lambda system, inputs: found.append(retrace_error(system, inputs)))
-        with_learning_algorithm(model, observer)(x, state, None)
-        return jnp.stack(found)
-
-    return jax.vmap(of_one, axis_name="batch")(x)
-
-
-def retrace_errors(
-    model: eqx.Module, state: eqx.nn.State, x: Float[Array, "batch time channels"]
-) -> Float[Array, "batch units"]:
-    """`retrace_error` of every unit of a model without dropout, on a batch in training mode.
-
-    Warns with `RetraceWarning` where one exceeds `RETRACE_TOLERANCE`.
-    """
-    result = _retrace_errors(model, state, x)
-    for unit, error in enumerate(np.max(result, axis=0)):
-        if not error <= RETRACE_TOLERANCE:
-            warnings.warn(
-                f"the echo of unit {unit} misses its initial state by {error:.1e} of the largest state: its dynamics "
-                "are unstable or chaotic at this step and precision; make the step smaller or compute in float64",
-                RetraceWarning,
-                stacklevel=2,
-            )
-    return result

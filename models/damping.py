@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from models.hamiltonian import AbstractHamiltonian, State, flow
+from models.retrace import RetraceProbe, miss
 from models.rhel import BPTT, RHEL, AbstractLearningAlgorithm, MeanAndHalfDifference, walk_back_accumulating
 from models.system import AbstractSystem, rest_state, walk
 
@@ -42,8 +43,9 @@ def respond_damped(
 ) -> Float[Array, "time out"]:
     """Outputs, from rest, of a system whose position and momentum shrink by exp(-rate) after every step.
 
-    `rate` (gamma dt / 2) is differentiated like any parameter. Of the sequence the drives and positions are kept. The
-    echoes are carried as mean and half-difference and the system is linear, so that `epsilon` has no part in it.
+    `rate` (gamma dt / 2) has the shape of a position, or is one number for all, and is differentiated like any
+    parameter. Of the sequence the drives and positions are kept. The echoes are carried as mean and half-difference and
+    the system is linear, so that `epsilon` has no part in it.
 
     Raises `ValueError` for an empty sequence, a nonlinear system, and algorithms other than BPTT and RHEL as mean and
     half-difference; `RuntimeError` where exp(rate * CHUNK) would cost more than half of the digits.
@@ -52,9 +54,10 @@ def respond_damped(
         raise ValueError("the sequence is empty: it has no steps")
     if not system.hamiltonian.linear:
         raise ValueError(f"the gauge of damping needs a linear system; {type(system.hamiltonian).__name__} is not")
-    if not isinstance(algorithm, BPTT) and not (isinstance(algorithm, RHEL) and not algorithm.literal):
+    probe = algorithm if isinstance(algorithm, RetraceProbe) else None
+    if not (probe or isinstance(algorithm, BPTT) or (isinstance(algorithm, RHEL) and not algorithm.literal)):
         raise ValueError(f"damping is differentiated by RHEL (not literal) and BPTT, not by {algorithm}")
-    carry_on = flow if isinstance(algorithm, BPTT) else _flow_by_echo
+    carry_on = _flow_by_echo if isinstance(algorithm, RHEL) else flow
     limit = -0.5 * math.log(float(jnp.finfo(rate.dtype).eps)) / CHUNK
     rate = eqx.error_if(
         rate,
@@ -62,14 +65,20 @@ def respond_damped(
         f"gamma * step is above {2 * limit:.3g}: so strong a damping leaves less than half of the digits of "
         f"{rate.dtype}; bound the damping, or take a smaller step",
     )
+    rest = rest_state(system, inputs)
+    rate = jnp.broadcast_to(rate, rest[0].shape)
 
     def chunk(state, drives, _):
-        steps = jnp.arange(len(drives), dtype=rate.dtype)[:, None]
-        end, x = carry_on(system.hamiltonian, state, drives * jnp.exp(rate[None] * steps))
+        steps = jnp.arange(len(drives), dtype=rate.dtype).reshape(-1, *[1] * rate.ndim)
+        drives = drives * jnp.exp(rate[None] * steps)
+        end, x = carry_on(system.hamiltonian, state, drives)
+        missed = miss(system.hamiltonian, state, drives) if probe else None
         state = jax.tree.map(lambda x: x * jnp.exp(-rate * len(drives)), end)
-        return state, x * jnp.exp(-rate[None] * (steps + 1)), None
+        return state, x * jnp.exp(-rate[None] * (steps + 1)), missed
 
-    _, positions, _ = walk(chunk, rest_state(system, inputs), system.drive(inputs), CHUNK)
+    _, positions, missed = walk(chunk, rest, system.drive(inputs), CHUNK)
+    if probe:
+        probe.record(jnp.max(jnp.concatenate(missed)))
     return system.readout(positions, inputs)
 
 

@@ -10,7 +10,8 @@ from systems import assert_close, leaf_errors, linear, saturating
 from models import create_model, damping
 from models.damping import respond_damped
 from models.hamiltonian import leapfrog
-from models.LinHRU import LinHRULayer
+from models.LinHRU import LinearOscillators, LinHRULayer
+from models.retrace import RetraceWarning, retrace_errors
 from models.reversible import ReversibleBPTT
 from models.rhel import BPTT, RHEL
 from models.system import BareSystem, rest_state
@@ -50,6 +51,17 @@ def test_gradient_is_reverse_mode_of_the_damped_recurrence(x64, algorithm, lengt
     parameters, incoming = problem(length, loss)
     found = gradient(in_gauge(algorithm), parameters, incoming)
     assert_close(found, gradient(recurrence, parameters, incoming), 1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (), (3,)])
+def test_positions_may_have_any_shape_and_one_rate_may_serve_all(x64, shape):
+    rate = 0.05 * jnp.ones(() if shape == (3,) else shape)
+    drives, incoming = (jax.random.normal(jax.random.PRNGKey(seed), (20, *shape)) for seed in (1, 2))
+    hamiltonian = LinearOscillators(A=jnp.full(shape, 0.7), step=jnp.full(shape, 0.2))
+    parameters = (hamiltonian, rate, drives)
+    for algorithm in (RHEL(), BPTT()):
+        found = gradient(in_gauge(algorithm), parameters, incoming)
+        assert_close(found, gradient(recurrence, parameters, incoming), 1e-12)
 
 
 def test_single_precision_suffices():
@@ -131,6 +143,8 @@ def test_gamma_zero_is_the_undamped_unit(x64):
     assert_close(
         (damped_value, damped.A, damped.step, damped.B, damped.C, damped.D), (value, *jax.tree.leaves(plain)), 1e-12
     )
+    # A gamma that starts at 0 can leave it.
+    assert np.all(damped.gamma != 0)
 
 
 def test_a_network_of_damped_units_has_the_gradient_of_bptt(x64):
@@ -155,6 +169,20 @@ def test_a_network_of_damped_units_has_the_gradient_of_bptt(x64):
     )
     assert_close(*map(jax.tree.leaves, (found, reference)), 1e-11)
     assert all(np.all(block.unit.gamma != 0) for block in found.blocks)
+
+
+def test_the_echo_of_a_damped_network_returns():
+    model, state = create_model(
+        "LinHRU", 3, 2, 4, 2, 3, classification=True, dropout_rate=0.0, damping=True, key=jax.random.PRNGKey(0)
+    )
+    x = jax.random.normal(jax.random.PRNGKey(1), (2, 20, 3))
+    errors = retrace_errors(model, state, x)
+    assert errors.shape == (2, 2)
+    assert np.all((errors > 0) & (errors < 1e-5))
+    # Unstable oscillators, A step^2 > 4: the gauge begins anew every 8 steps, and within these the echo is lost.
+    unstable = eqx.tree_at(lambda m: m.blocks[1].unit.A, model, jnp.full(3, 40.0))
+    with pytest.warns(RetraceWarning, match="the echo of unit 1 misses its initial state"):
+        assert np.all(retrace_errors(unstable, state, x)[:, 1] > 1e-3)
 
 
 @pytest.mark.parametrize(("model_name", "algorithm"), [("NonlinHRU", "RHEL"), ("LinHRU", "ReversibleBPTT")])
