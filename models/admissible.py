@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from models.hamiltonian import AbstractHamiltonian
 from models.precision import to_float64
 from models.sampled_checks import AGREES, CHECKS, first, not_finite, sampled, worst
-from models.system import AbstractSystem, BareSystem, rest_state
+from models.system import AbstractSystem, BareSystem, require_admissible, rest_state
 
 
 class InadmissibleSystem(ValueError):
@@ -32,20 +32,30 @@ class InadmissibleHamiltonian(InadmissibleSystem):
 
 
 def check_hamiltonian(
-    hamiltonian: AbstractHamiltonian, drives: Float[Array, "time osc"], *, key: PRNGKeyArray | None = None
+    hamiltonian: AbstractHamiltonian,
+    drives: Float[Array, "time osc"],
+    *,
+    n_osc: int | None = None,
+    key: PRNGKeyArray | None = None,
 ) -> None:
     """Raises `InadmissibleHamiltonian` with every assumption of the echo that is violated, as far as samples can tell.
 
     First the form: parameters that would get no gradient (Python numbers, integers, arrays that the energies take from
     outside) or are complex, drives that are not floating-point, energies that cannot be evaluated or are not real
-    scalars. Then energies, slopes and trajectory that are not finite. Then `CHECKS`. `key` draws the samples.
+    scalars. Then energies, slopes and trajectory that are not finite. Then `models.sampled_checks.CHECKS`. `n_osc` as
+    in `models.evolve`; `key` draws the samples.
     """
+    _require(hamiltonian, BareSystem(hamiltonian, n_osc), drives, jax.random.PRNGKey(0) if key is None else key)
+
+
+def _require(hamiltonian, system, inputs, key):
     for look in (_fields, _drives, _energies, _captured):
-        if reasons := list(look(hamiltonian, drives)):
+        if reasons := list(look(hamiltonian, system, inputs)):
             raise InadmissibleHamiltonian(reasons)
-    key = jax.random.PRNGKey(0) if key is None else key
+    rest, _ = rest_state(system, inputs)
     with jax.enable_x64(True):
-        samples, reasons = sampled(to_float64(hamiltonian), to_float64(drives), key)
+        hamiltonian, drives = to_float64((hamiltonian, system.drive(inputs)))
+        samples, reasons = sampled(hamiltonian, drives, rest.shape, key)
         reasons += not_finite(samples) if samples else []
         if not reasons:
             reasons = [f"{reason}: {check.way_out}" for check in CHECKS for reason in check.violations(samples)]
@@ -60,10 +70,10 @@ def _name(owner: PyTree) -> str:
     return type(owner).__name__
 
 
-def _fields(owner: PyTree, _=None) -> Iterator[str]:
+def _fields(owner: AbstractHamiltonian | AbstractSystem, *_) -> Iterator[str]:
     """Fields that look like parameters and would get no gradient."""
     if not isinstance(owner, AbstractHamiltonian | AbstractSystem):
-        yield f"{_name(owner)} is no AbstractHamiltonian: make it a subclass of models.hamiltonian.AbstractHamiltonian"
+        yield f"{_name(owner)} is not an AbstractHamiltonian: subclass models.hamiltonian.AbstractHamiltonian"
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(owner):
         where = _name(owner) + jax.tree_util.keystr(path)
@@ -85,54 +95,41 @@ def _fields(owner: PyTree, _=None) -> Iterator[str]:
             )
 
 
-def _drives(hamiltonian: AbstractHamiltonian, drives: Array) -> Iterator[str]:
-    if not eqx.is_array(drives) or drives.ndim == 0:
-        yield f"the drives must be one array (time, ..), got {type(drives).__name__}"
-    elif len(drives) == 0:
+def _drives(_: AbstractHamiltonian, system: AbstractSystem, inputs: Array) -> Iterator[str]:
+    if not isinstance(inputs, jax.Array | np.ndarray) or inputs.ndim == 0:
+        yield f"the drives must be one array (time, ..), got {type(inputs).__name__}: stack its arrays"
+    elif len(inputs) == 0:
         yield "the sequence of drives is empty: it has no steps"
-    elif not jnp.issubdtype(drives.dtype, jnp.floating):
-        yield f"the drives must be floating-point, got {drives.dtype}: convert them with .astype(float)"
-    elif not np.all(finite := np.isfinite(drives).reshape(len(drives), -1).all(1)):
+    elif not np.all(finite := np.isfinite(system.drive(inputs)).reshape(len(inputs), -1).all(1)):
         yield f"the drives hold numbers that are not finite, at first in step {first(~finite)}"
 
 
-def _energies(hamiltonian: AbstractHamiltonian, drives: Array) -> Iterator[str]:
-    """Energies that cannot be evaluated, or whose value is no real scalar."""
-    state = jax.ShapeDtypeStruct(drives.shape[1:], drives.dtype)
-    # Once more after the potential: each energy may be using what the other has left behind.
-    for part, arguments in (("kinetic", "p"), ("potential", "q, drive"), ("kinetic", "p")):
-        energy = getattr(hamiltonian, part)
-        where = f"{_name(hamiltonian)}.{part}"
-        try:
-            value = jax.eval_shape(lambda *x, energy=energy: energy(*x), *[state] * len(arguments.split(",")))
-            shape, dtype = value.shape, value.dtype
-        except Exception as error:
-            yield (
-                f"{where}({arguments}) fails with {type(error).__name__} at {arguments} of shape {state.shape}: make "
-                f"it a function of {arguments} and the fields alone, of the shape of the drives of one step. "
-                f"The error: {str(error).splitlines()[0]}"
-            )
-            return
-        if shape != ():
-            yield f"{where} must return a scalar, got shape {shape}: sum over the oscillators"
-        elif not jnp.issubdtype(dtype, jnp.floating):
-            yield f"{where} must return a real floating-point number, got {dtype}: an energy is real and has a slope"
-        else:
-            continue
+def _energies(hamiltonian: AbstractHamiltonian, system: AbstractSystem, inputs: Array) -> Iterator[str]:
+    """What cannot be run, and energies that are no real numbers."""
+    try:
+        require_admissible(system, inputs)
+    except (TypeError, ValueError) as error:
+        yield str(error)
         return
+    state, drive = rest_state(system, inputs)[0], system.drive(inputs)[0]
+    for part, arguments in (("kinetic", (state,)), ("potential", (state, drive))):
+        dtype = jax.eval_shape(lambda *x, part=part: getattr(hamiltonian, part)(*x), *arguments).dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            where = f"{_name(hamiltonian)}.{part}"
+            yield f"{where} must return a real floating-point number, got {dtype}: an energy is real and has a slope"
 
 
-def _captured(hamiltonian: AbstractHamiltonian, drives: Array) -> Iterator[str]:
-    zeros, _ = rest_state(BareSystem(hamiltonian), drives)
-    yield from _captured_by(hamiltonian, "kinetic", zeros)
-    yield from _captured_by(hamiltonian, "potential", zeros, drives[0])
+def _captured(hamiltonian: AbstractHamiltonian, system: AbstractSystem, inputs: Array) -> Iterator[str]:
+    state, _ = rest_state(system, inputs)
+    yield from _captured_by(hamiltonian, "kinetic", state)
+    yield from _captured_by(hamiltonian, "potential", state, system.drive(inputs)[0])
 
 
 def _captured_by(owner: PyTree, method: str, *arguments: Array) -> Iterator[str]:
     """Floating-point jax arrays that a method uses although they are no leaf of its owner.
 
-    Numbers and NumPy arrays are constants, and so is what the method makes itself: only what was a jax array before, or
-    is being differentiated, was meant to have a gradient.
+    Numbers and NumPy arrays are constants, and so is what the method makes itself: only what was a jax array before was
+    meant to have a gradient. Arrays that jax is tracing are refused by `models.system.require_admissible`.
     """
     leaves, static = eqx.partition(owner, eqx.is_array)
 
@@ -140,19 +137,12 @@ def _captured_by(owner: PyTree, method: str, *arguments: Array) -> Iterator[str]
         return getattr(eqx.combine(leaves, static), method)(*arguments)
 
     for array in jax.make_jaxpr(of_leaves)(leaves, *arguments).consts:
-        if not isinstance(array, jax.Array) or not jnp.issubdtype(array.dtype, jnp.floating):
-            continue
-        what = f"{array.dtype} of shape {array.shape}"
-        where = f"{_name(owner)}.{method} uses {_where_from(owner, method, array)}, {what}"
-        if isinstance(array, jax.core.Tracer):
+        if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jnp.floating):
+            what = f"{array.dtype} of shape {array.shape}"
             yield (
-                f"{where}, which jax is tracing elsewhere: a parameter closed over, which gets no gradient, or a state "
-                "that another call left behind; make it a field, and use no states but the arguments"
-            )
-        else:
-            yield (
-                f"{where}, which is no field and gets no gradient: make it a field (of a callable that is an "
-                "eqx.Module and not static, for instance) or, if it is no parameter, a NumPy array"
+                f"{_name(owner)}.{method} uses {_where_from(owner, method, array)}, {what}, which is no field and gets "
+                "no gradient: make it a field (of a callable that is an eqx.Module and not static, for instance) or, "
+                "if it is no parameter, a NumPy array"
             )
 
 
@@ -176,22 +166,23 @@ def check_system(system: AbstractSystem, inputs: Float[Array, "time in"], *, key
     About the ports: the readout is linear in the positions (plus what does not depend on them), both treat every step
     alike, and neither uses arrays that are no fields.
     """
-    key, drives = jax.random.PRNGKey(0) if key is None else key, system.drive(inputs)
+    key = jax.random.PRNGKey(0) if key is None else key
     reasons = list(_fields(eqx.tree_at(lambda s: s.hamiltonian, system, None)))
     try:
-        check_hamiltonian(system.hamiltonian, drives, key=key)
+        _require(system.hamiltonian, system, inputs, key)
     except InadmissibleHamiltonian as error:
         reasons += error.reasons
-    reasons += [*_captured_by(system, "drive", inputs), *_captured_by(system, "readout", drives, inputs)]
+    positions = jnp.zeros((len(inputs), *rest_state(system, inputs)[0].shape), inputs.dtype)
+    reasons += [*_captured_by(system, "drive", inputs), *_captured_by(system, "readout", positions, inputs)]
     with jax.enable_x64(True):
-        reasons += _wrong_ports(to_float64(system), to_float64(inputs), key)
+        reasons += _wrong_ports(*to_float64((system, inputs, positions)), key)
     if reasons:
         raise InadmissibleSystem(reasons)
 
 
-def _wrong_ports(system: AbstractSystem, inputs: Array, key: PRNGKeyArray) -> Iterator[str]:
+def _wrong_ports(system: AbstractSystem, inputs: Array, positions: Array, key: PRNGKeyArray) -> Iterator[str]:
     name, drives = _name(system), system.drive(inputs)
-    x, y = jax.random.normal(key, (2, *drives.shape), drives.dtype)
+    x, y = jax.random.normal(key, (2, *positions.shape), positions.dtype)
 
     def readout(positions):
         return np.asarray(system.readout(positions, inputs))

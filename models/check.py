@@ -26,7 +26,7 @@ from models.precision import (
     with_same_numbers,
 )
 from models.retrace import RETRACE_TOLERANCE, RetraceWarning, retrace_error, retrace_errors
-from models.rhel import BPTT, RHEL, evolve
+from models.rhel import BPTT, RHEL, BareSystem, evolve
 
 __all__ = [
     "RETRACE_TOLERANCE",
@@ -62,8 +62,8 @@ class GradientCheck(NamedTuple):
     """Central differences in float64 along random directions, against reverse mode in float64; the largest."""
 
 
-LIMITS = GradientCheck(rhel=1e-2, rhel_float64=1e-2, finite_differences=1e-3)
-"""The errors up to which `check_gradient` accepts a gradient."""
+LIMITS = GradientCheck(rhel=1e-2, rhel_float64=1e-5, finite_differences=1e-3)
+"""The errors up to which `check_gradient` accepts a gradient; with finite nudges 1e-2 in float64, too."""
 
 WAYS_OUT = GradientCheck(
     rhel="in this precision rounding is amplified: make the time step smaller, or compute in float64",
@@ -88,6 +88,7 @@ def check_gradient(
     *,
     epsilon: float | None = None,
     literal: bool = False,
+    n_osc: int | None = None,
     strict: bool = True,
     key: PRNGKeyArray | None = None,
 ) -> dict[str, GradientCheck]:
@@ -95,25 +96,26 @@ def check_gradient(
 
     The incoming gradients of one loss are random in time; those of the other are the same at every step, as the mean
     over time makes them. Returns the errors by leaf: the arrays of the Hamiltonian, and "drives". They are relative to
-    the norm of the leaf, or to 1e4 roundings of the whole gradient if these are larger. Works whether or not jax is in
-    64-bit mode.
+    the norm of the leaf, or to 1e3 roundings of the whole gradient (1e6 in float64) if these are larger. Works whether
+    or not jax is in 64-bit mode.
 
-    Raises `InadmissibleHamiltonian` where `check_hamiltonian` does, and `WrongGradient` where an error exceeds
-    `LIMITS`. `strict=False` raises neither and returns the numbers.
+    `n_osc` as in `models.evolve`. Raises `InadmissibleHamiltonian` where `check_hamiltonian` does, and `WrongGradient`
+    where an error exceeds `LIMITS`. `strict=False` raises neither and returns the numbers.
     """
     key = jax.random.PRNGKey(0) if key is None else key
     incoming_key, coherent_key, direction_key = jax.random.split(key, 3)
     if strict:
-        check_hamiltonian(hamiltonian, drives, key=key)
-    random = jax.random.normal(incoming_key, drives.shape, drives.dtype)
-    same = jnp.abs(jax.random.normal(coherent_key, drives.shape[1:], drives.dtype))
-    losses = (random, jnp.broadcast_to(same, drives.shape))
+        check_hamiltonian(hamiltonian, drives, n_osc=n_osc, key=key)
+    shape = (len(drives), *BareSystem(hamiltonian, n_osc).position_shape(drives.shape[1:]))
+    random = jax.random.normal(incoming_key, shape, drives.dtype)
+    same = jnp.abs(jax.random.normal(coherent_key, shape[1:], drives.dtype))
+    losses = (random, jnp.broadcast_to(same, shape))
     arguments = (hamiltonian, drives)
 
     @eqx.filter_jit
     @eqx.filter_grad
     def gradient(arguments, incoming, algorithm):
-        return jnp.vdot(evolve(*arguments, learning_algorithm=algorithm), incoming)
+        return jnp.vdot(evolve(*arguments, learning_algorithm=algorithm, n_osc=n_osc), incoming)
 
     rhel, resolution = RHEL(epsilon, literal), float(jnp.finfo(drives.dtype).eps)
     narrow = [gradient(arguments, incoming, rhel) for incoming in losses]
@@ -122,15 +124,15 @@ def check_gradient(
         wide, reference = ([gradient(arguments, x, algorithm) for x in losses] for algorithm in (rhel, BPTT()))
         both, total = sum(losses), jax.tree.map(jnp.add, *reference)
         differences = finite_difference_errors(
-            lambda x: jnp.vdot(evolve(*x, learning_algorithm=BPTT()), both),
+            lambda x: jnp.vdot(evolve(*x, learning_algorithm=BPTT(), n_osc=n_osc), both),
             arguments,
             total,
             key=direction_key,
             floor=1e-6 * _norm(total),
         )
     errors = [
-        np.max([_errors(*pair, resolution) for pair in zip(found, reference, strict=True)], axis=0)
-        for found, resolution in ((narrow, resolution), (wide, 2.0**-52))
+        np.max([_errors(*pair, share) for pair in zip(found, reference, strict=True)], axis=0)
+        for found, share in ((narrow, 1e3 * resolution), (wide, 1e6 * 2.0**-52))
     ]
     names = [
         jax.tree_util.keystr(path).replace("[0].", "", 1).replace("[1]", "drives")
@@ -138,7 +140,8 @@ def check_gradient(
     ]
     rows = zip(*errors, differences, strict=True)
     result = {name: GradientCheck(*map(float, row)) for name, row in zip(names, rows, strict=True)}
-    if strict and (reasons := _refused(type(hamiltonian).__name__, result)):
+    limits = LIMITS if epsilon is None and not literal else LIMITS._replace(rhel_float64=LIMITS.rhel)
+    if strict and (reasons := _refused(type(hamiltonian).__name__, result, limits)):
         raise WrongGradient("\n- ".join(reasons), result)
     return result
 
@@ -147,9 +150,9 @@ def _norm(tree):
     return float(np.sqrt(sum(np.sum(np.square(np.asarray(x, np.float64))) for x in jax.tree.leaves(tree))))
 
 
-def _errors(tree, reference, resolution):
+def _errors(tree, reference, share):
     """Relative error of every leaf. A leaf that should be zero has some roundings of the whole gradient."""
-    floor = 1e4 * resolution * _norm(reference)
+    floor = share * _norm(reference)
     errors = []
     for leaf, wanted in zip(jax.tree.leaves(tree), jax.tree.leaves(reference), strict=True):
         missed = _norm(np.asarray(leaf, np.float64) - np.asarray(wanted, np.float64))
@@ -157,18 +160,13 @@ def _errors(tree, reference, resolution):
     return errors
 
 
-def _refused(name, errors):
-    """What exceeds `LIMITS`: of every kind of error the leaves concerned, and the way out."""
+def _refused(name, errors, limits):
+    """What exceeds the limits: of every kind of error the leaves concerned, and the way out."""
     reasons = []
-    for kind in GradientCheck._fields:
-        bad = {
-            leaf: getattr(error, kind)
-            for leaf, error in errors.items()
-            if not getattr(error, kind) <= getattr(LIMITS, kind)
-        }
-        # Without a right gradient in float64 the other precisions say nothing more.
-        if bad and not (kind == "rhel" and any(not e.rhel_float64 <= LIMITS.rhel_float64 for e in errors.values())):
+    for kind, limit, way_out in zip(GradientCheck._fields, limits, WAYS_OUT, strict=True):
+        bad = {leaf: getattr(error, kind) for leaf, error in errors.items() if not getattr(error, kind) <= limit}
+        # An echo that is wrong in float64 is wrong in every precision.
+        if bad and not (kind == "rhel" and any(not error.rhel_float64 <= limit for error in errors.values())):
             leaves = ", ".join(f"{leaf} {error:.1e}" for leaf, error in bad.items())
-            limit, way_out = getattr(LIMITS, kind), getattr(WAYS_OUT, kind)
             reasons.append(f"the gradient of {name} has an error ({kind}) above {limit:g}, {leaves}: {way_out}")
     return reasons

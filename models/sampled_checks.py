@@ -47,7 +47,7 @@ class Samples:
         sizes = [np.max(np.abs(x)) or 1.0 for x in trajectory]
         steps = np.linspace(0, len(trajectory[0]) - 1, STATES).astype(int)
         steps[1:3] = [np.argmax(np.max(np.abs(x.reshape(len(x), -1)), axis=1)) for x in trajectory]
-        shape = (STATES, *drives.shape[1:])
+        shape = (STATES, *trajectory.shape[2:])
 
         def states(way, size):
             random = [size * scale * draw.standard_normal(shape) for scale in SCALES]
@@ -87,25 +87,27 @@ class Samples:
         return np.asarray(q), np.asarray(p)
 
 
-def _trajectory(hamiltonian: AbstractHamiltonian, drives: Array) -> np.ndarray:
+def _trajectory(hamiltonian: AbstractHamiltonian, drives: Array, shape: tuple[int, ...]) -> np.ndarray:
     """Positions and momenta (2, time, osc) from rest."""
 
     def step(state, drive):
         state, _ = leapfrog(hamiltonian.velocity, hamiltonian.force, state, drive)
         return state, state
 
-    rest = jnp.zeros_like(drives[0])
+    rest = jnp.zeros(shape, drives.dtype)
     return np.stack(jax.lax.scan(step, (rest, rest), drives)[1])
 
 
-def sampled(hamiltonian: AbstractHamiltonian, drives: Array, key: PRNGKeyArray) -> tuple[Samples | None, list[str]]:
-    """The samples, and what is wrong with the trajectory; without samples if no step can be run.
+def sampled(
+    hamiltonian: AbstractHamiltonian, drives: Array, shape: tuple[int, ...], key: PRNGKeyArray
+) -> tuple[Samples | None, list[str]]:
+    """The samples for positions of this shape, and what is wrong with the trajectory.
 
-    Of a trajectory that does not stay finite the samples have what is before.
+    Of a trajectory that does not stay finite the samples have what is before. Without a step that runs there are none.
     """
     name, reasons = type(hamiltonian).__name__, []
     try:
-        trajectory = _trajectory(hamiltonian, drives)
+        trajectory = _trajectory(hamiltonian, drives, shape)
     except Exception as error:
         return None, [
             f"a step of {name} cannot be run in float64: let energies (and overrides) take and give the dtype of their "
@@ -327,8 +329,8 @@ def _no_return(samples: Samples) -> Iterator[str]:
 
 
 def _not_linear(samples: Samples) -> Iterator[str]:
-    if not samples.hamiltonian.linear:
-        return
+    if not samples.hamiltonian.linear or samples.drive.shape != samples.q.shape:
+        return  # without a drive for each oscillator the scan is sequential
     q, p, drive = samples.q, samples.p, samples.drive
     step_map = linear_step(samples.hamiltonian, (jnp.asarray(q[0]), jnp.asarray(p[0])))
     (((qq, qp), (pq, pp)), (qv, pv)) = jax.tree.map(lambda x: np.asarray(x)[None], step_map)

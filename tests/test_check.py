@@ -65,7 +65,7 @@ class Round(Springs):
         return one * Springs.potential(self, q, drive)
 
 
-@pytest.mark.parametrize(("system", "float32", "float64"), [(saturating, 1e-5, 1e-11), (pendulums, 2e-3, 1e-3)])
+@pytest.mark.parametrize(("system", "float32", "float64"), [(saturating, 1e-5, 1e-11), (pendulums, 1e-5, 1e-11)])
 def test_check_gradient_finds_the_errors_of_every_leaf(system, float32, float64):
     errors = check_gradient(system(), DRIVES)
     names = {field for field in vars(system())} | {"drives"}
@@ -76,12 +76,14 @@ def test_check_gradient_finds_the_errors_of_every_leaf(system, float32, float64)
         assert 0 < error.finite_differences <= 1e-6
 
 
-@pytest.mark.parametrize(("kind", "number"), [(Detached, "rhel_float64"), (Stopped, "finite_differences")])
-def test_a_wrong_gradient_is_refused_or_returned(kind, number):
+@pytest.mark.parametrize(
+    ("kind", "epsilon", "number"), [(Detached, 1e-4, "rhel_float64"), (Stopped, None, "finite_differences")]
+)
+def test_a_wrong_gradient_is_refused_or_returned(kind, epsilon, number):
     hamiltonian = kind(jnp.ones(8))
     with pytest.raises(InadmissibleHamiltonian, match=r"by Detached.k is|with Stopped.k as its"):
         check_gradient(hamiltonian, DRIVES)
-    errors = check_gradient(hamiltonian, DRIVES, strict=False)
+    errors = check_gradient(hamiltonian, DRIVES, epsilon=epsilon, strict=False)
     assert getattr(errors["k"], number) > 0.1
     assert errors["drives"].rhel_float64 < 1e-6
 
@@ -109,6 +111,14 @@ def test_a_gradient_of_rounding_alone_is_no_error():
     errors = check_gradient(Round(jnp.ones(8), jnp.asarray(0.3), jnp.asarray(1.0)), DRIVES)
     assert errors["unused"] == (0, 0, 0)
     assert 0 < errors["angle"].rhel_float64 < 1e-2
+
+
+def test_one_drive_may_act_on_many_oscillators():
+    class Row(Springs):
+        def potential(self, q, drive):
+            return jnp.sum(0.05 * self.k * q**2) - 0.1 * q[0] * drive
+
+    assert check_gradient(Row(jnp.ones(4)), DRIVES[:, 0], n_osc=4)["drives"].rhel_float64 < 1e-12
 
 
 def test_agreement():
