@@ -1,29 +1,46 @@
 """Checks for a Hamiltonian or a model of one's own: is it admissible, is its gradient right, does its echo return?"""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from models.admissible import (
+    InadmissibleHamiltonian,
+    InadmissibleSystem,
+    check_hamiltonian,
+    check_system,
+)
 from models.hamiltonian import AbstractHamiltonian
-from models.layer import AbstractHRULayer
-from models.normalisation import standardised
-from models.retrace import RetraceWarning, retrace_error, retrace_errors
-from models.rhel import BPTT, RHEL, BareSystem, evolve, rest_state
+from models.precision import (
+    Agreement,
+    agreement,
+    agreement_by_leaf,
+    finite_difference_errors,
+    one_rounding,
+    rounding_of_constraints,
+    to_float64,
+    with_same_numbers,
+)
+from models.retrace import RETRACE_TOLERANCE, RetraceWarning, retrace_error, retrace_errors
+from models.rhel import BPTT, RHEL, BareSystem, evolve
 
 __all__ = [
+    "RETRACE_TOLERANCE",
     "Agreement",
     "GradientCheck",
     "InadmissibleHamiltonian",
+    "InadmissibleSystem",
     "RetraceWarning",
+    "WrongGradient",
     "agreement",
     "agreement_by_leaf",
     "check_gradient",
     "check_hamiltonian",
+    "check_system",
     "finite_difference_errors",
     "one_rounding",
     "retrace_error",
@@ -34,113 +51,8 @@ __all__ = [
 ]
 
 
-class InadmissibleHamiltonian(ValueError):
-    """A Hamiltonian to which the echo does not apply; the message says why and what to change."""
-
-
-class Agreement(NamedTuple):
-    """How an array compares with its reference, in float64."""
-
-    cosine: float
-    norm_ratio: float
-    relative_error: float
-
-
-def agreement(value: Array, reference: Array) -> Agreement:
-    """Cosine, ratio of norms, and norm of the difference over that of the reference. Two zeros agree."""
-    value, reference = (np.asarray(x, np.float64).ravel() for x in (value, reference))
-    with np.errstate(over="ignore", invalid="ignore"):
-        size, reference_size = np.linalg.norm(value), np.linalg.norm(reference)
-        error = np.linalg.norm(value - reference)
-        if error == 0:
-            return Agreement(1.0, 1.0, 0.0)
-        if reference_size == 0:
-            return Agreement(0.0, np.inf, np.inf)
-        cosine = value @ reference / (size * reference_size) if size > 0 else 0.0
-        return Agreement(float(cosine), float(size / reference_size), float(error / reference_size))
-
-
-def agreement_by_leaf(tree: PyTree, reference: PyTree) -> dict[str, Agreement]:
-    """`agreement` of every array leaf, by its path. Raises `ValueError` for trees with different leaves."""
-    leaves, references = (jax.tree_util.tree_leaves_with_path(t) for t in (tree, reference))
-    return {
-        jax.tree_util.keystr(path): agreement(leaf, reference)
-        for (path, leaf), (_, reference) in zip(leaves, references, strict=True)
-    }
-
-
-def check_hamiltonian(
-    hamiltonian: AbstractHamiltonian, drives: Float[Array, "time osc"], *, key: PRNGKeyArray | None = None
-) -> None:
-    """Raises `InadmissibleHamiltonian` where an assumption of the echo is violated, as far as samples can tell.
-
-    Looked at: parameters that would get no gradient (arrays of integers, Python floats) or are complex, an empty
-    sequence, drives that are not floating-point, energies that are not scalar, not finite or without finite gradient, a
-    kinetic energy that is not even, and contrasts that are not the difference of the energies they stand for. That the
-    energy is separable and conserved is so by construction.
-    """
-    name = type(hamiltonian).__name__
-    for path, leaf in jax.tree_util.tree_leaves_with_path(hamiltonian):
-        where = name + jax.tree_util.keystr(path)
-        if eqx.is_array(leaf):
-            if jnp.issubdtype(leaf.dtype, jnp.integer):
-                raise InadmissibleHamiltonian(
-                    f"{where} is an array of {leaf.dtype} and would get no gradient: make it floating-point or, if it "
-                    "is no parameter, a static field"
-                )
-            if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-                raise InadmissibleHamiltonian(
-                    f"{where} is an array of {leaf.dtype}, and energies and states are real: make it two real fields"
-                )
-        elif isinstance(leaf, float | complex):
-            real = leaf if isinstance(leaf, float) else [leaf.real, leaf.imag]
-            raise InadmissibleHamiltonian(
-                f"{where} is a Python {type(leaf).__name__}, {leaf!r}, and would get no gradient: make it "
-                f"jnp.asarray({real!r}) or, if it is no parameter, a static field"
-            )
-    if len(drives) == 0:
-        raise InadmissibleHamiltonian("the sequence of drives is empty: it has no steps")
-    try:
-        zeros, _ = rest_state(BareSystem(hamiltonian), drives)
-    except (TypeError, ValueError) as error:
-        raise InadmissibleHamiltonian(str(error)) from error
-
-    keys = jax.random.split(jax.random.PRNGKey(0) if key is None else key, 3)
-    q, p, half = (jax.random.normal(k, zeros.shape, zeros.dtype) for k in keys)
-    drive = drives[0]
-    for at, state in (("at rest", (zeros, zeros)), ("at a random state", (q, p))):
-        energies = {"potential": lambda h, s: h.potential(s[0], drive), "kinetic": lambda h, s: h.kinetic(s[1])}
-        for part, energy in energies.items():
-            value = energy(hamiltonian, state)
-            if not np.isfinite(value):
-                raise InadmissibleHamiltonian(f"{name}.{part} is {value} {at}")
-            gradient = eqx.filter_grad(lambda x, energy=energy: energy(*x))((hamiltonian, state))
-            for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
-                if not np.all(np.isfinite(leaf)):
-                    where = name + jax.tree_util.keystr(path[1:]) if path[0].idx == 0 else "qp"[path[1].idx]
-                    raise InadmissibleHamiltonian(f"the gradient of {name}.{part} by {where} is not finite {at}")
-
-    there, back = hamiltonian.kinetic(p), hamiltonian.kinetic(-p)
-    tolerance = 100 * float(jnp.finfo(zeros.dtype).eps)
-    if not np.isclose(there, back, rtol=tolerance, atol=tolerance):
-        raise InadmissibleHamiltonian(
-            f"{name}.kinetic is not even: {there} at p, {back} at -p; an echo returns only if T(p) = T(-p)"
-        )
-    pairs = {
-        "kinetic": (hamiltonian.kinetic_contrast(p, half), hamiltonian.kinetic, p, ()),
-        "potential": (hamiltonian.potential_contrast(q, half, drive), hamiltonian.potential, q, (drive,)),
-    }
-    for part, (contrast, energy, x, rest) in pairs.items():
-        ahead, behind = energy(x + half, *rest), energy(x - half, *rest)
-        if not np.isclose(contrast, ahead - behind, rtol=tolerance, atol=tolerance * float(abs(ahead) + abs(behind))):
-            raise InadmissibleHamiltonian(
-                f"{name}.{part}_contrast is {contrast}, but {name}.{part} differs by {ahead - behind} between the "
-                "same two states"
-            )
-
-
 class GradientCheck(NamedTuple):
-    """Relative errors of the gradient of one leaf."""
+    """Relative errors of the gradient of one leaf, the larger of two losses."""
 
     rhel: float
     """RHEL in the precision of the arguments, against reverse mode in float64."""
@@ -150,145 +62,111 @@ class GradientCheck(NamedTuple):
     """Central differences in float64 along random directions, against reverse mode in float64; the largest."""
 
 
+LIMITS = GradientCheck(rhel=1e-2, rhel_float64=1e-5, finite_differences=1e-3)
+"""The errors up to which `check_gradient` accepts a gradient; with finite nudges 1e-2 in float64, too."""
+
+WAYS_OUT = GradientCheck(
+    rhel="in this precision rounding is amplified: make the time step smaller, or compute in float64",
+    rhel_float64="the echoes do not give the gradient: nudge with a smaller epsilon, or write the contrasts in closed "
+    "form; mend those whose derivatives differ from those of the energies",
+    finite_differences="reverse mode itself is not the slope of the loss: the energies have corners, stop_gradient or "
+    "a derivative rule of their own, or the dynamics are chaotic",
+)
+
+
+class WrongGradient(ValueError):
+    """A gradient that disagrees with its reference. `errors`: what `check_gradient(strict=False)` returns."""
+
+    def __init__(self, message: str, errors: dict[str, GradientCheck]):
+        self.errors = errors
+        super().__init__(message)
+
+
 def check_gradient(
     hamiltonian: AbstractHamiltonian,
     drives: Float[Array, "time osc"],
     *,
     epsilon: float | None = None,
     literal: bool = False,
+    n_osc: int | None = None,
+    strict: bool = True,
     key: PRNGKeyArray | None = None,
 ) -> dict[str, GradientCheck]:
-    """Compares RHEL, reverse mode and finite differences on a random linear loss of all positions.
+    """Compares RHEL, reverse mode and finite differences on two linear losses of all positions.
 
-    Returns the errors by leaf: the arrays of the Hamiltonian, and "drives". Works whether or not jax is in 64-bit mode.
-    Raises `InadmissibleHamiltonian` first, where `check_hamiltonian` does.
+    The incoming gradients of one loss are random in time; those of the other are the same at every step, as the mean
+    over time makes them. Returns the errors by leaf: the arrays of the Hamiltonian, and "drives". They are relative to
+    the norm of the leaf, or to 1e3 roundings of the whole gradient (1e6 in float64) if these are larger. Works whether
+    or not jax is in 64-bit mode.
+
+    `n_osc` as in `models.evolve`. Raises `InadmissibleHamiltonian` where `check_hamiltonian` does, and `WrongGradient`
+    where an error exceeds `LIMITS`. `strict=False` raises neither and returns the numbers.
     """
-    check_hamiltonian(hamiltonian, drives)
-    incoming_key, direction_key = jax.random.split(jax.random.PRNGKey(0) if key is None else key)
-    incoming = jax.random.normal(incoming_key, drives.shape, drives.dtype)
+    key = jax.random.PRNGKey(0) if key is None else key
+    incoming_key, coherent_key, direction_key = jax.random.split(key, 3)
+    if strict:
+        check_hamiltonian(hamiltonian, drives, n_osc=n_osc, key=key)
+    shape = (len(drives), *BareSystem(hamiltonian, n_osc).position_shape(drives.shape[1:]))
+    random = jax.random.normal(incoming_key, shape, drives.dtype)
+    same = jnp.abs(jax.random.normal(coherent_key, shape[1:], drives.dtype))
+    losses = (random, jnp.broadcast_to(same, shape))
     arguments = (hamiltonian, drives)
 
     @eqx.filter_jit
     @eqx.filter_grad
     def gradient(arguments, incoming, algorithm):
-        return jnp.vdot(evolve(*arguments, learning_algorithm=algorithm), incoming)
+        return jnp.vdot(evolve(*arguments, learning_algorithm=algorithm, n_osc=n_osc), incoming)
 
-    rhel = RHEL(epsilon, literal)
-    narrow = gradient(arguments, incoming, rhel)
+    rhel, resolution = RHEL(epsilon, literal), float(jnp.finfo(drives.dtype).eps)
+    narrow = [gradient(arguments, incoming, rhel) for incoming in losses]
     with jax.enable_x64(True):
-        arguments, incoming = to_float64((arguments, incoming))
-        wide, reference = (gradient(arguments, incoming, algorithm) for algorithm in (rhel, BPTT()))
+        arguments, losses = to_float64((arguments, losses))
+        wide, reference = ([gradient(arguments, x, algorithm) for x in losses] for algorithm in (rhel, BPTT()))
+        both, total = sum(losses), jax.tree.map(jnp.add, *reference)
         differences = finite_difference_errors(
-            lambda x: jnp.vdot(evolve(*x, learning_algorithm=BPTT()), incoming), arguments, reference, key=direction_key
+            lambda x: jnp.vdot(evolve(*x, learning_algorithm=BPTT(), n_osc=n_osc), both),
+            arguments,
+            total,
+            key=direction_key,
+            floor=1e-6 * _norm(total),
         )
-    rows = zip(
-        agreement_by_leaf(narrow, reference).items(),
-        agreement_by_leaf(wide, reference).values(),
-        differences,
-        strict=True,
-    )
-    return {
-        path.replace("[0].", "", 1).replace("[1]", "drives"): GradientCheck(
-            value.relative_error, value64.relative_error, difference
-        )
-        for (path, value), value64, difference in rows
-    }
-
-
-def to_float64(tree: PyTree) -> PyTree:
-    """The same numbers in double precision; call it inside `jax.enable_x64(True)`."""
-    return jax.tree.map(lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x, tree)
-
-
-def one_rounding(tree: PyTree, *, key: PRNGKeyArray) -> PyTree:
-    """The tree with every floating-point number moved by one rounding of float32: 2^-24 of itself, up or down.
-
-    How far this moves a result in float64 says how far float32 can determine that result at all. Needs float64.
-    """
-    arrays, rest = eqx.partition(tree, eqx.is_inexact_array)
-    leaves, structure = jax.tree.flatten(arrays)
-    moved = [
-        leaf * (1 + 2.0**-24 * jax.random.rademacher(leaf_key, leaf.shape, leaf.dtype))
-        for leaf, leaf_key in zip(leaves, jax.random.split(key, len(leaves)), strict=True)
+    errors = [
+        np.max([_errors(*pair, share) for pair in zip(found, reference, strict=True)], axis=0)
+        for found, share in ((narrow, 1e3 * resolution), (wide, 1e6 * 2.0**-52))
     ]
-    return eqx.combine(jax.tree.unflatten(structure, moved), rest)
+    names = [
+        jax.tree_util.keystr(path).replace("[0].", "", 1).replace("[1]", "drives")
+        for path, _ in jax.tree_util.tree_leaves_with_path(total)
+    ]
+    rows = zip(*errors, differences, strict=True)
+    result = {name: GradientCheck(*map(float, row)) for name, row in zip(names, rows, strict=True)}
+    limits = LIMITS if epsilon is None and not literal else LIMITS._replace(rhel_float64=LIMITS.rhel)
+    if strict and (reasons := _refused(type(hamiltonian).__name__, result, limits)):
+        raise WrongGradient("\n- ".join(reasons), result)
+    return result
 
 
-class SameNumbers(eqx.Module):
-    """A unit in float64 whose Hamiltonian has the constrained parameters of its float32 original.
-
-    A constraint such as a softplus rounds, and the rounding of a frequency grows with the length of the sequence:
-    without this, float32 and float64 would be compared at two different Hamiltonians.
-    """
-
-    unit: AbstractHRULayer
-    rounding: PyTree
-
-    def __call__(self, inputs, standardisation=None):
-        """As the unit's own."""
-        system = self.unit.system()
-        hamiltonian = jax.tree.map(jnp.add, system.hamiltonian, self.rounding)
-        system = eqx.tree_at(lambda s: s.hamiltonian, system, hamiltonian)
-        return self.unit.learning_algorithm(standardised(system, standardisation), inputs)
+def _norm(tree):
+    return float(np.sqrt(sum(np.sum(np.square(np.asarray(x, np.float64))) for x in jax.tree.leaves(tree))))
 
 
-def rounding_of_constraints(model: PyTree, *, key: PRNGKeyArray | None = None) -> list[PyTree]:
-    """What the constraints of each unit of a float32 model round off: its constrained parameters minus the exact ones.
-
-    With a key the constrained parameters are taken `one_rounding` away. In double precision; call it inside
-    `jax.enable_x64(True)`. The second argument of `with_same_numbers`.
-    """
-    narrow, exact = ([unit.hamiltonian() for unit in _units(m)] for m in (model, to_float64(model)))
-    narrow = to_float64(narrow) if key is None else one_rounding(to_float64(narrow), key=key)
-    return jax.tree.map(jnp.subtract, narrow, exact)
-
-
-def with_same_numbers(model: PyTree, rounding: list[PyTree]) -> PyTree:
-    """A model in float64 (see `to_float64`) with the constrained parameters of its float32 original.
-
-    To be called inside a loss, so that its gradient has the leaves of the model and the rounding is a constant.
-    """
-    units = [SameNumbers(*pair) for pair in zip(_units(model), rounding, strict=True)]
-    return eqx.tree_at(_units, model, units)
-
-
-def _units(model: PyTree) -> list[AbstractHRULayer]:
-    def is_unit(node):
-        return isinstance(node, AbstractHRULayer)
-
-    return [node for node in jax.tree.leaves(model, is_leaf=is_unit) if is_unit(node)]
-
-
-def finite_difference_errors(
-    function: Callable[[PyTree], Float[Array, ""]],
-    tree: PyTree,
-    gradient: PyTree,
-    *,
-    key: PRNGKeyArray,
-    directions: int = 2,
-    step: float = 1e-6,
-) -> list[float]:
-    """Checks a gradient of `function(tree)` by central differences along random directions, leaf by leaf.
-
-    Returns for each inexact array leaf the largest deviation over the directions, relative to the size that the
-    derivative along a random unit direction has: the norm of the gradient over the root of its size. Needs float64.
-    """
-    arrays, static = eqx.partition(tree, eqx.is_inexact_array)
-    leaves, structure = jax.tree.flatten(arrays)
-
-    @jax.jit
-    def value(leaves):
-        return function(eqx.combine(jax.tree.unflatten(structure, leaves), static))
-
+def _errors(tree, reference, share):
+    """Relative error of every leaf. A leaf that should be zero has some roundings of the whole gradient."""
+    floor = share * _norm(reference)
     errors = []
-    for i, (leaf, slope) in enumerate(zip(leaves, jax.tree.leaves(gradient), strict=True)):
-        largest = 0.0
-        for direction_key in jax.random.split(jax.random.fold_in(key, i), directions):
-            direction = jax.random.normal(direction_key, leaf.shape, leaf.dtype)
-            direction /= jnp.linalg.norm(direction)
-            ahead, behind = (value([*leaves[:i], leaf + h * direction, *leaves[i + 1 :]]) for h in (step, -step))
-            deviation = abs(jnp.vdot(slope, direction) - (ahead - behind) / (2 * step))
-            size = jnp.linalg.norm(slope) / slope.size**0.5
-            largest = max(largest, float(deviation / size) if size > 0 else float(jnp.where(deviation > 0, jnp.inf, 0)))
-        errors.append(largest)
+    for leaf, wanted in zip(jax.tree.leaves(tree), jax.tree.leaves(reference), strict=True):
+        missed = _norm(np.asarray(leaf, np.float64) - np.asarray(wanted, np.float64))
+        errors.append(0.0 if missed == 0 else missed / max(_norm(wanted), floor))
     return errors
+
+
+def _refused(name, errors, limits):
+    """What exceeds the limits: of every kind of error the leaves concerned, and the way out."""
+    reasons = []
+    for kind, limit, way_out in zip(GradientCheck._fields, limits, WAYS_OUT, strict=True):
+        bad = {leaf: getattr(error, kind) for leaf, error in errors.items() if not getattr(error, kind) <= limit}
+        # An echo that is wrong in float64 is wrong in every precision.
+        if bad and not (kind == "rhel" and any(not error.rhel_float64 <= limit for error in errors.values())):
+            leaves = ", ".join(f"{leaf} {error:.1e}" for leaf, error in bad.items())
+            reasons.append(f"the gradient of {name} has an error ({kind}) above {limit:g}, {leaves}: {way_out}")
+    return reasons

@@ -3,16 +3,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from systems import linear, pendulums, plain_saturating, saturating
+from systems import linear, pendulums, saturating
 
-from models import create_model, evolve
+from models import create_model
 from models.check import (
     InadmissibleHamiltonian,
     RetraceWarning,
+    WrongGradient,
     agreement,
     agreement_by_leaf,
     check_gradient,
-    check_hamiltonian,
     one_rounding,
     retrace_error,
     retrace_errors,
@@ -25,10 +25,11 @@ from models.NonlinHRU import NonlinHRULayer
 from models.rhel import BareSystem
 
 DRIVES = jax.random.normal(jax.random.PRNGKey(3), (60, 8))
+LONG = jax.random.normal(jax.random.PRNGKey(3), (120, 8))
 
 
 class Springs(AbstractHamiltonian):
-    """Harmonic oscillators whose energies a test replaces."""
+    """Harmonic oscillators."""
 
     k: jax.Array
 
@@ -39,130 +40,32 @@ class Springs(AbstractHamiltonian):
         return jnp.sum(0.1 * (0.5 * self.k * q**2 - q * drive))
 
 
-class UnevenKinetic(Springs):
-    def kinetic(self, p):
-        return 0.05 * jnp.sum(p**2 + 0.1 * p)
+class Detached(Springs):
+    """A contrast that is right in value, but detached from a parameter, gives it a wrong gradient."""
 
-
-class VectorKinetic(Springs):
-    def kinetic(self, p):
-        return 0.05 * p**2
-
-
-class RootKinetic(Springs):
-    def kinetic(self, p):
-        return jnp.sum(jnp.sqrt(jnp.abs(p)))
-
-
-class LogPotential(Springs):
-    """Finite at rest, not at every state."""
-
-    def potential(self, q, drive):
-        return jnp.sum(self.k * jnp.log1p(q - 0.5) - q * drive)
-
-
-class RootParameter(Springs):
-    def potential(self, q, drive):
-        return jnp.sum(jnp.sqrt(self.k) * q**2 - q * drive)
-
-
-class VectorPotential(Springs):
-    def potential(self, q, drive):
-        return 0.1 * (0.5 * self.k * q**2 - q * drive)
-
-
-class RootPotential(Springs):
-    def potential(self, q, drive):
-        return jnp.sum(jnp.sqrt(q))
-
-
-class CornerPotential(Springs):
-    def potential(self, q, drive):
-        return jnp.linalg.norm(q) * jnp.sum(self.k)
-
-
-class WrongKineticContrast(Springs):
-    def kinetic_contrast(self, p, dp):
-        return 0.05 * jnp.sum(p * dp)
-
-
-class Stretched(Springs):
-    """A number that is a field of its own, or part of one."""
-
-    scale: float | complex | tuple
-
-    def potential(self, q, drive):
-        return jnp.sum(0.1 * (0.5 * self.k * jnp.real(jnp.asarray(self.scale)) * q**2 - q * drive))
-
-
-class WrongContrast(Springs):
     def potential_contrast(self, q, dq, drive):
-        return jnp.sum(self.k * q * dq)
+        return 0.2 * jnp.sum(dq * (jax.lax.stop_gradient(self.k) * q - drive))
 
 
-@pytest.mark.parametrize("system", [linear, saturating, plain_saturating, pendulums])
-def test_admissible_hamiltonians_pass(system):
-    check_hamiltonian(system(), DRIVES)
+class Stopped(Springs):
+    """Reverse mode itself is not the slope of the loss."""
+
+    def potential(self, q, drive):
+        return Springs.potential(self, q, drive) + 0.05 * jnp.sum(jax.lax.stop_gradient(self.k) * q**2)
 
 
-@pytest.mark.parametrize(
-    ("hamiltonian", "drives", "message"),
-    [
-        (UnevenKinetic(jnp.ones(8)), DRIVES, r"UnevenKinetic.kinetic is not even: .* at p, .* at -p"),
-        (VectorKinetic(jnp.ones(8)), DRIVES, r"VectorKinetic.kinetic must return a scalar, got shape \(8,\)"),
-        (VectorPotential(jnp.ones(8)), DRIVES, r"VectorPotential.potential must return a scalar, got shape \(8,\)"),
-        (RootKinetic(jnp.ones(8)), DRIVES, r"the gradient of RootKinetic.kinetic by p is not finite at rest"),
-        (LogPotential(jnp.ones(8)), DRIVES, r"LogPotential.potential is nan at a random state"),
-        (RootParameter(jnp.zeros(8)), DRIVES, r"the gradient of RootParameter.potential by RootParameter.k is not fin"),
-        (RootPotential(jnp.ones(8)), DRIVES, r"the gradient of RootPotential.potential by q is not finite at rest"),
-        (CornerPotential(jnp.ones(8)), DRIVES, r"the gradient of CornerPotential.potential by q is not finite at rest"),
-        (Springs(jnp.full(8, jnp.nan)), DRIVES, r"Springs.potential is nan at rest"),
-        (Springs(jnp.arange(8)), DRIVES, r"Springs.k is an array of int32 and would get no gradient: make it"),
-        (
-            Springs(jnp.ones(8, complex)),
-            DRIVES,
-            r"Springs.k is an array of complex64, and energies and states are real: make it two real fields",
-        ),
-        (
-            Stretched(jnp.ones(8), 0.3),
-            DRIVES,
-            r"Stretched.scale is a Python float, 0.3, and would get no gradient: make it jnp.asarray\(0.3\) or, if it",
-        ),
-        (Stretched(jnp.ones(8), (0.3, 1.0)), DRIVES, r"Stretched.scale\[0\] is a Python float, 0.3, .* a static field"),
-        (
-            Stretched(jnp.ones(8), 1 + 2j),
-            DRIVES,
-            r"Stretched.scale is a Python complex, .* jnp.asarray\(\[1.0, 2.0\]\)",
-        ),
-        (WrongContrast(jnp.ones(8)), DRIVES, r"WrongContrast.potential_contrast is .*, but .* differs by"),
-        (WrongKineticContrast(jnp.ones(8)), DRIVES, r"WrongKineticContrast.kinetic_contrast is .*, but .* differs by"),
-        (Springs(jnp.ones(8)), DRIVES[:0], "the sequence of drives is empty"),
-        (Springs(jnp.ones(8)), jnp.ones((5, 8), int), r"the drives must be floating-point, got int32"),
-    ],
-)
-def test_violated_assumptions_are_named(hamiltonian, drives, message):
-    with pytest.raises(InadmissibleHamiltonian, match=message):
-        check_gradient(hamiltonian, drives)
+class Round(Springs):
+    """The parameter `angle` has a gradient of zero, up to rounding; `unused` has none."""
+
+    angle: jax.Array
+    unused: jax.Array
+
+    def potential(self, q, drive):
+        one = jnp.cos(self.angle) ** 2 + jnp.sin(self.angle) ** 2
+        return one * Springs.potential(self, q, drive)
 
 
-def test_a_number_that_gets_a_gradient_or_wants_none_is_admitted():
-    class Fixed(Springs):
-        scale: float = eqx.field(static=True)
-
-    for number in (jnp.asarray(0.3), np.float32(0.3), np.full(8, 0.3, np.float32)):
-        check_hamiltonian(Stretched(jnp.ones(8), number), DRIVES)
-        assert check_gradient(Stretched(jnp.ones(8), number), DRIVES)["scale"].rhel < 1e-3
-    check_hamiltonian(Fixed(jnp.ones(8), 0.3), DRIVES)
-
-
-def test_evolve_names_what_it_can_see_without_a_check():
-    with pytest.raises(ValueError, match=r"VectorPotential.potential must return a scalar, got shape \(8,\)"):
-        evolve(VectorPotential(jnp.ones(8)), DRIVES)
-    with pytest.raises(TypeError, match="the drives must be floating-point, got int32"):
-        evolve(Springs(jnp.ones(8)), jnp.ones((5, 8), int))
-
-
-@pytest.mark.parametrize(("system", "float32", "float64"), [(saturating, 1e-5, 1e-11), (pendulums, 2e-3, 1e-3)])
+@pytest.mark.parametrize(("system", "float32", "float64"), [(saturating, 1e-5, 1e-11), (pendulums, 1e-5, 1e-11)])
 def test_check_gradient_finds_the_errors_of_every_leaf(system, float32, float64):
     errors = check_gradient(system(), DRIVES)
     names = {field for field in vars(system())} | {"drives"}
@@ -173,18 +76,49 @@ def test_check_gradient_finds_the_errors_of_every_leaf(system, float32, float64)
         assert 0 < error.finite_differences <= 1e-6
 
 
-def test_check_gradient_sees_a_wrong_gradient():
-    """A contrast that is right in value but detached from one parameter gives that parameter a wrong gradient."""
-
-    class Detached(Springs):
-        def potential_contrast(self, q, dq, drive):
-            stopped = eqx.tree_at(lambda h: h.k, self, jax.lax.stop_gradient(self.k))
-            return stopped.potential(q + dq, drive) - stopped.potential(q - dq, drive)
-
-    errors = check_gradient(Detached(jnp.ones(8)), DRIVES)
-    assert errors["k"].rhel_float64 == 1
+@pytest.mark.parametrize(
+    ("kind", "epsilon", "number"), [(Detached, 1e-4, "rhel_float64"), (Stopped, None, "finite_differences")]
+)
+def test_a_wrong_gradient_is_refused_or_returned(kind, epsilon, number):
+    hamiltonian = kind(jnp.ones(8))
+    with pytest.raises(InadmissibleHamiltonian, match=r"by Detached.k is|with Stopped.k as its"):
+        check_gradient(hamiltonian, DRIVES)
+    errors = check_gradient(hamiltonian, DRIVES, epsilon=epsilon, strict=False)
+    assert getattr(errors["k"], number) > 0.1
     assert errors["drives"].rhel_float64 < 1e-6
-    assert errors["k"].finite_differences < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("system", "how", "number", "message"),
+    [
+        (
+            pendulums(),
+            {"epsilon": 3.0},
+            "rhel_float64",
+            r"\(rhel_float64\) above 0.01, .*: .* nudge with a smaller eps",
+        ),
+        (saturating(dt=1.6), {"drives": 3 * LONG}, "rhel", r"\(rhel\) above 0.01, .*: in this precision rounding is"),
+    ],
+)
+def test_numbers_that_say_no_are_an_error(system, how, number, message):
+    how = {"drives": DRIVES, **how}
+    with pytest.raises(WrongGradient, match=f"the gradient of .* has an error {message}") as caught:
+        check_gradient(system, **how)
+    assert max(getattr(error, number) for error in caught.value.errors.values()) > 1e-2
+
+
+def test_a_gradient_of_rounding_alone_is_no_error():
+    errors = check_gradient(Round(jnp.ones(8), jnp.asarray(0.3), jnp.asarray(1.0)), DRIVES)
+    assert errors["unused"] == (0, 0, 0)
+    assert 0 < errors["angle"].rhel_float64 < 1e-2
+
+
+def test_one_drive_may_act_on_many_oscillators():
+    class Row(Springs):
+        def potential(self, q, drive):
+            return jnp.sum(0.05 * self.k * q**2) - 0.1 * q[0] * drive
+
+    assert check_gradient(Row(jnp.ones(4)), DRIVES[:, 0], n_osc=4)["drives"].rhel_float64 < 1e-12
 
 
 def test_agreement():
