@@ -2,12 +2,15 @@
 
 Compares the gradient of `models.imperfect.ImperfectRHEL` with exact reverse mode of the same free pass, one
 imperfection at a time, in float64: six blocks of LinHRU and NonlinHRU on BasicMotions (real, bundled), and the six
-oscillators of continuous_time.py. Then trains small networks by imperfect echoes. Writes to the output folder
+oscillators of continuous_time.py, each from 8 seeds: of the parameters, of the batch or the input, and of all that an
+imperfection draws. Then trains small networks by imperfect echoes, from one seed. Writes to the output folder
 
-    imperfect_echo.png    one panel for each imperfection: 1 - cosine of the parameter that fares worst
-    results.json          cosine and relative error of every parameter of every block, tolerances, accuracies
+    imperfect_echo.png    one panel for each imperfection: 1 - cosine of the parameter that fares worst, the median over
+                          the seeds as a line, all seeds as a band
+    results.json          cosine and relative error of every parameter of every block and seed, tolerances, accuracies
 
-and prints a table of tolerances: up to which strength every parameter's cosine stays above 0.99.
+and prints a table of tolerances, median and range over the seeds: up to which strength every parameter's cosine stays
+above 0.99.
 """
 
 import argparse
@@ -25,7 +28,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from continuous_time import discrete_gradient
+from continuous_time import OUTPUT
 from continuous_time import make_problem as make_toy
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -35,15 +38,17 @@ import train
 from atomic import replacing
 from data_dir.datasets import create_dataset
 from data_dir.storage import DEFAULT_DATA_DIR, write_json
-from models import create_model
+from models import create_model, evolve
 from models.check import agreement_by_leaf
-from models.continuous import Integrator
+from models.continuous import Discretised, Integrator
 from models.imperfect import EchoImperfection, ImperfectBPTT, ImperfectRHEL, quantum
 from models.rhel import with_learning_algorithm
 from tables import aligned
 
 DATASET, SEED = "BasicMotions", 2345
 HIDDEN_DIM = SSM_DIM = 8
+SEEDS = 8
+"""Of the comparison of gradients: SEED and those after it."""
 BATCH_SIZE = 8
 TOY, TOY_STEPS = "six oscillators", 200
 EPSILONS = {"ε = 0.1": 0.1, "ε = 1": 1.0}
@@ -127,16 +132,51 @@ def machine(sweep, strength, steps, epsilon):
 
 
 class Problem(NamedTuple):
-    """`gradient(learning algorithm)`, and the number of its steps."""
+    """`gradient(learning algorithm)`, every array with an axis of seeds in front, and the number of steps."""
 
     gradient: Callable
     steps: int
 
 
-def toy_problem():
-    """The gradient of masses, springs and couplings."""
-    problem, _ = make_toy(0, Integrator(1e-8))
-    return Problem(lambda algorithm: discrete_gradient(problem, TOY_STEPS, algorithm), TOY_STEPS)
+def over_seeds(gradient, problems, seeds):
+    """`gradient(problem, learning algorithm)` for all problems, one of a seed each, in one compiled program."""
+    problems = jax.tree.map(lambda *x: jnp.stack(x), *problems)
+
+    @eqx.filter_jit
+    def of_all(problems, seeds, algorithm):
+        def of_one(problem, seed):
+            drawn = isinstance(algorithm, ImperfectRHEL)
+            return gradient(problem, eqx.tree_at(lambda x: x.seed, algorithm, seed) if drawn else algorithm)
+
+        return jax.vmap(of_one)(problems, seeds)
+
+    return lambda algorithm: of_all(problems, seeds, algorithm)
+
+
+def toy_problem(seeds):
+    """The gradient of masses, springs and couplings: the trapezoidal rule of the loss, from rest."""
+    ends = np.arange(1, TOY_STEPS + 1) / TOY_STEPS
+
+    def sampled(seed):
+        problem, _ = make_toy(seed, Integrator(1e-8))
+        dt = problem.duration / TOY_STEPS
+        drives = jax.vmap(problem.drive)(problem.duration * ends - 0.5 * dt)
+        # The loss is half the square of the distance from a target: its slope at rest is minus the target.
+        slopes = jax.vmap(jax.grad(problem.loss), (None, 0))(problem.start[0], problem.duration * ends)
+        return Discretised(problem.hamiltonian, jnp.asarray(dt)), drives, -slopes[:, OUTPUT]
+
+    def gradient(problem, algorithm):
+        discretised, drives, targets = problem
+        weights = discretised.step * jnp.ones(TOY_STEPS).at[-1].set(0.5)
+
+        def loss(hamiltonian):
+            there = eqx.tree_at(lambda x: x.hamiltonian, discretised, hamiltonian)
+            positions = evolve(there, drives, learning_algorithm=algorithm)
+            return 0.5 * weights @ (positions[:, OUTPUT] - targets) ** 2
+
+        return jax.grad(loss)(discretised.hamiltonian)
+
+    return Problem(over_seeds(gradient, [sampled(seed) for seed in range(len(seeds))], seeds), TOY_STEPS)
 
 
 def make_network(dataset, model_name, num_blocks, key):
@@ -155,30 +195,44 @@ def make_network(dataset, model_name, num_blocks, key):
     )
 
 
-def network_problem(dataset, model_name, num_blocks, steps):
+def network_problem(dataset, model_name, num_blocks, steps, seeds):
     """The gradient of all parameters of a network, for the mean loss of a batch."""
+
+    def sampled(seed):
+        model, _ = make_network(dataset, model_name, num_blocks, jax.random.PRNGKey(seed))
+        rows = np.random.default_rng(seed).choice(dataset.train.size, BATCH_SIZE, replace=False)
+        x, labels = (jnp.asarray(array[rows], float) for array in (dataset.train.data, dataset.train.labels))
+        return eqx.filter(model, eqx.is_array), x[:, :steps], labels
+
     model, state = make_network(dataset, model_name, num_blocks, jax.random.PRNGKey(SEED))
-    rows = np.random.default_rng(SEED).choice(dataset.train.size, BATCH_SIZE, replace=False)
-    x, labels = (jnp.asarray(array[rows], float) for array in (dataset.train.data, dataset.train.labels))
-    x = x[:, :steps]
+    static = eqx.filter(model, eqx.is_array, inverse=True)
 
-    @eqx.filter_jit
-    @eqx.filter_grad
-    def gradient(model, algorithm):
-        forward = jax.vmap(
-            with_learning_algorithm(model, algorithm), axis_name="batch", in_axes=(0, None), out_axes=(0, None)
-        )
-        outputs, _ = forward(x, state)
-        return jnp.mean(jax.vmap(train.sample_loss, (0, 0, None))(outputs, labels, True))
+    def gradient(problem, algorithm):
+        arrays, x, labels = problem
 
-    return Problem(lambda algorithm: gradient(model, algorithm), x.shape[1])
+        def loss(model):
+            forward = jax.vmap(
+                with_learning_algorithm(model, algorithm), axis_name="batch", in_axes=(0, None), out_axes=(0, None)
+            )
+            outputs, _ = forward(x, state)
+            return jnp.mean(jax.vmap(train.sample_loss, (0, 0, None))(outputs, labels, True))
+
+        return eqx.filter_grad(loss)(eqx.combine(arrays, static))
+
+    problems = [sampled(int(seed)) for seed in seeds]
+    return Problem(over_seeds(gradient, problems, seeds), problems[0][1].shape[1])
 
 
 def compare(problem, sweep, strength, epsilon):
-    """{parameter: (cosine, relative error)}."""
+    """{parameter: (cosine of every seed, relative error of every seed)}."""
     echo, exact = machine(sweep, strength, problem.steps, epsilon)
-    found = agreement_by_leaf(problem.gradient(echo), problem.gradient(exact))
-    return {path.lstrip("."): (numbers.cosine, numbers.relative_error) for path, numbers in found.items()}
+    found, reference = (jax.tree.map(np.asarray, problem.gradient(algorithm)) for algorithm in (echo, exact))
+    seeds = range(len(jax.tree.leaves(found)[0]))
+    by_seed = [agreement_by_leaf(*(jax.tree.map(lambda x, i=i: x[i], y) for y in (found, reference))) for i in seeds]
+    return {
+        path.lstrip("."): ([x[path].cosine for x in by_seed], [x[path].relative_error for x in by_seed])
+        for path in by_seed[0]
+    }
 
 
 def tolerance(strengths, cosines):
@@ -195,6 +249,16 @@ def tolerance(strengths, cosines):
     (before, after), x = lost[bad[0] - 1 : bad[0] + 1], np.log10(strengths[bad[0] - 1 : bad[0] + 1])
     share = before / (before - after) if np.isfinite(after) else 0.0
     return float(10 ** (x[0] + share * (x[1] - x[0])))
+
+
+def tolerances_of(strengths, cosines):
+    """{"median", "worst", "best"} of the tolerances of all seeds; `cosines`: (strength, seed)."""
+    values = [tolerance(strengths, of_seed) for of_seed in np.transpose(cosines)]
+    # From the seed that tolerates least. None is worse than every strength.
+    ordered = sorted(values, key=lambda x: -1 if x is None else abs(np.log(x / strengths[0])))
+    middle = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    median = None if None in middle else float(np.sqrt(np.prod(middle)))
+    return {"median": median, "worst": ordered[0], "best": ordered[-1]}
 
 
 # Training
@@ -234,7 +298,9 @@ def draw(curves, accuracies):
         sweep = SWEEPS[part]
         for (name, epsilon), (strengths, cosines) in found.items():
             style = {"color": f"C{names.index(name)}", "ls": "--" if epsilon == "ε = 1" else "-", "marker": "."}
-            axes.loglog(strengths, np.clip(1 - np.asarray(cosines), 1e-12, None), label=f"{name}, {epsilon}", **style)
+            lost = np.clip(1 - np.asarray(cosines), 1e-12, None)
+            axes.loglog(strengths, np.median(lost, axis=1), label=f"{name}, {epsilon}", **style)
+            axes.fill_between(strengths, lost.min(1), lost.max(1), color=style["color"], alpha=0.15, lw=0)
         axes.axhline(1 - GOOD_COSINE, color="black", lw=0.5)
         trained = accuracies.get(part, {})
         for (name, values), height in zip(trained.items(), (0.97, 0.89), strict=False):
@@ -263,7 +329,9 @@ def measure(options, progress):
     blocks, steps, stride = (2, 30, 3) if options.quick else (6, None, 1)
     dataset = create_dataset(options.data_dir, DATASET, seed=SEED, time=False)
     with jax.enable_x64(True):
-        problems = {name: network_problem(dataset, name, blocks, steps) for name in names} | {TOY: toy_problem()}
+        seeds = SEED + jnp.arange(2 if options.quick else SEEDS)
+        problems = {name: network_problem(dataset, name, blocks, steps, seeds) for name in names}
+        problems |= {TOY: toy_problem(seeds)}
     jobs = [
         (part, name, epsilon)
         for part in SWEEPS
@@ -285,7 +353,7 @@ def measure(options, progress):
             for strength in strengths:
                 with jax.enable_x64(True):
                     found = compare(problems[name], SWEEPS[part], strength, EPSILONS.get(epsilon, 1.0))
-                cosines.append(min(cosine for cosine, _ in found.values()))
+                cosines.append(np.min([cosine for cosine, _ in found.values()], axis=0))
                 about = {"imperfection": part, "strength": float(strength), "problem": name, "epsilon": epsilon}
                 rows.append(
                     about
@@ -322,25 +390,27 @@ def main(arguments=None):
     with compilation_cache.enabled(options.compilation_cache):
         rows, curves, accuracies = measure(options, progress)
     tolerances = {
-        part: {f"{name}, {epsilon}": tolerance(*curve) for (name, epsilon), curve in found.items()}
+        part: {f"{name}, {epsilon}": tolerances_of(*curve) for (name, epsilon), curve in found.items()}
         for part, found in curves.items()
     }
-    print(f"every parameter's cosine stays above {GOOD_COSINE} up to (* largest that was tried; -: nowhere):")
+    print(
+        f"every parameter's cosine stays above {GOOD_COSINE} up to (median over the seeds [worst, best]; * the largest "
+        "strength tried; -: nowhere):"
+    )
     columns = list(dict.fromkeys(key for found in tolerances.values() for key in found))
     table = [["", *columns]]
     for part, found in tolerances.items():
         last = SWEEPS[part].strengths[:: 3 if options.quick else 1][-1]
-        cells = [
-            ""
-            if key not in found
-            else "-"
-            if found[key] is None
-            else f"{found[key]:.2g}" + "*" * int(found[key] == last)
-            for key in columns
-        ]
-        table.append([f"{SWEEPS[part].title} ({SWEEPS[part].label})", *cells])
+
+        def cell(key, found=found, last=last):
+            if key not in found:
+                return ""
+            median, *ends = ("-" if x is None else f"{x:.2g}" + "*" * int(x == last) for x in found[key].values())
+            return f"{median} [{', '.join(ends)}]"
+
+        table.append([f"{SWEEPS[part].title} ({SWEEPS[part].label})", *map(cell, columns)])
     print(aligned(table))
-    print("\ntest accuracy (last training loss) with ε = 0.1, at a strength; control: all nudges are zero")
+    print("\ntest accuracy (last training loss) of one seed with ε = 0.1, at a strength; control: all nudges are zero")
     for part, found in accuracies.items():
         for name, values in found.items():
             print(

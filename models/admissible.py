@@ -45,22 +45,28 @@ def check_hamiltonian(
     scalars. Then energies, slopes and trajectory that are not finite. Then `models.sampled_checks.CHECKS`. `n_osc` as
     in `models.evolve`; `key` draws the samples.
     """
-    _require(hamiltonian, BareSystem(hamiltonian, n_osc), drives, jax.random.PRNGKey(0) if key is None else key)
-
-
-def _require(hamiltonian, system, inputs, key):
-    for look in (_fields, _drives, _energies, _captured):
-        if reasons := list(look(hamiltonian, system, inputs)):
-            raise InadmissibleHamiltonian(reasons)
-    rest, _ = rest_state(system, inputs)
-    with jax.enable_x64(True):
-        hamiltonian, drives = to_float64((hamiltonian, system.drive(inputs)))
-        samples, reasons = sampled(hamiltonian, drives, rest.shape, key)
-        reasons += not_finite(samples) if samples else []
-        if not reasons:
-            reasons = [f"{reason}: {check.way_out}" for check in CHECKS for reason in check.violations(samples)]
-    if reasons:
+    system, key = BareSystem(hamiltonian, n_osc), jax.random.PRNGKey(0) if key is None else key
+    if reasons := _wrong_form(system, drives) or _wrong_numbers(system, drives, key):
         raise InadmissibleHamiltonian(reasons)
+
+
+def _wrong_form(system: AbstractSystem, inputs: Array) -> list[str]:
+    """What the first of these finds that finds anything: the later ones rely on the earlier."""
+    for look in (_fields, _drives, _energies, _captured, _finite_drives):
+        if reasons := list(look(system.hamiltonian, system, inputs)):
+            return reasons
+    return []
+
+
+def _wrong_numbers(system: AbstractSystem, inputs: Array, key: PRNGKeyArray) -> list[str]:
+    shape = rest_state(system, inputs)[0].shape
+    with jax.enable_x64(True):
+        system, inputs = to_float64((system, inputs))
+        samples, reasons = sampled(system.hamiltonian, system.drive(inputs), shape, key)
+        reasons += not_finite(samples) if samples else []
+        if reasons:
+            return reasons
+        return [f"{reason}: {check.way_out}" for check in CHECKS for reason in check.violations(samples)]
 
 
 # The form
@@ -100,7 +106,11 @@ def _drives(_: AbstractHamiltonian, system: AbstractSystem, inputs: Array) -> It
         yield f"the drives must be one array (time, ..), got {type(inputs).__name__}: stack its arrays"
     elif len(inputs) == 0:
         yield "the sequence of drives is empty: it has no steps"
-    elif not np.all(finite := np.isfinite(system.drive(inputs)).reshape(len(inputs), -1).all(1)):
+
+
+def _finite_drives(_: AbstractHamiltonian, system: AbstractSystem, inputs: Array) -> Iterator[str]:
+    finite = np.isfinite(system.drive(inputs)).reshape(len(inputs), -1).all(1)
+    if not np.all(finite):
         yield f"the drives hold numbers that are not finite, at first in step {first(~finite)}"
 
 
@@ -167,15 +177,14 @@ def check_system(system: AbstractSystem, inputs: Float[Array, "time in"], *, key
     alike, and neither uses arrays that are no fields.
     """
     key = jax.random.PRNGKey(0) if key is None else key
-    reasons = list(_fields(eqx.tree_at(lambda s: s.hamiltonian, system, None)))
-    try:
-        _require(system.hamiltonian, system, inputs, key)
-    except InadmissibleHamiltonian as error:
-        reasons += error.reasons
-    positions = jnp.zeros((len(inputs), *rest_state(system, inputs)[0].shape), inputs.dtype)
-    reasons += [*_captured_by(system, "drive", inputs), *_captured_by(system, "readout", positions, inputs)]
-    with jax.enable_x64(True):
-        reasons += _wrong_ports(*to_float64((system, inputs, positions)), key)
+    ports = eqx.tree_at(lambda s: s.hamiltonian, system, None)
+    reasons = [*_fields(ports), *_wrong_form(system, inputs)]
+    if not reasons:
+        positions = jnp.zeros((len(inputs), *rest_state(system, inputs)[0].shape), inputs.dtype)
+        reasons = [*_captured_by(system, "drive", inputs), *_captured_by(system, "readout", positions, inputs)]
+        reasons += _wrong_numbers(system, inputs, key)
+        with jax.enable_x64(True):
+            reasons += _wrong_ports(*to_float64((system, inputs, positions)), key)
     if reasons:
         raise InadmissibleSystem(reasons)
 

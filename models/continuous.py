@@ -1,8 +1,12 @@
 """Recurrent Hamiltonian Echo Learning in continuous time, where it is a theorem about every instant.
 
-Pourcel & Ernoult, arXiv 2506.05259, Section 3.1. Symbols as in `models.hamiltonian`, except that no time step is folded
-in: `kinetic` is T and `potential` is V. `Discretised` folds one in, so that the same object runs here and in
-`models.rhel.evolve`. All differential equations are solved by diffrax.
+Pourcel & Ernoult, arXiv 2506.05259, Section 3.1. Symbols as in `models.hamiltonian`, with one difference:
+
+    delta        not folded in: `kinetic` is T and `potential` is V, where in discrete time they are dt * T and dt * V
+
+A Hamiltonian written for discrete time therefore runs 1/dt times too slowly here, without an error. `Discretised` folds
+a step into one that is written for here, so that the same object runs here and in `models.rhel.evolve`. All
+differential equations are solved by diffrax.
 
 A system runs from s(0) = (q, p) and is judged all the way by L = ∫ l(q(t), t) dt, t from 0 to T:
 
@@ -43,6 +47,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from models.hamiltonian import AbstractHamiltonian, State
+from models.requirements import require_force_of_energies
+
+PARITY_SAMPLES = 32
+"""Instants of a free pass at whose momenta T(p) is compared with T(-p)."""
 
 
 def _require_positive(name, value):
@@ -72,7 +80,8 @@ class Discretised(AbstractHamiltonian):
 class Problem(eqx.Module):
     """A system, what drives it, where it starts and how its way is judged.
 
-    - `hamiltonian`: T and V, T even in p. The gradient is with respect to its floating-point arrays.
+    - `hamiltonian`: T and V without a time step, T even in p. The gradient is with respect to its floating-point
+      arrays. `models.check.check_hamiltonian` looks at a `Discretised` one.
     - `drive`: the function of time t -> v(t), of whatever shape the potential takes.
     - `loss`: the function (q, t) -> l(q, t), a scalar, whose integral is the loss.
     - `start`: position and momentum at t = 0.
@@ -286,7 +295,8 @@ class Echo(AbstractReturn):
 
     Rounding and the error of the solver come divided by `epsilon`, which multiplies the error signal into a force.
     `recorded`: nudge by the error of the free pass; otherwise by the error at the echo's own position. Raises
-    `ValueError` if `epsilon` is not positive and finite.
+    `ValueError` if `epsilon` is not positive and finite, or if the Hamiltonian overrides velocity or force;
+    `RuntimeError` if T is not even at a momentum of the free pass, since then no echo returns.
     """
 
     epsilon: Float[Array, ""] = eqx.field(converter=lambda x: jnp.asarray(x, float))
@@ -297,7 +307,18 @@ class Echo(AbstractReturn):
 
     def begin(self, free):
         """Both at the end of the free pass, momenta flipped."""
+        hamiltonian = free.problem.hamiltonian
+        require_force_of_energies(hamiltonian)
+        times = free.problem.duration * jnp.linspace(0, 1, PARITY_SAMPLES)
+        _, momenta = jax.vmap(free.state)(times)
+        there, back = (jax.vmap(hamiltonian.kinetic)(x) for x in (momenta, -momenta))
+        uneven = jnp.abs(there - back) > 1e4 * jnp.finfo(there.dtype).eps * (jnp.abs(there) + jnp.abs(back))
         q, p = free.end()
+        p = eqx.error_if(
+            p,
+            jnp.any(uneven),
+            f"{type(hamiltonian).__name__}.kinetic is not even in p: an echo returns only if T(p) = T(-p)",
+        )
         return jnp.stack([q, q]), jnp.stack([-p, -p])
 
     def rate(self, free, t, carried):

@@ -454,6 +454,7 @@ def ports(B=None, hamiltonian=None, **methods):
             "Own.drive does not treat every step alike",
         ),
         (ports(drive=lambda self, u: OUTSIDE[None] * u), "Own.drive uses the array OUTSIDE from outside, .* no field"),
+        (ports(drive=lambda self, u: u @ jnp.ones((3, 3))), "dot_general requires contracting dimensions"),
         (ports(B=2.0), r"Own.B is a Python float, 2.0, and would get no gradient"),
         (ports(hamiltonian=heavier(lambda p: 0.005 * p)), "Own.kinetic is not even"),
         (

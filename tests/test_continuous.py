@@ -9,6 +9,7 @@ import pytest
 
 from models import evolve
 from models.continuous import AdjointMethod, Discretised, Echo, Integrator, Problem, free_pass, total_loss
+from models.LinHRU import LinearOscillators
 from models.rhel import RHEL
 from tests.systems import (
     assert_close,
@@ -171,6 +172,27 @@ def test_single_precision_has_its_digits(swinging):
     gradient = go_back(Echo(0.03), run(problem_of(hamiltonian), integrator), integrator).gradient()
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradient))
     assert_close(gradient, adjoint.gradient(), 1e-3)
+
+
+class Uneven(LinearOscillators):
+    def kinetic(self, p):
+        return super().kinetic(p) + 0.1 * jnp.sum(p**3)
+
+
+class Rubbing(LinearOscillators):
+    def velocity(self, p):
+        return 0.9 * self.step * p
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [(Uneven, RuntimeError, "Uneven.kinetic is not even in p"), (Rubbing, ValueError, "Rubbing overrides velocity")],
+)
+def test_a_system_whose_echo_does_not_return_is_refused(x64, kind, error, message):
+    hamiltonian = kind(A=jnp.ones(SIZE), step=jnp.ones(SIZE))
+    free = run(problem_of(hamiltonian), INTEGRATOR)
+    with pytest.raises(error, match=message):
+        go_back(Echo(1e-4), free)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])

@@ -11,7 +11,7 @@ from systems import assert_close, leaf_errors, linear, pendulums, saturating
 
 from models import create_model, evolve
 from models.imperfect import EchoImperfection, ImperfectBPTT, ImperfectRHEL, quantum
-from models.rhel import BPTT, RHEL, with_learning_algorithm
+from models.rhel import BPTT, RHEL, BareSystem, with_learning_algorithm
 
 INCOMING = np.random.default_rng(4).normal(size=(2, 30, 5))
 PARTS = [field.name for field in fields(EchoImperfection)]
@@ -134,11 +134,120 @@ def test_noise_averages_out(x64):
 # What a user of it relies on
 
 
-def test_noise_is_drawn_anew_for_every_sequence_and_gradient(x64):
+@eqx.filter_jit
+def single_gradient(hamiltonian, drives, incoming, machine):
+    def response(hamiltonian):
+        return jnp.vdot(evolve(hamiltonian, drives, learning_algorithm=machine), incoming)
+
+    return eqx.filter_grad(response)(hamiltonian)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda drives, incoming: (drives, 2 * incoming),
+        lambda drives, incoming: (drives, -incoming),
+        lambda drives, incoming: (drives, incoming[::-1]),
+        lambda drives, incoming: (drives, incoming[:, ::-1]),
+        lambda drives, incoming: (drives.at[7, 2].multiply(1 + 1e-15), incoming),
+    ],
+)
+def test_noise_is_drawn_anew_for_all_that_differs_in_a_bit(x64, change):
+    """What the noise adds to the gradient is unrelated in the two runs."""
     hamiltonian, drives = problem(linear)
-    twice, incoming = jnp.stack([drives[0], drives[0]]), np.stack([INCOMING[0], 2 * INCOMING[0]])
-    _, (same, scaled) = gradient((hamiltonian, twice), rhel(noise=1e-3), incoming)
-    assert max(leaf_errors(scaled, 2 * same).values()) > 1e-3
+    runs = [(drives[0], jnp.asarray(INCOMING[0])), change(drives[0], jnp.asarray(INCOMING[0]))]
+
+    def noise_of(run):
+        noisy, clean = (single_gradient(hamiltonian, *run, rhel(noise=strength)) for strength in (1e-6, 0.0))
+        return np.concatenate(
+            [(x - y) / np.linalg.norm(y) for x, y in zip(*map(jax.tree.leaves, (noisy, clean)), strict=True)]
+        )
+
+    first, again, other = noise_of(runs[0]), noise_of(runs[0]), noise_of(runs[1])
+    np.testing.assert_array_equal(first, again)
+    for sign in (1, -1):
+        assert np.linalg.norm(first - sign * other) > 0.3 * np.linalg.norm(first)
+
+
+@pytest.mark.parametrize("part", ["drift", "recording"])
+def test_a_part_does_not_change_what_another_draws(x64, part):
+    where, incoming = problem(linear), INCOMING
+    with_part = EchoImperfection(noise=jnp.asarray(1e-3), **{part: jnp.asarray(0.0)})
+    found, alone = (
+        gradient(where, ImperfectRHEL(x), incoming) for x in (with_part, EchoImperfection(noise=jnp.asarray(1e-3)))
+    )
+    assert_close(found, alone, 1e-9)  # compiled, two programs round differently
+
+
+@pytest.mark.parametrize("mapped", ["seed", "epsilon", "noise"])
+def test_a_gradient_outside_a_vmap_over_the_machine_is_the_sum(x64, mapped):
+    hamiltonian, drives = problem(linear)
+    values = jnp.asarray([1, 2, 3]) if mapped == "seed" else jnp.asarray([0.01, 0.02, 0.05])
+
+    def machine_at(value):
+        return rhel(**{"noise": 1e-3, mapped: value})
+
+    def response(hamiltonian, value):
+        return jnp.vdot(evolve(hamiltonian, drives[0], learning_algorithm=machine_at(value)), jnp.asarray(INCOMING[0]))
+
+    def total(hamiltonian):
+        return jnp.sum(jax.vmap(response, (None, 0))(hamiltonian, values))
+
+    outside = eqx.filter_jit(eqx.filter_grad(total))(hamiltonian)
+    inside = eqx.filter_jit(eqx.filter_vmap(eqx.filter_grad(response), in_axes=(None, 0)))(hamiltonian, values)
+    assert_close(outside, jax.tree.map(lambda x: jnp.sum(x, axis=0), inside), 1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_scale_of_the_incoming_gradient_cancels(scale):
+    where = problem(linear)
+    found = gradient(where, rhel(), np.float32(scale) * INCOMING.astype(np.float32))
+    expected = gradient(where, rhel(), INCOMING.astype(np.float32))
+    assert_close(jax.tree.map(lambda x: x / np.float32(scale), found), expected, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("noise", -1e-3),
+        ("drift", np.nan),
+        ("replay", -1.0),
+        ("recording", np.inf),
+        ("readout_quantum", -0.1),
+        ("nudge_quantum", jnp.asarray([0.1, -0.1])),
+        ("damping", -0.1),
+        ("asymmetry", 2.0),
+        ("asymmetry", -0.5),
+        ("flip_amplitude", -1.0),
+        ("flip_phase", np.inf),
+    ],
+)
+def test_impossible_strengths_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"the strength {name} must be .*, got "):
+        EchoImperfection(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epsilon": 0.0}, "epsilon must be positive and finite, got 0.0"),
+        ({"epsilon": -1e-2}, "epsilon must be positive and finite, got -0.01"),
+        ({"epsilon": jnp.asarray(jnp.nan)}, "epsilon must be positive and finite, got nan"),
+        ({"seed": 1.5}, "the seed must be a whole number, got 1.5"),
+    ],
+)
+def test_an_impossible_machine_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ImperfectRHEL(**arguments)
+
+
+def test_a_readout_that_is_not_linear_is_refused():
+    class Squared(BareSystem):
+        def readout(self, positions, inputs):
+            return positions**2
+
+    with pytest.raises(ValueError, match=r"Squared.readout is not linear in the positions"):
+        ImperfectRHEL()(Squared(linear(5)), jnp.ones((4, 5)))
 
 
 def test_a_sequence_without_gradient_has_none_through_all_imperfections(x64):
