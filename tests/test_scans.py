@@ -135,7 +135,9 @@ def test_bad_choices_are_named():
     (hamiltonian, drives), _ = problem(saturating)
     with pytest.raises(ValueError, match=r"unknown scan 'fast'; one of auto, sequential, associative"):
         evolve(hamiltonian, drives, learning_algorithm=RHEL(scan="fast"))
-    with pytest.raises(ValueError, match=r"associative scan needs a linear system with a drive .*; SaturatingOscillators is not"):
+    with pytest.raises(
+        ValueError, match=r"associative scan needs a linear system with a drive .*; SaturatingOscillators is not"
+    ):
         evolve(hamiltonian, drives, learning_algorithm=BPTT(scan="associative"))
     with pytest.raises(ValueError, match=r"chunk must be at least 1 step, got 0"):
         evolve(hamiltonian, drives, learning_algorithm=RHEL(chunk=0))
