@@ -85,7 +85,8 @@ class RHEL(AbstractLearningAlgorithm):
     """Recurrent Hamiltonian Echo Learning.
 
     - `epsilon`: size of the nudges, relative to the state, see `models.nudges`. None, the default, means
-      infinitesimal nudges: the gradient is exact for every energy. If `literal`, None means 1e-2.
+      infinitesimal nudges: the gradient is exact for every energy. A linear system, for which every size gives the same
+      gradient, has infinitesimal nudges in any case. If `literal`, None means 1e-2.
     - `literal`: run two trajectories, as a physical machine does, instead of their mean and half-difference.
     - `scan`: "sequential", "associative" (linear Hamiltonians only), or "auto", by platform.
     - `chunk`: steps walked at a time, by default as the sizes and the platform want it. It moves results by rounding.
