@@ -60,6 +60,8 @@ def require_same_run(folder: Path, facts: dict[str, Any]) -> None:
         f"{name} {there.get(name)!r}, now {facts.get(name)!r}" for name in names if there.get(name) != facts.get(name)
     ]
     ways = [f"with another config ({'; '.join(fields)})"] if fields else []
+    if data["sha256"] is None:
+        raise _refused(folder, ["by an earlier version, which recorded no hash of its data (--evaluate still works)"])
     found = data_differences(data, facts["data"])
     ways += [f"on other data ({'; '.join(found)})"] if found else []
     if ways:

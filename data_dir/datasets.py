@@ -217,7 +217,7 @@ def _notes(data, labels, rows, seed, class_names, classification, standardise) -
         looked_at = np.unique(np.linspace(0, len(data) - 1, _LOOKED_AT, dtype=int))
         offsets = offset_channels(np.asarray(data[looked_at]))
         if offsets:
-            yield f'{offsets_text(offsets)}. "standardise": true in the config removes the offset.'
+            yield f'{offsets_text(offsets)}. "standardise": true in the config removes the offset (not of padded sets).'
 
 
 def _first(names: Iterable, count: int = 10) -> str:

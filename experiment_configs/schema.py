@@ -132,7 +132,7 @@ class ExperimentConfig(BaseModel):
     complex_ssm: _Flag = Field(default_factory=lambda fields: fields["model_name"] == "LinHRU")
     train_steps: _Flag = True
     epsilon: Annotated[
-        _Positive | None, Field(description="a positive number, or null for the automatic choice"), _Unquoted
+        _Positive | None, Field(description="a positive number, or null for infinitesimal nudges"), _Unquoted
     ] = None
     step_init: Annotated[
         Annotated[float, Field(strict=True, gt=0, lt=1)] | None,

@@ -4,7 +4,7 @@ A custom gradient of one sequence, batched by `jax.vmap`, gives a gradient of th
 is summed afterwards: a batch of matrix products where one product would do, and as many copies of every parameter as
 there are sequences. Here the batch reaches the function as an axis of its own, so that it contracts over it.
 
-A primitive is the place where jax lets that be said; the differentiation of it is that of the function.
+Only a primitive sees vmap before differentiation. Its derivative is the derivative of `function`.
 """
 
 from collections.abc import Callable

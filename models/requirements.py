@@ -93,6 +93,8 @@ def require_linear_readout(system: eqx.Module, inputs: Float[Array, "time in"]) 
         return jax.jvp(lambda positions: system.readout(positions, inputs), (positions,), (change,))[1]
 
     jaxpr = jax.make_jaxpr(derivative)(positions, positions, inputs).jaxpr
+    # A print of the positions is no use of them.
+    jaxpr = jaxpr.replace(eqns=[equation for equation in jaxpr.eqns if equation.outvars])
     _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     if used[0]:
         raise ValueError(

@@ -101,7 +101,7 @@ class RHEL(AbstractLearningAlgorithm):
         number = isinstance(self.epsilon, int | float) and not isinstance(self.epsilon, bool)
         if self.epsilon is not None and not (number and math.isfinite(self.epsilon) and self.epsilon > 0):
             raise ValueError(
-                f"epsilon must be a positive number or None for the automatic choice, got {self.epsilon!r}"
+                f"epsilon must be a positive number or None for infinitesimal nudges, got {self.epsilon!r}"
             )
 
     def respond(self, system, inputs):
@@ -110,6 +110,9 @@ class RHEL(AbstractLearningAlgorithm):
             require_force_of_energies(system.hamiltonian)
         run = partial(retracing, partial(_echo, self), system, inputs)
         return on_platform(self.scan, self.chunk, system, inputs, run)
+
+    def _infinitesimal(self, system):
+        return not self.literal and (self.epsilon is None or system.hamiltonian.linear)
 
 
 LEARNING_ALGORITHMS = ("RHEL", "BPTT", "ReversibleBPTT")
@@ -211,10 +214,20 @@ class MeanAndTangent(MeanAndHalfDifference):
         return 2 * jax.jvp(lambda q: hamiltonian.potential(q, drive), q[:1], q[1:])[1]
 
     def velocity(self, p):
-        return jax.jvp(self.hamiltonian.velocity, p[:1], p[1:])
+        return self._tangent(self.hamiltonian.velocity, p)
 
     def force(self, q, drive):
-        return jax.jvp(lambda q: self.hamiltonian.force(q, drive), q[:1], q[1:])
+        return self._tangent(lambda q: self.hamiltonian.force(q, drive), q)
+
+    def _tangent(self, slope, x):
+        try:
+            return jax.jvp(slope, x[:1], x[1:])
+        except (NotImplementedError, TypeError) as error:
+            raise ValueError(
+                f"infinitesimal nudges need the forward derivative of the slopes of {type(self.hamiltonian).__name__}, "
+                f"which jax does not have ({error}). Write a derivative of your own as a jax.custom_jvp instead of a "
+                "jax.custom_vjp, or use finite nudges, epsilon=1e-3, or BPTT"
+            ) from error
 
 
 class TwoTrajectories(MeanAndHalfDifference):
@@ -253,12 +266,12 @@ def _echo(algorithm, system, inputs, kept, outputs_grad, scan, stretch):
     ends, size = kept
     q, p = jax.tree.map(lambda x: x[-1], ends[-1])
     to_positions = partial(positions_gradient, system, like=q)
-    if algorithm.literal or (algorithm.epsilon is not None and not system.hamiltonian.linear):
+    if algorithm._infinitesimal(system):
+        pair, nudges_of, weight = MeanAndTangent(system.hamiltonian), to_positions, jnp.full_like(size, -0.5)
+    else:
         pair = (TwoTrajectories if algorithm.literal else MeanAndHalfDifference)(system.hamiltonian)
         epsilon = 1e-2 if algorithm.epsilon is None else algorithm.epsilon
         nudges_of, weight = finite_nudges(to_positions, inputs, outputs_grad, size, epsilon, stretch)
-    else:
-        pair, nudges_of, weight = MeanAndTangent(system.hamiltonian), to_positions, jnp.full_like(size, -0.5)
     if scan == "associative":
         walk_back = partial(_walk_back_contracting, pair, weight, _states_by_associative_scan)
     elif _few_parameters(system, inputs):

@@ -96,7 +96,8 @@ class AbstractLearningAlgorithm(eqx.Module):
         inputs = jnp.asarray(inputs)
         require_admissible(system, inputs)
         system, inputs, dtype = in_one_precision(system, inputs)
-        return _respond((self, system), inputs).astype(dtype)
+        outputs = _respond((self, system), inputs)
+        return outputs if jnp.iscomplexobj(outputs) else outputs.astype(dtype)
 
 
 def in_one_precision(system: AbstractSystem, inputs: Array) -> tuple[AbstractSystem, Array, jnp.dtype]:
@@ -105,11 +106,17 @@ def in_one_precision(system: AbstractSystem, inputs: Array) -> tuple[AbstractSys
     Half precision resolves neither the recurrence of many steps nor its way back, and a state has one type.
     """
     leaves = [x for x in (*jax.tree.leaves(system), inputs) if eqx.is_inexact_array(x)]
-    dtype = jnp.result_type(*(x.dtype for x in leaves)) if leaves else jnp.dtype(jnp.float32)
+    dtype = jnp.result_type(*(jnp.finfo(x.dtype).dtype for x in leaves)) if leaves else jnp.dtype(jnp.float32)
     wide = jnp.promote_types(dtype, jnp.float32)
 
     def widened(tree):
-        return jax.tree.map(lambda x: jnp.asarray(x, wide) if eqx.is_inexact_array(x) else x, tree)
+        return jax.tree.map(widened_leaf, tree)
+
+    def widened_leaf(x):
+        if not eqx.is_inexact_array(x):
+            return x
+        # A port may have a complex matrix; the states are real.
+        return jnp.asarray(x, jnp.result_type(wide, jnp.complex64) if jnp.iscomplexobj(x) else wide)
 
     return widened(system), widened(inputs), dtype
 
@@ -199,7 +206,7 @@ def on_platform(scan: Scan, chunk: int | None, system: AbstractSystem, inputs: A
     """`run(scan, length of a stretch)`, both as given or as the platform wants them.
 
     One step after the other in short stretches on a CPU; elsewhere long stretches, and the associative scan if the
-    system is linear. Where there is more than a CPU, it is settled when the program is lowered, which serves them all.
+    system is linear. If several platforms are present, `lax.platform_dependent` selects the scan at lowering time.
     """
     state = position_like(system, one_sequence(inputs))
     drives = jax.eval_shape(system.drive, one_sequence(inputs))

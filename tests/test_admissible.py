@@ -386,6 +386,9 @@ ADMISSIBLE = {
     "free": springs(potential=lambda self, q, v: 0.0 * jnp.sum(self.k * q * v)),
     "steep": stiffer(lambda k, q, v: jnp.logaddexp(50 * q, -50 * q)),
     "wall": stiffer(lambda k, q, v: jnp.maximum(q - 0.3, 0) ** 2),
+    "Toda": stiffer(lambda k, q, v: jnp.exp(2 * q) - 2 * q),
+    "Morse": stiffer(lambda k, q, v: (1 - jnp.exp(-2 * q)) ** 2),
+    "eighth power": stiffer(lambda k, q, v: q**8),
     "own velocity": springs(velocity=lambda self, p: 0.1 * p),
 }
 
@@ -410,9 +413,10 @@ def test_a_drive_may_have_another_shape_than_a_position():
         )
 
 
-@pytest.mark.parametrize("drives", [DRIVES[:1], 0 * DRIVES, 1e-12 * DRIVES])
-def test_drives_of_any_size_pass(drives):
-    check_hamiltonian(saturating(), drives)
+@pytest.mark.parametrize("system", [saturating, pendulums])
+@pytest.mark.parametrize("drives", [DRIVES[:1], 0 * DRIVES, 1e-5 * DRIVES, 1e-12 * DRIVES])
+def test_drives_of_any_size_pass(system, drives):
+    check_hamiltonian(system(), drives)
 
 
 # Systems

@@ -266,6 +266,53 @@ class Squared(AbstractSystem):
         return shapes[self.shape]
 
 
+class ComplexRead(BareSystem):
+    """A complex matrix in a port, and a print of the positions."""
+
+    C: jax.Array = eqx.field(kw_only=True)
+
+    def readout(self, positions, inputs):
+        jax.debug.callback(lambda q: None, positions)
+        return jnp.real(positions @ self.C)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_port_may_be_complex_and_print(x64, algorithm):
+    system = ComplexRead(saturating(SIZE), C=jnp.array([[1.0 + 2j], [3j], [1.0]]))
+
+    @eqx.filter_grad
+    def gradient(system, algorithm):
+        return jnp.sum(algorithm(system, batch()[0]) ** 2)
+
+    assert_close(*(jax.tree.map(jnp.abs, gradient(system, x)) for x in (algorithm, BPTT())), 1e-9)
+
+
+class CustomSlope(LinearOscillators):
+    """An energy whose derivative exists in reverse mode only."""
+
+    linear = False
+    potential_contrast = AbstractHamiltonian.potential_contrast
+
+    def potential(self, q, drive):
+        @jax.custom_vjp
+        def square(q):
+            return jnp.sum(q**2)
+
+        square.defvjp(lambda q: (square(q), q), lambda q, g: (2 * q * g,))
+        return super().potential(0 * q, drive) + 0.05 * square(q) - 0.1 * jnp.sum(q * drive)
+
+
+def test_an_energy_without_a_forward_derivative_is_named(x64):
+    hamiltonian, x = CustomSlope(**vars(linear(SIZE))), batch()[0]
+    with pytest.raises(ValueError, match=r"of CustomSlope, .* jax.custom_jvp .* epsilon=1e-3, or BPTT"):
+        jax.grad(lambda h: jnp.sum(evolve(h, x) ** 2))(hamiltonian)
+    value, reference = (
+        jax.grad(lambda v, a=a: jnp.sum(evolve(hamiltonian, v, learning_algorithm=a) ** 2))(x)
+        for a in (RHEL(1e-3), BPTT())
+    )
+    assert_close(value, reference, 1e-9)
+
+
 @pytest.mark.parametrize("shape", ["square", "relu", "clip"])
 @pytest.mark.parametrize("algorithm", [RHEL(), RHEL(literal=True), ReversibleBPTT()])
 def test_a_nonlinear_readout_is_refused(algorithm, shape):
