@@ -38,7 +38,7 @@ class Standardised(AbstractSystem):
 
     @property
     def hamiltonian(self):
-        """That of the system."""
+        """The Hamiltonian of the system."""
         return self.system.hamiltonian
 
     def position_shape(self, drive_shape):
