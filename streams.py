@@ -35,7 +35,7 @@ class _Forgiving:
         """Python keeps what it could not write, and tries again at its end: let it go."""
         try:
             descriptor = self._stream.fileno()
-        except OSError:  # no file of the system
+        except (OSError, ValueError):  # no file of the system, or a closed one
             return
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, descriptor)
