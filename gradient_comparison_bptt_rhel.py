@@ -33,7 +33,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import compilation_cache
 from data_dir.datasets import Dataset, create_dataset, processed_datasets
 from experiment_configs import MODEL_NAMES
 from models import create_model
@@ -48,6 +47,7 @@ from models.check import (
     with_same_numbers,
 )
 from models.rhel import BPTT, LEARNING_ALGORITHMS, RHEL, make_learning_algorithm, with_learning_algorithm
+from runs import compilation_cache
 from train import sample_loss
 
 DATASET, BUNDLED_DATASET = "SelfRegulationSCP1", "BasicMotions"

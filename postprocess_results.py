@@ -20,10 +20,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 
-import streams
-import tables
-from atomic import replacing
-from published_results import DATASETS, PUBLISHED
+from common import tables
+from common.files import replacing
+from experiment_configs.published_results import DATASETS, PUBLISHED
+from runs import streams
 
 ALGORITHMS = ("BPTT", "RHEL")
 COLOURS = {"BPTT": "tab:orange", "RHEL": "tab:blue"}

@@ -6,7 +6,7 @@ run that is finished there is kept and reported, one that is unfinished goes on,
 others. SIGTERM, SIGINT and SIGUSR1 end it once the steps at work are done and saved; a second SIGINT ends it at once.
 """
 
-import run_progress
+from runs import display as run_progress
 
 if __name__ == "__main__":
     run_progress.end_at_signals()  # from here on, because the imports below take time
@@ -20,10 +20,9 @@ import traceback
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import compilation_cache
-import streams
-import tables
+from common import tables
 from experiment_configs import LEARNING_ALGORITHMS, MODEL_NAMES
+from runs import compilation_cache, streams
 
 CONFIG_DIR = Path(__file__).resolve().parent / "experiment_configs" / "repeats"
 FALLBACK_SET = "BasicMotions"
@@ -192,11 +191,11 @@ def _main(arguments: argparse.Namespace) -> int:
     with run_progress.ending_at_signals():
         import jax
 
-        import runs  # noqa: F401 (it imports all that takes time)
-        from checkpoints import CheckpointError
         from data_dir.storage import DataError
         from experiment_configs.schema import ConfigError
         from models.load import RunError
+        from runs import run as runs  # noqa: F401 (it imports all that takes time)
+        from training.checkpoints import CheckpointError
 
     uses = {"plan": _plan_all, "evaluate": _evaluate, "predict": _predict}
     do = next((function for name, function in uses.items() if name in arguments), None)
@@ -223,8 +222,8 @@ def _message(error: Exception) -> str:
 
 
 def _run_all(arguments: argparse.Namespace, signals: run_progress.StopSignals) -> int:
-    import runs
     from experiment_configs.schema import ConfigError
+    from runs import run as runs
     from train import Stopped
 
     if arguments.tensorboard and importlib.util.find_spec("tensorboardX") is None:
@@ -257,7 +256,7 @@ def _run_all(arguments: argparse.Namespace, signals: run_progress.StopSignals) -
 
 def _overwriting(configs):
     """What an --overwrite command has begun anew in the sittings before, told on stderr."""
-    from overwriting import Overwriting
+    from runs.overwriting import Overwriting
 
     overwriting = Overwriting(configs)
     overwriting.begun -= _made_otherwise(configs, overwriting.begun).keys()
@@ -272,7 +271,7 @@ def _overwriting(configs):
 
 def _require_same_runs(configs) -> None:
     """Refuse runs whose folder holds one that was made with another config or on other data."""
-    import runs
+    from runs import run as runs
 
     folders = {runs.run_folder(config, seed) for config in configs for seed in config.seeds}
     for refused in _made_otherwise(configs, folders).values():
@@ -281,8 +280,8 @@ def _require_same_runs(configs) -> None:
 
 def _made_otherwise(configs, folders: set[Path]) -> dict:
     """Of these folders, those whose run was made with another config or on other data: folder -> `RunRefused`."""
-    import run_facts
-    import runs
+    from runs import facts as run_facts
+    from runs import run as runs
 
     data, found = {}, {}
     for config in configs:
@@ -301,7 +300,7 @@ def _made_otherwise(configs, folders: set[Path]) -> dict:
 
 
 def _plan_all(arguments: argparse.Namespace) -> int:
-    import planning
+    from runs import planning
 
     plans = []
     configs, lines = _checked_configs(arguments)
@@ -318,7 +317,7 @@ def _plan_all(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     import jax
 
-    import prediction
+    from runs import prediction
 
     part = getattr(arguments, "split", "test")
     found = prediction.evaluate_run(arguments.evaluate, part=part, data_dir=getattr(arguments, "data_dir", None))
@@ -337,7 +336,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    import prediction
+    from runs import prediction
 
     output = getattr(arguments, "output", None)
     written = prediction.predict_file(arguments.run, arguments.predict, output, overwrite=arguments.overwrite)
@@ -354,7 +353,7 @@ def _checked_configs(arguments: argparse.Namespace) -> tuple[list, list[str]]:
 
     What can be refused is refused here, and not after hours spent on the runs before.
     """
-    import planning
+    from runs import planning
 
     configs, checked = _configs(arguments), {}
     for number, config in enumerate(configs):
@@ -425,8 +424,8 @@ def _expanded(names, everything) -> list[str]:
 
 def _how_to_get(config) -> str:
     """What a data set that is not there says about how it is had."""
-    import planning
     from data_dir.storage import DataError
+    from runs import planning
 
     try:
         planning.check_data(config)
@@ -438,12 +437,12 @@ def _attempt(config, seed: int, arguments: argparse.Namespace, signals, overwrit
     """As `_run`, but what ends one run is reported as its failure, so that the others go on."""
     import jax
 
-    import runs
-    from checkpoints import CheckpointError
     from data_dir.storage import DataError
     from experiment_configs.schema import ConfigError
-    from run_facts import RunRefused
+    from runs import run as runs
+    from runs.facts import RunRefused
     from train import Stopped
+    from training.checkpoints import CheckpointError
 
     try:
         return _run(config, seed, arguments, signals, overwriting)
@@ -464,8 +463,8 @@ def _attempt(config, seed: int, arguments: argparse.Namespace, signals, overwrit
 
 def _run(config, seed: int, arguments: argparse.Namespace, signals, overwriting) -> dict:
     """One run with its progress on stderr and a line on stdout; a finished one is only reported."""
-    import runs
-    from run_progress import RunProgress
+    from runs import run as runs
+    from runs.display import RunProgress
 
     folder = runs.run_folder(config, seed)
     name = f"{_title(config)} seed {seed}"

@@ -31,10 +31,10 @@ import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from data_dir.prefetch import Prefetched
 from models.check import RetraceWarning, retrace_errors
 from training.dispatch import Pace, dispatches
 from training.evaluation import evaluate, predict
+from training.prefetch import Prefetched
 from training.progress import Clock, Evaluation, Progress, Seconds
 from training.steps import TrainingState, adam, batch_gradient, copied, sample_loss, train_step, train_steps
 

@@ -82,7 +82,7 @@ def run_batches(folder: Path, ahead: str) -> dict:
     import jax
 
     from data_dir.datasets import create_dataset
-    from data_dir.prefetch import Prefetched
+    from training.prefetch import Prefetched
 
     options = {"seed": 2345, "time": True, "classification": False, "output_step": 128}
     dataset = create_dataset(folder, "ppg", **options)

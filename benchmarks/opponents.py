@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from models.hamiltonian import leapfrog, linear_step
-from models.system import AbstractLearningAlgorithm, drives_of, outputs_of, rest_state
+from models.rhel.hamiltonian import leapfrog, linear_step
+from models.rhel.system import AbstractLearningAlgorithm, drives_of, outputs_of, rest_state
 
 
 class Floor(AbstractLearningAlgorithm):

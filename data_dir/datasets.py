@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data_dir.audit import offset_channels, offsets_text
 from data_dir.dataloaders import Dataloader
 from data_dir.names import BUNDLED, PPG, PUBLISHED_UEA, UEA_MULTIVARIATE, nearest_name
 from data_dir.process_uea import COLLECTION, process_dataset, raw_files
@@ -26,6 +25,7 @@ from data_dir.processed import (
     read_samples,
     read_whole,
 )
+from data_dir.processing.audit import offset_channels, offsets_text
 from data_dir.scaling import LabelMap, Standardisation, label_map_of, standardisation_of
 from data_dir.splits import PARTS, Split, read_index_file, split_as_original, split_by_seed
 from data_dir.storage import DataError, processed_folder, raw_folder, script_command

@@ -7,7 +7,7 @@ The data set is fetched by hand: "PPG-DaLiA" in the machine learning repository 
 495, a zip of 2.7 GB). Its zip, or the folder PPG_FieldStudy in it, goes to raw/, or anywhere with --source. Written is
 processed/PPG/ppg/{X,y}_{train,val,test}.npy, X (n, 49920, 6) and y (n, 390) float32, which are memory-mapped when they
 are used, and dataset.json. Per subject the recording is cut into three contiguous pieces, in an order that --seed
-draws; see ``data_dir.ppg``. Subjects are processed one by one.
+draws; see ``data_dir.processing.ppg``. Subjects are processed one by one.
 """
 
 import argparse
@@ -25,12 +25,12 @@ if not __package__:  # Run as a script: Python put this folder on the path, the 
 
 from tqdm import tqdm
 
-from data_dir import ppg
-from data_dir.archives import opened_zip
+from common.scratch import scratch_folder
+from data_dir.fetching.archives import opened_zip
 from data_dir.names import PPG
 from data_dir.npy import RowWriter
 from data_dir.pickles import read_members
-from data_dir.scratch import scratch_folder
+from data_dir.processing import ppg
 from data_dir.splits import PARTS
 from data_dir.storage import (
     DataError,
@@ -157,7 +157,7 @@ def process_ppg(
     """Processes the recordings into processed/PPG/ppg and returns what dataset.json says of them.
 
     ``window`` and ``stride`` count labels of 2 s. The folder appears in one piece. Raises DataError, naming file and
-    cause, if subjects are absent, if a recording is not sound (see ``data_dir.ppg.recording``), if a part gets no
+    cause, if subjects are absent, if a recording is not sound (see ``processing.ppg``), if a part gets no
     window, if the seed is negative, and if something cannot be written.
     """
     if seed < 0:

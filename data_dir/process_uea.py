@@ -23,12 +23,12 @@ if not __package__:  # Run as a script: Python put this folder on the path, the 
 import numpy as np
 from tqdm import tqdm
 
-from data_dir.audit import audit_rows, audit_series
-from data_dir.merging import IMPUTE, PAD, REFUSE, merge
+from data_dir.fetching.origin import RECORD, files_changed
 from data_dir.names import nearest_name
-from data_dir.origin import RECORD, files_changed
 from data_dir.pickles import write_arrays
-from data_dir.readers import read_raw
+from data_dir.processing.audit import audit_rows, audit_series
+from data_dir.processing.merging import IMPUTE, PAD, REFUSE, merge
+from data_dir.processing.readers import read_raw
 from data_dir.storage import (
     DataError,
     add_folder_options,
@@ -73,7 +73,7 @@ def process_dataset(
 ) -> dict:
     """Processes one set into processed/UEA/``name`` and returns what dataset.json says of it.
 
-    Train and test file are merged as ``data_dir.merging.merge`` says. original_idxs holds three arrays of stored rows:
+    Train and test file are merged as ``processing.merging`` says. original_idxs holds three arrays of stored rows:
     train, validation (empty, as the archive has none) and test; a series that occurs in both files counts as train.
 
     The folder appears in one piece, in place of what was there, unless ``keep(folder)`` says that this may stay. Raises

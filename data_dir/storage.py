@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_dir.scratch import former_of, scratch_folder
+from common.scratch import former_of, scratch_folder
 
 DEFAULT_DATA_DIR = Path(__file__).resolve().parent
 
@@ -112,7 +112,7 @@ def new_folder(target: Path, *, keep: Callable[[Path], bool] | None = None) -> I
 
     After an error, or if the process is killed, ``target`` is what it was before. Several processes may write the same
     target: the last one wins, or the first one where ``keep(target)`` says that what is there by now may stay. The
-    temporary folder's name starts with a dot; see ``data_dir.scratch``. Raises DataError if something cannot be written
+    temporary folder's name starts with a dot; see ``common.scratch``. Raises DataError if something cannot be written
     (a full disk).
     """
     try:

@@ -33,11 +33,11 @@ from jaxtyping import Array, Float
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 
-import compilation_cache
 from data_dir.storage import write_json
 from models import evolve
-from models.continuous import AdjointMethod, Discretised, Echo, Integrator, Problem, free_pass, total_loss
-from models.hamiltonian import AbstractHamiltonian
+from models.physics.continuous import AdjointMethod, Discretised, Echo, Integrator, Problem, free_pass, total_loss
+from models.rhel.hamiltonian import AbstractHamiltonian
+from runs import compilation_cache
 
 OSCILLATORS, INPUT, OUTPUT = 6, 0, 3
 PAIRS = np.triu_indices(OSCILLATORS, 1)

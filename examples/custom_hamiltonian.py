@@ -22,9 +22,9 @@ import train
 from data_dir.datasets import create_dataset
 from data_dir.storage import DEFAULT_DATA_DIR
 from models.check import check_gradient
-from models.hamiltonian import AbstractHamiltonian
 from models.layer import AbstractHRULayer, init_ports
 from models.rhel import RHEL, AbstractLearningAlgorithm
+from models.rhel.hamiltonian import AbstractHamiltonian
 from models.stack import HRU
 
 HIDDEN_DIM, PENDULUMS, BLOCKS, STEP = 16, 12, 2, 0.2

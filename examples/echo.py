@@ -18,8 +18,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from models import evolve
-from models.hamiltonian import flow, leapfrog
 from models.NonlinHRU import SaturatingOscillators
+from models.rhel.hamiltonian import flow, leapfrog
 
 LENGTH, OSCILLATORS, SHOWN = 300, 6, 2
 VISIBLE_NUDGE = 0.004  # far larger than training uses, so that the echoes part visibly

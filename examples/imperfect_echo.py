@@ -1,6 +1,6 @@
 """How exact must a machine be that learns by echoes? python examples/imperfect_echo.py [--quick]
 
-Compares the gradient of `models.imperfect.ImperfectRHEL` with exact reverse mode of the same free pass, one
+Compares the gradient of `models.physics.imperfect.ImperfectRHEL` with exact reverse mode of the same free pass, one
 imperfection at a time, in float64: six blocks of LinHRU and NonlinHRU on BasicMotions (real, bundled), and the six
 oscillators of continuous_time.py, each from 8 seeds: of the parameters, of the batch or the input, and of all that an
 imperfection draws. Then trains small networks by imperfect echoes, from one seed. Writes to the output folder
@@ -33,17 +33,17 @@ from continuous_time import make_problem as make_toy
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-import compilation_cache
 import train
-from atomic import replacing
+from common.files import replacing
+from common.tables import aligned
 from data_dir.datasets import create_dataset
 from data_dir.storage import DEFAULT_DATA_DIR, write_json
 from models import create_model, evolve
 from models.check import agreement_by_leaf
-from models.continuous import Discretised, Integrator
-from models.imperfect import EchoImperfection, ImperfectBPTT, ImperfectRHEL, quantum
+from models.physics.continuous import Discretised, Integrator
+from models.physics.imperfect import EchoImperfection, ImperfectBPTT, ImperfectRHEL, quantum
 from models.rhel import with_learning_algorithm
-from tables import aligned
+from runs import compilation_cache
 
 DATASET, SEED = "BasicMotions", 2345
 HIDDEN_DIM = SSM_DIM = 8

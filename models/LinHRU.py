@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from models.damping import respond_damped
-from models.hamiltonian import AbstractHamiltonian
-from models.layer import AbstractHRULayer, init_ports
-from models.normalisation import standardised
-from models.rhel import RHEL, AbstractLearningAlgorithm
-from models.stack import HRU, HRUBlock
+from .layer import AbstractHRULayer, init_ports
+from .normalisation import standardised
+from .physics.damping import respond_damped
+from .rhel.echo import RHEL, AbstractLearningAlgorithm
+from .rhel.hamiltonian import AbstractHamiltonian
+from .stack import HRU, HRUBlock
 
 
 class LinearOscillators(AbstractHamiltonian):
@@ -51,7 +51,7 @@ class LinHRULayer(AbstractHRULayer):
     parts, B = [Re B; Im B] and C = [Re C, -Im C] (the sign is part of the stored C).
 
     With `damping`, each oscillator has a gamma >= 0, by which its position and momentum shrink: by
-    exp(-gamma step / 2) in a step. See `models.damping`. It needs RHEL or BPTT. A stored gamma below 0 counts as 0. It
+    exp(-gamma step / 2) in a step. See `physics.damping`. It needs RHEL or BPTT. A stored gamma below 0 counts as 0. It
     has no gradient, as an A at or below 0 has none; a gamma of exactly 0 still has one, for units that start undamped.
     """
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from models.hamiltonian import AbstractHamiltonian
-from models.layer import AbstractHRULayer, init_ports
-from models.rhel import RHEL, AbstractLearningAlgorithm
-from models.stack import HRU, HRUBlock
+from .layer import AbstractHRULayer, init_ports
+from .rhel.echo import RHEL, AbstractLearningAlgorithm
+from .rhel.hamiltonian import AbstractHamiltonian
+from .stack import HRU, HRUBlock
 
 
 @jax.custom_jvp

@@ -1,7 +1,7 @@
 """Hamiltonian recurrent units, their gradient by echoes, and the deep state space models made of them."""
 
-from models.create import create_model
-from models.load import load_run
-from models.rhel import evolve
+from .create import create_model
+from .load import load_run
+from .rhel.echo import evolve
 
 __all__ = ["create_model", "evolve", "load_run"]

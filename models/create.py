@@ -7,10 +7,10 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from models.LinHRU import LinHRU
-from models.NonlinHRU import NonlinHRU
-from models.rhel import make_learning_algorithm
-from models.stack import HRU
+from .LinHRU import LinHRU
+from .NonlinHRU import NonlinHRU
+from .rhel.echo import make_learning_algorithm
+from .stack import HRU
 
 MODELS: dict[str, type[HRU]] = {"LinHRU": LinHRU, "NonlinHRU": NonlinHRU}
 BATCHNORM_MODES = ("ema", "batch")

@@ -9,10 +9,10 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from models.batching import sees_whole_batch
-from models.hamiltonian import AbstractHamiltonian
-from models.normalisation import Standardisation, standardised
-from models.system import AbstractLearningAlgorithm, AbstractSystem
+from .normalisation import Standardisation, standardised
+from .rhel.batching import sees_whole_batch
+from .rhel.hamiltonian import AbstractHamiltonian
+from .rhel.system import AbstractLearningAlgorithm, AbstractSystem
 
 
 class LinearPorts(AbstractSystem):

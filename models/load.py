@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from models.create import create_model
-from models.stack import HRU
+from .create import create_model
+from .stack import HRU
 
 CONFIG, MODEL, RESULT = "config.json", "model.eqx", "result.json"
 PRECISIONS = ("float32", "float64")

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from models.batching import sees_whole_batch
-from models.system import AbstractSystem
+from .rhel.batching import sees_whole_batch
+from .rhel.system import AbstractSystem
 
 
 class Standardisation(NamedTuple):

@@ -16,10 +16,10 @@ import numpy as np
 from jax.extend.random import threefry_2x32
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
-from models.batching import sees_whole_batch
-from models.layer import AbstractHRULayer
-from models.normalisation import BatchNorm
-from models.system import stretch_length, walk
+from .layer import AbstractHRULayer
+from .normalisation import BatchNorm
+from .rhel.batching import sees_whole_batch
+from .rhel.system import stretch_length, walk
 
 
 @sees_whole_batch

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.check import finite_difference_errors
-from models.hamiltonian import AbstractHamiltonian
 from models.LinHRU import LinearOscillators
 from models.NonlinHRU import SaturatingOscillators
+from models.rhel.hamiltonian import AbstractHamiltonian
 
 
 class CoupledPendulums(AbstractHamiltonian):

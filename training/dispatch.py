@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_dir.prefetch import stack_batches
+from training.prefetch import stack_batches
 
 # What is sent to the device at once. Its time bounds how long Ctrl-C has to wait: while Python waits for the device it
 # hears nothing, and one dispatch more is under way. Its bytes are held five times at most: drawn, queued, or in use.

@@ -1,0 +1,1 @@
+"""What every part may use: files and folders that appear in one piece, tables as text."""

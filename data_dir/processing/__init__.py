@@ -1,0 +1,1 @@
+"""From raw files to arrays: readers, merging, the audit, PPG windows."""

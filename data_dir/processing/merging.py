@@ -1,0 +1,134 @@
+"""From the raw series of a train and a test file to the rows that are stored."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_dir.processing.readers import RawSeries
+from data_dir.storage import DataError
+
+REFUSE, PAD, IMPUTE = "refuse", "pad", "impute"
+
+
+@dataclass(frozen=True)
+class MergedSet:
+    """The rows of a set.
+
+    ``data`` (n, L, C) float32, all finite; ``lengths`` (n,), the steps of a series before its padding with zeros;
+    ``classes`` (n,) index ``class_names``. ``original`` holds the rows of the train and of the test file. The rest is
+    what a reader should know: ``duplicates`` rows left out, ``in_both_files`` series that occur in both files,
+    ``conflicts`` the class names of each series that has several, ``missing`` values.
+    """
+
+    data: np.ndarray
+    lengths: np.ndarray
+    classes: np.ndarray
+    class_names: list[str]
+    original: tuple[np.ndarray, np.ndarray]
+    duplicates: int
+    in_both_files: int
+    conflicts: list[list[str]]
+    missing: int
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(n, L) bool: which time steps belong to the series."""
+        return np.arange(self.data.shape[1]) < self.lengths[:, None]
+
+
+def merge(train: RawSeries, test: RawSeries, *, unequal_length: str = REFUSE, missing: str = REFUSE) -> MergedSet:
+    """Puts the rows of both files together, drops repeated ones, and sorts them as ``numpy.unique(axis=0)`` does.
+
+    Of equal series the first stays, with its label; one that occurs in both files counts as train. Series of unequal
+    length are refused or padded with zeros at the end, missing values refused or imputed: by linear interpolation
+    within the channel, and by the nearest value at its ends. Raises DataError if anything is refused, if a channel has
+    no value at all, and if there are fewer than two classes. Classes are numbered by scikit-learn's LabelEncoder.
+    """
+    from sklearn.preprocessing import LabelEncoder  # slow to import, and only sets processed anew need it
+
+    if train.data.shape[2] != test.data.shape[2]:
+        raise DataError(f"series of {test.data.shape[2]} channels, but the train file has {train.data.shape[2]}.")
+    lengths = np.concatenate([train.lengths, test.lengths])
+    if lengths.min() < lengths.max() and unequal_length != PAD:
+        raise DataError(
+            f"series of unequal length: {train.lengths.min()} to {train.lengths.max()} time steps in the train file, "
+            f"{test.lengths.min()} to {test.lengths.max()} in the test file. --unequal_length pad fills up with zeros."
+        )
+    n_missing = train.missing + test.missing
+    if n_missing and missing != IMPUTE:
+        raise DataError(f"{n_missing} values are missing. --missing impute interpolates them.")
+    shape = (len(lengths), lengths.max(), train.data.shape[2])
+    rows = np.full(shape, np.nan, dtype=np.float32)
+    rows[: len(train.data), : train.data.shape[1]] = train.data
+    rows[len(train.data) :, : test.data.shape[1]] = test.data
+    if n_missing:
+        _impute(rows, lengths)
+
+    encoder = LabelEncoder()
+    classes = encoder.fit_transform(np.concatenate([train.labels, test.labels]))
+    class_names = [str(name) for name in encoder.classes_]
+    if len(class_names) < 2:
+        raise DataError(f"all series have the label {class_names[0]!r}; a set needs two classes at least.")
+
+    n_train = len(train.data)
+    first, inverse = sorted_unique_rows(rows)
+    in_train = np.bincount(inverse[:n_train], minlength=len(first)) > 0
+    in_test = np.bincount(inverse[n_train:], minlength=len(first)) > 0
+    seen = np.zeros((len(first), len(class_names)), dtype=bool)
+    seen[inverse, classes] = True
+    data = rows[first]
+    del rows
+    kept = MergedSet(
+        data=data,
+        lengths=lengths[first],
+        classes=classes[first],
+        class_names=class_names,
+        original=(np.flatnonzero(in_train), np.flatnonzero(~in_train)),
+        duplicates=len(inverse) - len(first),
+        in_both_files=int((in_train & in_test).sum()),
+        conflicts=[
+            [class_names[column] for column in np.flatnonzero(row)]
+            for row in seen[np.flatnonzero(seen.sum(axis=1) > 1)]
+        ],
+        missing=n_missing,
+    )
+    if lengths.min() < lengths.max():
+        data[~kept.mask] = 0
+    return kept
+
+
+def _impute(rows: np.ndarray, lengths: np.ndarray) -> None:
+    """Fills the missing values within the series of ``rows`` (n, L, C), in place."""
+    for row, channel in np.argwhere(np.isnan(rows).any(axis=1)):
+        values = rows[row, : lengths[row], channel]
+        present = np.flatnonzero(~np.isnan(values))
+        if len(present) == len(values):
+            continue
+        if not len(present):
+            raise DataError(
+                f"series {row + 1} of both files has no value in channel {channel}: nothing to impute from."
+            )
+        values[:] = np.interp(np.arange(len(values)), present, values[present])
+
+
+def sorted_unique_rows(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What ``numpy.unique(data, axis=0)`` finds in float32 ``data`` (n, ...), without its copies of the data.
+
+    Returns the position of the first occurrence of each distinct row, in the lexicographic order of their values, and
+    for every row the number of its distinct row: ``return_index`` and ``return_inverse`` of numpy.unique. NaN is equal
+    to itself and larger than any number.
+    """
+    # The bits of a float, its sign bit flipped if positive and all flipped if negative, sort as the float does; written
+    # most significant byte first, so do the bytes of a whole row. Adding 0 turns -0 into 0.
+    keys = []
+    for row in data.reshape(len(data), -1):
+        bits = (row.astype(np.float32, copy=False) + np.float32(0)).view(np.uint32)
+        bits = np.where(np.isnan(row), np.uint32(0x7FC00000), bits)
+        negative = bits >> 31 == 1
+        keys.append(np.where(negative, ~bits, bits | np.uint32(1 << 31)).astype(">u4").tobytes())
+    first, inverse = [], np.empty(len(keys), dtype=np.int64)
+    for row in sorted(range(len(keys)), key=keys.__getitem__):  # stable: equal rows stay in their order
+        if not first or keys[row] != keys[first[-1]]:
+            first.append(row)
+        inverse[row] = len(first) - 1
+    return np.asarray(first, dtype=np.int64), inverse

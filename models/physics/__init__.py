@@ -1,0 +1,1 @@
+"""What surrounds the method: continuous time, imperfect machines, friction."""

@@ -1,0 +1,136 @@
+"""What a training would take, before it is begun: memory, disk and time. Nothing is kept, printed or written."""
+
+import io
+import math
+import time
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+import train
+from data_dir.dataloaders import Dataloader
+from data_dir.datasets import BY_SEED, ORIGINAL, Dataset, create_dataset
+from experiment_configs.schema import ConfigError, ExperimentConfig
+from models import create_model
+from runs import run as runs
+from training import dispatch
+from training.prefetch import stack_batches
+from training.steps import copied
+
+TIMED_STEPS = 20
+
+# Of a run's files beside model.eqx: a line of metrics.jsonl; curves.png, config.json, split.json and result.json.
+BYTES_PER_EVALUATION = 300
+BYTES_OF_OTHER_FILES = 120_000
+
+
+class Plan(NamedTuple):
+    """What the runs of a config take; times are in seconds, sizes in bytes."""
+
+    config: ExperimentConfig
+    runs: int  # that are still to be done
+    parameters: int
+    temporaries: int  # working memory of a step, by XLA's own analysis
+    arguments: int  # what a step is given: model, state, optimiser and batch
+    disk: int  # of all runs to be done
+    per_1000_steps: float
+    longest: float  # all runs, each with all its steps and evaluations: no early stopping
+
+
+class CheckedData(NamedTuple):
+    """What is known of a data set before anything is trained."""
+
+    output_step: int
+    lines: list[str]  # its shape, and what is odd about it
+
+
+def check_data(config: ExperimentConfig) -> CheckedData:
+    """Refuse a config whose data cannot be had, or whose batch is larger than the training part, for any of its seeds.
+
+    **Raises:** `DataError` or `ConfigError`.
+    """
+    # The sizes of a part depend on the seed in an index file alone; which classes it has, on every seed.
+    alike = config.split in (BY_SEED, ORIGINAL) and not config.classification
+    notes = {}
+    for seed in config.seeds[:1] if alike else config.seeds:
+        dataset = create_dataset(seed=seed, **config.data_options() | {"inmemory": False})
+        notes |= dict.fromkeys(dataset.notes)
+        if config.batch_size > dataset.train.size:
+            raise ConfigError(
+                f"batch_size {config.batch_size}: must not exceed the {dataset.train.size} samples of the training "
+                f"part of {config.dataset_name}"
+            )
+    return CheckedData(dataset.output_step, [dataset.describe(), *(f"{config.dataset_name}: {note}" for note in notes)])
+
+
+def plan(config: ExperimentConfig, *, overwrite: bool = False) -> Plan:
+    """Compile a step, time some, and tell what all runs of the config would take that are not finished.
+
+    **Raises:** `DataError` and `ConfigError` as a run does.
+    """
+    seeds = [seed for seed in config.seeds if overwrite or runs.finished_result(runs.run_folder(config, seed)) is None]
+    seed = config.seeds[0]
+    dataset = create_dataset(seed=seed, **config.data_options())
+    config = config.completed(dataset.output_step)
+    keys = train.seed_keys(seed)
+    dims = {"data_dim": dataset.data_dim, "label_dim": dataset.label_dim}
+    model, state = create_model(**dims, key=keys.model, **config.model_options())
+    memory, per_step = _measure_step(config, dataset, model, state, keys.training)
+    evaluations = math.ceil(config.num_steps / config.print_steps)
+    longest = config.num_steps * per_step + evaluations * _seconds_per_evaluation(config, dataset, model, state)
+    saved = io.BytesIO()
+    eqx.tree_serialise_leaves(saved, (model, state))
+    disk = saved.tell() + evaluations * BYTES_PER_EVALUATION + BYTES_OF_OTHER_FILES
+    return Plan(
+        config=config,
+        runs=len(seeds),
+        parameters=train.count_parameters(model),
+        temporaries=memory.temp_size_in_bytes,
+        arguments=memory.argument_size_in_bytes,
+        disk=len(seeds) * disk,
+        per_1000_steps=1000 * per_step,
+        longest=len(seeds) * longest,
+    )
+
+
+def _measure_step(config: ExperimentConfig, dataset: Dataset, model, state, key: PRNGKeyArray):
+    """XLA's account of the memory of a step, and the mean seconds of `TIMED_STEPS`, sent as the training sends them."""
+    optimiser = train.adam(config.learning_rate())
+    optimiser_state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
+    training = copied(train.TrainingState(model, state, optimiser_state, jnp.array(0)))
+    batches = dataset.train.loop(config.batch_size, key=key)
+    x, y = next(batches)
+    step = train.train_step.lower((x, y, key), training, optimiser, config.classification)
+    memory = step.compile().compiled.memory_analysis()
+
+    slots = max(2, min(TIMED_STEPS, dispatch.DISPATCH_BYTES // (x.nbytes + y.nbytes)))
+    stack = jax.device_put(stack_batches(batches, slots, slots))
+
+    def send(count):
+        nonlocal training
+        dispatched = (*stack, key, np.int32(count))
+        training, losses, _ = train.train_steps(dispatched, training, optimiser, config.classification)
+        return losses
+
+    jax.block_until_ready(send(1))  # compiles
+    start = time.perf_counter()
+    for done in range(0, TIMED_STEPS, slots):
+        losses = send(min(slots, TIMED_STEPS - done))
+    jax.block_until_ready(losses)
+    return memory, (time.perf_counter() - start) / TIMED_STEPS
+
+
+def _seconds_per_evaluation(config: ExperimentConfig, dataset: Dataset, model, state) -> float:
+    """Of the training and the validation part, from the time of one batch."""
+    x, y = next(dataset.train.loop_epoch(config.batch_size))
+    batch = Dataloader(x, y)
+    for _ in range(2):  # the first time it is compiled
+        start = time.perf_counter()
+        train.evaluate(model, state, batch, batch_size=config.batch_size, classification=config.classification)
+        seconds = time.perf_counter() - start
+    batches = sum(math.ceil(part.size / config.batch_size) for part in (dataset.train, dataset.validation))
+    return batches * seconds

@@ -1,0 +1,268 @@
+"""What a kept run is good for: its metric again, to the last bit, and predictions for new series. Prints nothing.
+
+Both compute as the training did: in the recorded precision, with its time channel and its batch size.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy.special import softmax
+
+import train
+from common.files import replacing
+from data_dir.dataloaders import Dataloader
+from data_dir.datasets import Dataset, create_dataset
+from data_dir.npy import read_npy
+from data_dir.processing.readers import read_raw
+from data_dir.storage import DataError, sha256_of_array
+from experiment_configs.schema import ExperimentConfig, validate
+from models.load import RunError, load_trained, of_raw_series, read_record
+from runs import run as runs
+from runs.facts import data_differences, data_facts
+
+
+@dataclass(frozen=True)
+class KeptRun:
+    """A run that is finished: its record (config.json), its config, and its best model, without dropout.
+
+    `trained` works on what the loaders serve, `model` on series and labels in the units of the files.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    config: ExperimentConfig
+    trained: eqx.Module
+    model: eqx.Module
+    state: eqx.nn.State
+
+
+class Measured(NamedTuple):
+    """What a model does on a part of the data. The hash of its outputs is known of the test part alone."""
+
+    metric: float
+    loss: float
+    outputs_sha256: str | None
+
+
+class Reproduction(NamedTuple):
+    """A part of the data: what was recorded of it, and what comes out now."""
+
+    run: KeptRun
+    part: str
+    recorded: Measured
+    recomputed: Measured
+
+    def differences(self) -> list[str]:
+        """In words, what differs beside the metric."""
+        then, now = self.recorded, self.recomputed
+        found = [] if then.loss == now.loss else [f"loss recorded {then.loss}, recomputed {now.loss}"]
+        return found + ([] if then.outputs_sha256 == now.outputs_sha256 else ["the outputs have other bits"])
+
+
+class Predictions(NamedTuple):
+    """What was written where. `path` is a CSV file with one row per series."""
+
+    run: KeptRun
+    path: Path
+    series: int
+
+
+def evaluate_run(folder: str | Path, *, part: str = "test", data_dir: str | None = None) -> Reproduction:
+    """Compute the metric, the loss and the outputs for one part of the data again, on the rows that the run used.
+
+    `part` is one of "train", "validation" and "test"; `data_dir` takes the place of the recorded one.
+
+    **Raises:** `RunError` for a folder that holds no finished run; `DataError` if the data cannot be had, or are no
+    longer what the run was trained on.
+    """
+    with _kept_run(folder) as run:
+        recorded = _recorded(run.folder, part)
+        dataset = _dataset(run, data_dir)
+        arguments = (run.trained, run.state, getattr(dataset, part))
+        options = {"batch_size": run.config.batch_size, "classification": run.config.classification}
+        loss, metric = train.evaluate(*arguments, **options)
+        outputs = None if recorded.outputs_sha256 is None else sha256_of_array(train.predict(*arguments, **options))
+        return Reproduction(run, part, recorded, Measured(metric, loss, outputs))
+
+
+def predict_file(
+    folder: str | Path, file: str | Path, output: str | Path | None = None, *, overwrite: bool = False
+) -> Predictions:
+    """Predict for every series of a file, and write the predictions as CSV.
+
+    `file` is an npy array (N, L, C), which is read batch by batch, or a ts file, whose labels are not looked at; the
+    time channel is added here. The columns are, in classification: index (from 0), predicted, and one probability per
+    class; in regression: index and one column per output, in the units of the labels that the run was trained on.
+    `output` is <file>_predictions.csv beside the input if not given. It appears in one piece.
+
+    **Raises:** `RunError` for a folder that holds no finished run; `DataError` for a file of another kind or shape than
+    the run was trained on, for values or predictions that are not finite, and for an output that cannot be written or
+    is there already and not to be replaced (`overwrite`).
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise DataError(f"{file}: no such file.")
+    output = file.with_name(f"{file.stem}_predictions.csv") if output is None else Path(output)
+    if not output.parent.is_dir():
+        raise DataError(f"{output}: there is no folder {output.parent}.")
+    if output.exists() and not output.is_file():
+        raise DataError(f"{output}: is there and not a regular file. --output names another file.")
+    if output.exists() and (not overwrite or output.samefile(file)):
+        raise DataError(f"{output}: is there already. --output names another file, --overwrite replaces it.")
+    with _kept_run(folder) as run:
+        series = _opened_series(file, run)
+        with replacing(output) as temporary, open(temporary, "w", encoding="utf-8", newline="") as table:
+            csv.writer(table, lineterminator="\n").writerows(_rows(run, predictions(run, series, file)))
+    return Predictions(run, output, len(series))
+
+
+def predictions(run: KeptRun, series: np.ndarray, file: Path) -> Iterator[Float[np.ndarray, " outputs"]]:
+    """Logits of the classes, or the outputs of a regression, for each of the series (n, L, C) without the time channel.
+
+    Holds one batch at a time. Raises DataError, naming `file`, for values or outputs that are not finite.
+    """
+    batch_size = run.config.batch_size
+    for start in range(0, len(series), batch_size):
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported
+            x = np.asarray(series[start : start + batch_size]).astype(np.float32)
+        bad = np.argwhere(~np.isfinite(x))
+        if len(bad):
+            index, step, channel = bad[0]
+            raise DataError(
+                f"{file}: a value is missing, infinite or beyond float32: series {start + index}, time step {step}, "
+                f"channel {channel} (from 0)."
+            )
+        x, _ = Dataloader(x, np.zeros((len(x), 1)), time=run.config.time).batch(np.arange(len(x)))
+        # A full batch always: one compiled program, and the arithmetic of the training's evaluations.
+        filled = np.resize(x, (batch_size, *x.shape[1:]))
+        outputs = np.asarray(_outputs(run.model, run.state, jnp.asarray(filled)))[: len(x)]
+        bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
+        if len(bad):
+            raise DataError(
+                f"{file}: the prediction for series {start + bad[0]} (from 0) is not finite: its values are too large."
+            )
+        yield from outputs
+
+
+@eqx.filter_jit
+def _outputs(model, state, x: Float[Array, "batch L data_dim"]) -> Float[Array, "batch outputs"]:
+    forward = jax.vmap(model, axis_name="batch", in_axes=(0, None, None), out_axes=(0, None))
+    output, _ = forward(x, state, None)
+    return output.reshape(len(x), -1)
+
+
+@contextmanager
+def _kept_run(folder: str | Path):
+    """Within the block jax has the precision of the run."""
+    folder = Path(folder)
+    record = read_record(folder)
+    config = validate(record["config"], source=str(folder / runs.CONFIG))
+    with jax.enable_x64(record["precision"] == "float64"):
+        trained, state = load_trained(folder)
+        trained = eqx.nn.inference_mode(trained)
+        model = of_raw_series(trained, record, folder / runs.CONFIG)
+        yield KeptRun(folder, record, config, trained, model, state)
+
+
+def _recorded(folder: Path, part: str) -> Measured:
+    """From result.json, and for the other parts from the line of metrics.jsonl that belongs to the best step."""
+    result = runs.finished_result(folder)
+    if result is None:
+        raise RunError(f"{folder / runs.RESULT}: no result of a completed run; run it again")
+    prefix = {"train": "train", "validation": "val", "test": "test"}[part]
+    try:
+        found = result
+        if part != "test":
+            lines = map(json.loads, (folder / runs.METRICS).read_text(encoding="utf-8").splitlines())
+            found = next(line for line in lines if line["step"] == result["best_step"])
+        return Measured(
+            float(found[f"{prefix}_metric"]), float(found[f"{prefix}_loss"]), found.get(f"{prefix}_outputs_sha256")
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
+        raise RunError(
+            f"{folder}: neither {runs.RESULT} nor {runs.METRICS} has the {prefix}_metric of the best step and its loss"
+        ) from None
+
+
+def _dataset(run: KeptRun, data_dir: str | None) -> Dataset:
+    """The data of a run, with the rows of each part that it saved."""
+    options = run.config.data_options()
+    if data_dir is not None:
+        options["data_dir"] = data_dir
+    if not Path(options["data_dir"]).is_dir():  # a set that needs no download would be processed into it
+        raise DataError(
+            f"{options['data_dir']}: no such folder, but the data of {run.folder} lay there. --data_dir "
+            "names another folder."
+        )
+    if (run.folder / runs.SPLIT).exists():
+        options["split"] = str(run.folder / runs.SPLIT)
+    dataset = create_dataset(seed=run.record["seed"], **options)
+    recorded, found = run.record["data"], runs.data_record(dataset)
+
+    def require_same(*names):
+        for name in names:
+            then, now = recorded.get(name), found[name]
+            # Earlier versions gave no names to classes that are whole numbers in the files.
+            if now != then and not (name == "class_names" and then is None):
+                raise DataError(
+                    f"{dataset.name} in {options['data_dir']}: {name} is {now}, but the run {run.folder} was trained "
+                    f"on {then}. --data_dir names another folder."
+                )
+
+    require_same("data_dim", "label_dim", "length", "class_names")
+    now = data_facts(dataset)
+    there = {name: recorded.get(name, now[name]) for name in now}  # runs of earlier versions recorded none
+    if there["split_sha256"] != now["split_sha256"] and (run.folder / runs.SPLIT).exists():
+        raise RunError(f"{run.folder / runs.SPLIT}: was changed: its rows are not those that the run used")
+    different = data_differences(there, now)
+    if different:
+        raise DataError(
+            f"{dataset.name} in {options['data_dir']}: the run {run.folder} was trained on other data "
+            f"({'; '.join(different)}). --data_dir names another folder."
+        )
+    require_same("standardisation", "label_map")  # of runs of versions that recorded no hashes
+    return dataset
+
+
+def _opened_series(file: Path, run: KeptRun) -> np.ndarray:
+    """The series (n, L, C) of the lengths and channels of the run; an npy file is memory-mapped."""
+    if file.suffix == ".ts":
+        series = read_raw(file, labelled=False).data  # shorter series end in NaN
+    elif file.suffix == ".npy":
+        series = read_npy(file)
+    else:
+        raise DataError(f"{file}: is neither .npy nor .ts.")
+    if series.dtype.kind not in "biuf" or series.ndim != 3 or 0 in series.shape:
+        raise DataError(
+            f"{file}: {series.dtype} of shape {series.shape}; needed are numbers (series, time steps, channels)."
+        )
+    length, channels = run.record["data"]["length"], run.record["data"]["data_dim"] - run.config.time
+    if series.shape[1:] != (length, channels):
+        raise DataError(
+            f"{file}: series of {series.shape[1]} time steps and {series.shape[2]} channels; the run {run.folder} was "
+            f"trained on {length} steps and {channels} channels."
+        )
+    return series
+
+
+def _rows(run: KeptRun, outputs: Iterable[Float[np.ndarray, " outputs"]]):
+    """The lines of the table, its header first. Numbers are written so that reading them gives them back."""
+    data = run.record["data"]
+    if not run.config.classification:
+        yield ["index", *(f"output_{number}" for number in range(data["length"] // run.config.output_step))]
+        yield from ([index, *row] for index, row in enumerate(outputs))
+        return
+    names = data.get("class_names") or [str(number) for number in range(data["label_dim"])]
+    yield ["index", "predicted", *(f"probability_{name}" for name in names)]
+    for index, logits in enumerate(outputs):
+        yield [index, names[logits.argmax()], *softmax(logits)]

@@ -1,0 +1,110 @@
+"""The examples run as their README lines say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_echo_draws_its_figure_and_finds_no_error(tmp_path):
+    command = [sys.executable, "examples/echo.py", "--output", str(tmp_path / "deep" / "echo.png")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+    assert (tmp_path / "deep" / "echo.png").read_bytes().startswith(b"\x89PNG")
+    error = float(result.stdout.splitlines()[0].rsplit(":", 1)[1])
+    assert 0 < error < 1e-10
+
+
+@pytest.mark.slow
+def test_a_unit_of_ones_own_trains_and_has_the_right_gradient(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from custom_hamiltonian import main
+
+    accuracy, largest_error = main(["--num_steps", "100", "--data_dir", str(tmp_path)])
+    assert accuracy >= 0.9
+    assert largest_error < 1e-3
+    assert "springs" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_continuous_time_agrees_at_every_instant_and_learns(tmp_path):
+    command = [sys.executable, "-W", "error", "examples/continuous_time.py", "--quick", "--animate"]
+    result = subprocess.run(
+        [*command, "--output_dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "results.json").read_text())
+    names = [name for group in found["instants"].values() for name in group]
+    assert len(names) == len(set(names)) == 6 + 6 + 6 + 6 + 15
+    assert all(error < 1e-6 for group in found["instants"].values() for error in group.values())
+    assert len(found["gradients"]) == 3
+    for errors in found["gradients"].values():
+        assert all(error < 1e-6 for group in errors.values() for error in group.values())
+    own_position, recorded = found["epsilon"]["errors"].values()
+    assert max(own_position) > 1
+    assert max(recorded) < 1e-6
+    assert found["epsilon"]["orders"]["toy, error at the echo's own position"] == pytest.approx(2, abs=0.02)
+    assert found["discrete"]["order"] == pytest.approx(2, abs=0.02)
+    assert all(row["to_bptt"] < 1e-12 for row in found["discrete"]["rows"])
+    losses = found["training"]["losses"]
+    assert losses[-1] < losses[0] / 10
+    figures = {"system", "trajectories", "adjoint", "gradient", "epsilon", "convergence", "training"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{x}.png" for x in figures} | {
+        "oscillators.gif",
+        "results.json",
+    }
+    assert (tmp_path / "oscillators.gif").read_bytes().startswith(b"GIF8")
+
+
+@pytest.mark.slow
+def test_imperfect_echo_measures_every_imperfection(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from imperfect_echo import SWEEPS, main
+
+    main(["--quick", "--output_dir", str(tmp_path / "out"), "--data_dir", str(tmp_path)])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"imperfect_echo.png", "results.json"}
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(found["tolerances"]) == set(SWEEPS)
+    printed = capsys.readouterr().out
+    assert all(sweep.title in printed for sweep in SWEEPS.values())
+    for row in found["rows"]:
+        errors = np.max([parameter["error"] for parameter in row["parameters"].values()], axis=0)
+        assert len(errors) == 2  # of each seed
+        if row["imperfection"] == "epsilon":
+            assert np.all(errors < 1e-9), row  # both systems are linear
+        else:
+            assert np.all(errors > 1e-7), row
+    tolerance = found["tolerances"]["damping"]["LinHRU, ε = 0.1"]
+    assert 0.05 < tolerance["worst"] < tolerance["median"] < tolerance["best"] < 1
+    assert set(found["accuracies"]) == {"noise", "control"}
+    assert found["accuracies"]["noise"]["LinHRU"][0][1][0] > 0.25
+
+
+def test_tolerance_lies_between_the_points_where_the_cosine_is_lost(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from imperfect_echo import tolerance
+
+    assert tolerance([1, 10, 100], [0.9999, 0.999, 0.9]) == pytest.approx(10**1.5)
+    assert tolerance([1, 10, 100], [1, 1, 1]) == 100
+    assert tolerance([1, 10], [0.5, 1]) is None
+    assert tolerance([1, 10], [0.999, float("nan")]) == pytest.approx(1)
+
+
+def test_the_spread_of_tolerances_goes_from_the_worst_to_the_best_seed(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from imperfect_echo import tolerances_of
+
+    fine, poor, none = [0.9999, 0.999, 0.9], [0.9999, 0.9, 0.8], [0.5, 0.4, 0.3]
+    falling = tolerances_of([1, 10, 100], np.transpose([fine, poor, fine, none]))
+    assert falling == {
+        "median": pytest.approx(10 ** ((2 / 3 + 1.5) / 2)),
+        "worst": None,
+        "best": pytest.approx(10**1.5),
+    }
+    bits = tolerances_of([16, 8, 4], np.transpose([fine, poor]))
+    assert bits["worst"] > bits["median"] > bits["best"]

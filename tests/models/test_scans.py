@@ -1,0 +1,294 @@
+"""Scans, stretches and batches: ways of computing one and the same thing, and what they cost in memory."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+from systems import assert_close, assert_directional_derivatives, linear, pendulums, saturating
+
+from models import create_model, evolve
+from models.layer import LinearPorts, init_ports
+from models.LinHRU import LinHRULayer
+from models.NonlinHRU import NonlinHRULayer
+from models.rhel import BPTT, RHEL, ReversibleBPTT, echo
+
+SYSTEMS = [linear, saturating, pendulums]
+LENGTH = 150
+
+
+def problem(system, length=LENGTH, size=5):
+    drives_key, incoming_key = jax.random.split(jax.random.PRNGKey(3))
+    drives = jax.random.normal(drives_key, (length, size))
+    return (system(size), drives), jax.random.normal(incoming_key, (length, size))
+
+
+@eqx.filter_jit
+def positions_and_gradient(hamiltonian_and_drives, incoming, algorithm):
+    def loss(arguments):
+        positions = evolve(*arguments, learning_algorithm=algorithm)
+        return jnp.vdot(positions, incoming), positions
+
+    gradient, positions = eqx.filter_grad(loss, has_aux=True)(hamiltonian_and_drives)
+    return positions, gradient
+
+
+@pytest.mark.parametrize("length", [1, 2, 127, 128, 300])
+@pytest.mark.parametrize("kind", [BPTT, RHEL, lambda scan: RHEL(1.0, literal=True, scan=scan)])
+def test_associative_scan_is_the_sequential_one(x64, kind, length):
+    arguments, incoming = problem(linear, length)
+    sequential, associative = (
+        positions_and_gradient(arguments, incoming, kind(scan=scan)) for scan in ("sequential", "associative")
+    )
+    assert_close(associative, sequential, 1e-11, floor=1e-3)
+
+
+def test_associative_scan_in_float32():
+    arguments, incoming = problem(linear, 1000)
+    sequential, associative = (
+        positions_and_gradient(arguments, incoming, RHEL(scan=scan)) for scan in ("sequential", "associative")
+    )
+    assert_close(associative, sequential, 1e-4)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 128, LENGTH, 1000])
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("kind", [BPTT, ReversibleBPTT, lambda **options: RHEL(1e-6, **options)])
+def test_length_of_the_stretches_does_not_matter(x64, kind, system, chunk):
+    arguments, incoming = problem(system)
+    default, chunked = (positions_and_gradient(arguments, incoming, kind(**o)) for o in ({}, {"chunk": chunk}))
+    # Rounding errors are multiplied by up to 1 / epsilon where the contrast is the plain difference.
+    assert_close(chunked, default, 1e-10 if system is not pendulums else 1e-8)
+
+
+@pytest.mark.parametrize("literal", [False, True])
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_adding_up_step_by_step_is_contracting_a_stretch(x64, monkeypatch, system, literal):
+    arguments, incoming = problem(system)
+    results = []
+    for few in (True, False):
+        monkeypatch.setattr(echo, "_few_parameters", lambda *_, few=few: few)
+        # A new object, so that the program of the other case is not found again.
+        results.append(positions_and_gradient(arguments, incoming, RHEL(1e-3 + few * 1e-16, literal)))
+    assert_close(*results, 1e-9)
+
+
+def test_matrices_are_contracted_and_vectors_added_up():
+    cases = ((linear, True), (saturating, True), (pendulums, False))
+    for system, few in cases:
+        (hamiltonian, drives), _ = problem(system, size=40)
+        assert echo._few_parameters(BareSystem(hamiltonian), drives[:, None]) is few
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_reversible_backpropagation_is_backpropagation(x64, system):
+    arguments, incoming = problem(system, length=300)
+    (positions, value), (same, reference) = (
+        positions_and_gradient(arguments, incoming, algorithm) for algorithm in (ReversibleBPTT(), BPTT())
+    )
+    np.testing.assert_array_equal(positions, same)
+    assert_close(value, reference, 1e-10)
+
+
+def test_reversible_backpropagation_against_finite_differences(x64):
+    arguments, incoming = problem(pendulums, length=60)
+    _, gradient = positions_and_gradient(arguments, incoming, ReversibleBPTT())
+    assert_directional_derivatives(
+        lambda x: jnp.vdot(evolve(*x, learning_algorithm=BPTT()), incoming), arguments, gradient, 1e-5
+    )
+
+
+def test_reversible_backpropagation_in_float32():
+    arguments, incoming = problem(saturating, length=300)
+    _, value = positions_and_gradient(arguments, incoming, ReversibleBPTT())
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: x.astype(jnp.float64), (arguments, incoming))
+        _, reference = positions_and_gradient(*wide, BPTT())
+    assert_close(value, reference, 1e-4)
+
+
+def test_auto_is_sequential_on_a_cpu_and_settled_when_lowering_elsewhere(monkeypatch):
+    arguments, incoming = problem(linear)
+
+    def program(algorithm, platforms):
+        def gradient(arguments, incoming):
+            return positions_and_gradient.__wrapped__(arguments, incoming, algorithm)
+
+        return jax.jit(gradient).trace(arguments, incoming).lower(lowering_platforms=platforms).as_text()
+
+    def loops(text):
+        return text.count("stablehlo.while")
+
+    alone = program(RHEL(), ("cpu",))
+    assert loops(alone) == loops(program(RHEL(scan="sequential"), ("cpu",)))
+    monkeypatch.setattr(jax, "devices", lambda: [type("Device", (), {"platform": "cuda"})])
+    assert loops(program(RHEL(), ("cpu",))) == loops(alone)
+    on_gpu = loops(program(RHEL(), ("cuda",)))
+    assert on_gpu == loops(program(RHEL(scan="associative"), ("cuda",))) < loops(alone)
+    assert loops(program(RHEL(), ("cpu", "cuda"))) == loops(alone) + on_gpu
+
+
+def test_bad_choices_are_named():
+    (hamiltonian, drives), _ = problem(saturating)
+    with pytest.raises(ValueError, match=r"unknown scan 'fast'; one of auto, sequential, associative"):
+        evolve(hamiltonian, drives, learning_algorithm=RHEL(scan="fast"))
+    with pytest.raises(
+        ValueError, match=r"associative scan needs a linear system with a drive .*; SaturatingOscillators is not"
+    ):
+        evolve(hamiltonian, drives, learning_algorithm=BPTT(scan="associative"))
+    with pytest.raises(ValueError, match=r"chunk must be at least 1 step, got 0"):
+        evolve(hamiltonian, drives, learning_algorithm=RHEL(chunk=0))
+
+
+# Batches
+
+
+class Masked(type(saturating())):
+    """With an array that is no parameter."""
+
+    mask: jax.Array
+
+    def kinetic(self, p):
+        return super().kinetic(p * self.mask)
+
+    def kinetic_contrast(self, p, dp):
+        return super().kinetic_contrast(p * self.mask, dp * self.mask)
+
+
+@pytest.mark.parametrize("algorithm", [RHEL(1e-4), BPTT(), ReversibleBPTT()])
+def test_every_order_of_vmap_and_grad(x64, algorithm):
+    size, features = 6, 2
+    fields = vars(saturating(size))
+    masked = Masked(**fields, mask=jnp.arange(size) % 2)
+    system = LinearPorts(masked, *init_ports(features, size, key=jax.random.PRNGKey(1)))
+    inputs = jax.random.normal(jax.random.PRNGKey(2), (2, 3, 20, features))
+    incoming = jax.random.normal(jax.random.PRNGKey(4), inputs.shape)
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def alone(system_and_inputs, incoming):
+        return jnp.vdot(algorithm(*system_and_inputs), incoming)
+
+    each = [[alone((system, inputs[i, j]), incoming[i, j]) for j in range(3)] for i in range(2)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x).reshape(2, 3, *x[0].shape), *each[0], *each[1])
+
+    per_sequence = jax.vmap(jax.vmap(lambda x, g: alone((system, x), g)))(inputs, incoming)
+    assert_close(per_sequence, stacked, 1e-10)
+
+    @eqx.filter_grad
+    def together(system_and_inputs):
+        system, inputs = system_and_inputs
+        return jnp.vdot(jax.vmap(jax.vmap(lambda x: algorithm(system, x)))(inputs), incoming)
+
+    system_grad, inputs_grad = together((system, inputs))
+    assert_close(system_grad, jax.tree.map(lambda x: jnp.sum(x, (0, 1)), stacked[0]), 1e-10)
+    assert_close(inputs_grad, stacked[1], 1e-10)
+
+    # Several models at once, each with a batch of its own.
+    arrays, static = eqx.partition(system, eqx.is_inexact_array)
+    ensemble = jax.tree.map(lambda x: jnp.stack([x, 1.1 * x]), arrays)
+
+    def of_one(arrays, inputs, incoming):
+        def loss(arrays):
+            return jnp.vdot(jax.vmap(lambda x: algorithm(eqx.combine(arrays, static), x))(inputs), incoming)
+
+        return jax.grad(loss)(arrays)
+
+    both = jax.vmap(of_one)(ensemble, inputs, incoming)
+    for i in range(2):
+        member = jax.tree.map(lambda x, i=i: x[i], ensemble)
+        assert_close(jax.tree.map(lambda x, i=i: x[i], both), of_one(member, inputs[i], incoming[i]), 1e-10)
+
+
+# What it costs
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr and of those inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def layer_gradient(kind, length, ssm_dim, algorithm, batch=2, hidden_dim=8):
+    layer = kind(hidden_dim, ssm_dim, learning_algorithm=algorithm, key=jax.random.PRNGKey(0))
+    arrays, static = eqx.partition(layer, eqx.is_inexact_array)
+
+    def gradient(arrays, inputs):
+        return jax.grad(lambda a: jnp.sum(jax.vmap(eqx.combine(a, static))(inputs) ** 2))(arrays)
+
+    return jax.make_jaxpr(gradient)(arrays, jnp.zeros((batch, length, hidden_dim))).jaxpr
+
+
+KINDS = [LinHRULayer, NonlinHRULayer]
+ALGORITHMS = [RHEL(), RHEL(literal=True), ReversibleBPTT()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_program_does_not_grow_with_length_or_oscillators(kind, algorithm):
+    sizes = {
+        len(list(equations(layer_gradient(kind, length, ssm_dim, algorithm))))
+        for length, ssm_dim in ((256, 4), (2560, 4), (256, 64))
+    }
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_no_array_of_all_steps_and_oscillators(kind, algorithm):
+    length, batch, ssm_dim = 1280, 2, 64
+    largest = max(
+        var.aval.size
+        for equation in equations(layer_gradient(kind, length, ssm_dim, algorithm, batch))
+        for var in equation.outvars
+    )
+    assert largest < length * batch * ssm_dim
+    # ... where backpropagation has one.
+    assert any(
+        var.aval.size >= length * batch * ssm_dim
+        for equation in equations(layer_gradient(kind, length, ssm_dim, BPTT(), batch))
+        for var in equation.outvars
+    )
+
+
+def temporaries(model_name, algorithm, *, length=896, ssm_dim=64, batch=32, num_blocks=6, hidden_dim=64):
+    """Bytes of temporaries of the gradient of a whole network."""
+    model, state = create_model(
+        model_name,
+        7,
+        2,
+        hidden_dim,
+        num_blocks,
+        ssm_dim,
+        classification=True,
+        learning_algorithm=algorithm,
+        key=jax.random.PRNGKey(0),
+    )
+    arrays, static = eqx.partition(model, eqx.is_inexact_array)
+
+    @jax.jit
+    @jax.grad
+    def gradient(arrays, x, key):
+        forward = jax.vmap(eqx.combine(arrays, static), axis_name="batch", in_axes=(0, None, 0), out_axes=(0, None))
+        return jnp.sum(forward(x, state, jax.random.split(key, batch))[0] ** 2)
+
+    compiled = gradient.lower(arrays, jnp.zeros((batch, length, 7)), jax.random.PRNGKey(1)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_name", ["LinHRU", "NonlinHRU"])
+def test_temporaries_do_not_grow_with_the_number_of_oscillators(model_name):
+    few, many = (temporaries(model_name, "RHEL", ssm_dim=ssm_dim) for ssm_dim in (64, 1024))
+    assert many <= 1.3 * few
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_name", ["LinHRU", "NonlinHRU"])
+def test_temporaries_grow_no_faster_than_the_sequence(model_name):
+    short, long = (temporaries(model_name, "RHEL", length=length, batch=4, num_blocks=2) for length in (896, 3584))
+    assert long <= 4.1 * short
+    assert short <= 0.5 * temporaries(model_name, "BPTT", ssm_dim=256, batch=4, num_blocks=2)

@@ -1,0 +1,265 @@
+"""What runs would take, lists of runs in one command, and what is refused before the first of them trains."""
+
+import io
+import json
+import re
+from datetime import datetime
+
+import equinox as eqx
+import jax
+import pytest
+from small_experiments import HERE, REGRESSION, refusal, small_config, write_config, write_dataset
+
+import run_experiment
+import train
+from data_dir.splits import split_by_seed, write_index_file
+from models import create_model
+from runs import planning
+from runs import run as runs
+from training import dispatch
+
+
+@pytest.fixture
+def workplace(workplace):
+    """Both sets have configs for both models."""
+    for name, changes in (("Tiny", {}), ("Pulse", REGRESSION)):
+        write_configs(name, **changes)
+    return workplace
+
+
+def write_configs(name, **changes):
+    for model, options in (("LinHRU", {}), ("NonlinHRU", {"complex_ssm": False})):
+        write_config({**HERE, "dataset_name": name, "model_name": model, **options, **changes}, model)
+
+
+def command(*flags):
+    return run_experiment.main(["--config_dir", "configs", *flags])
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """No run trains: these tests ask which ones would. Those named in `failing` fail in their own way."""
+    names, failing = [], {}
+
+    def run_seed(config, seed, **_):
+        name = f"{config.dataset_name} {config.model_name} {config.learning_algorithm} {seed}"
+        names.append(name)
+        if name in failing:
+            raise failing[name]
+        return {
+            **{"status": "completed", "best_step": 1, "steps": 1, "seconds": 0.0},
+            **{"test_metric": 0.5, "val_metric": 0.5},
+        }
+
+    monkeypatch.setattr(runs, "run_seed", run_seed)
+    return names, failing
+
+
+# Planning
+
+
+def test_a_plan_tells_parameters_memory_disk_and_time(workplace):
+    config = small_config(workplace, "Tiny", seeds=[1, 2, 3], num_steps=40, print_steps=10)
+    plan = planning.plan(config)
+    model, state = create_model(data_dim=3, label_dim=2, key=jax.random.PRNGKey(0), **config.model_options())
+    assert plan.parameters == train.count_parameters(model)
+    assert plan.runs == 3
+    # The step is given model, state, both moments of Adam and the batch: 32 bits each.
+    batch = 4 * (8 * 3 + 2)
+    assert 4 * (3 * plan.parameters + batch) < plan.arguments < 4 * (3 * plan.parameters + batch) + 200
+    assert plan.temporaries > 4 * 8 * 4 * config.hidden_dim  # a batch between two blocks
+    assert plan.per_1000_steps > 0
+    assert plan.longest > 3 * 40 * plan.per_1000_steps / 1000
+    saved = io.BytesIO()
+    eqx.tree_serialise_leaves(saved, (model, state))
+    assert plan.disk == 3 * (saved.tell() + 4 * planning.BYTES_PER_EVALUATION + planning.BYTES_OF_OTHER_FILES)
+    assert not (workplace / "outputs").exists()
+
+
+def test_the_disk_that_is_planned_holds_a_run(workplace):
+    config = small_config(workplace, "Tiny", num_steps=20, print_steps=1, hidden_dim=8)
+    planned = planning.plan(config).disk
+    result = runs.run_seed(config, 1)
+    used = sum(path.stat().st_size for path in runs.run_folder(config, 1).iterdir())
+    assert used < planned < used + planning.BYTES_OF_OTHER_FILES
+    # And a finished run takes no more, unless it is redone.
+    assert result["status"] == "completed"
+    plan = planning.plan(config)
+    assert (plan.runs, plan.disk, plan.longest) == (0, 0, 0)
+    assert planning.plan(config, overwrite=True).disk == planned
+
+
+def test_exactly_the_steps_that_are_said_are_timed(workplace, monkeypatch):
+    counts = []
+    original = train.train_steps
+
+    def counted(batches, *rest):
+        counts.append(int(batches[-1]))
+        return original(batches, *rest)
+
+    monkeypatch.setattr(train, "train_steps", counted)
+    # As many at once as the loop would send: here three batches.
+    monkeypatch.setattr(dispatch, "DISPATCH_BYTES", 3 * 4 * (4 * 8 * 3 + 4 * 2))
+    planning.plan(small_config(workplace, "Tiny"))
+    assert counts == [1, *[3] * 6, 2]
+    assert sum(counts[1:]) == planning.TIMED_STEPS == 20
+
+
+def test_the_plan_of_a_command_is_a_table_with_an_end(workplace, capsys):
+    assert command("--plan", "--dataset_name", "Tiny", "--learning_algorithm", "all", "--seeds", "1") == 0
+    printed = capsys.readouterr()
+    head, *rows, total, note = printed.out.splitlines()
+    assert head.split()[:4] == ["data", "set", "model", "algorithm"]
+    assert [row.split()[:4] for row in rows] == [["Tiny", "LinHRU", algorithm, "1"] for algorithm in ("RHEL", "BPTT")]
+    assert re.match(r"2 runs, one after the other: at most 0 min \d+ s, until \d{4}-\d\d-\d\d \d\d:\d\d\.", total)
+    assert "XLA" in note
+    assert not (workplace / "outputs").exists()
+
+
+def test_the_end_is_that_of_all_runs(workplace):
+    config = small_config(workplace, "Tiny")
+    plan = planning.Plan(config, 5, 1234, 2**20, 2**21, 2**19, 12.34, 100_000.0)
+    rows = run_experiment._plan_table([plan, plan], datetime(2030, 1, 1, 12, 0)).splitlines()
+    assert rows[1].split() == [
+        *("Tiny", "LinHRU", "RHEL", "5", "1,234", "1.0", "MiB", "2.0", "MiB", "0.5", "MiB"),
+        *("12.3", "1", "d", "3", "h"),
+    ]
+    assert rows[3].startswith("10 runs, one after the other: at most 2 d 7 h, until 2030-01-03 19:33.")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(59.2, "1 min 0 s"), (3661, "1 h 1 min"), (200_000, "2 d 7 h")])
+def test_durations_are_readable(seconds, text):
+    assert run_experiment._duration(seconds) == text
+
+
+def test_a_step_that_does_not_fit_into_memory_is_a_message(workplace, monkeypatch, capsys):
+    def exhausted(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(train, "train_steps", exhausted)
+    assert command("--plan", "--dataset_name", "Tiny") == 2
+    assert "error: RESOURCE_EXHAUSTED: out of memory" in capsys.readouterr().err
+
+
+# Lists
+
+
+def test_lists_run_in_order_and_none_twice(workplace, trained, capsys):
+    names, _ = trained
+    flags = "--dataset_name Pulse Tiny Pulse --model_name all LinHRU --learning_algorithm all --seeds 1 2"
+    assert command(*flags.split()) == 0
+    assert names == [
+        f"{dataset} {model} {algorithm} {seed}"
+        for dataset in ("Pulse", "Tiny")
+        for model in ("LinHRU", "NonlinHRU")
+        for algorithm in ("RHEL", "BPTT")
+        for seed in (1, 2)
+    ]
+    lines = [line for line in capsys.readouterr().out.splitlines() if " seed " in line]
+    assert [line.partition(":")[0] for line in lines] == [name[:-1] + "seed " + name[-1] for name in names]
+
+
+def test_every_algorithm_can_be_named(workplace, trained):
+    names, _ = trained
+    assert command("--dataset_name", "Tiny", "--learning_algorithm", "ReversibleBPTT", "BPTT", "--seeds", "1") == 0
+    assert names == ["Tiny LinHRU ReversibleBPTT 1", "Tiny LinHRU BPTT 1"]
+
+
+def test_all_data_sets_are_the_published_ones_that_are_processed(workplace, trained, capsys):
+    names, _ = trained
+    write_configs("ppg", **REGRESSION)
+    for name in ("EigenWorms", "SelfRegulationSCP1", "SelfRegulationSCP2", "EthanolConcentration", "MotorImagery"):
+        write_configs(name)
+    write_configs("Heartbeat")
+    assert command("--dataset_name", "all", "--seeds", "1") == 2
+    assert "none of the seven published sets is processed" in capsys.readouterr().err
+    for name in ("Heartbeat", "EigenWorms"):
+        write_dataset(workplace, name)
+    assert command("--dataset_name", "Tiny", "all", "--model_name", "all", "--seeds", "1") == 0
+    sets = ("Tiny", "EigenWorms", "Heartbeat")
+    assert names == [f"{name} {model} RHEL 1" for name in sets for model in ("LinHRU", "NonlinHRU")]
+    output = capsys.readouterr().out
+    assert output.count("Left out: dataset_name 'SelfRegulationSCP1'") == 1
+    assert "python data_dir/download_uea.py --datasets MotorImagery" in output
+    assert "python data_dir/process_ppg.py" in output
+    # One that is named is not left out in silence.
+    assert command("--dataset_name", "all", "MotorImagery") == 2
+    assert "dataset_name 'MotorImagery': no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device", "outputs/x"), "FAILED, outputs/x: No space left on device"),
+        (MemoryError(), "FAILED, MemoryError"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), "FAILED, RESOURCE_EXHAUSTED"),
+        (TypeError("a defect"), "FAILED, a defect"),
+    ],
+)
+def test_a_run_that_fails_in_any_way_does_not_stop_the_others(workplace, trained, capsys, error, message):
+    names, failing = trained
+    failing["Tiny LinHRU RHEL 1"] = error
+    assert command("--dataset_name", "Tiny", "--learning_algorithm", "all") == 1
+    assert len(names) == 4
+    output = capsys.readouterr()
+    assert message in output.out
+    assert "1 of 4 runs failed." in output.err
+    assert ("Traceback" in output.err) is isinstance(error, TypeError)
+
+
+@pytest.mark.parametrize(("failed", "status"), [(0, 0), (1, 1), (2, 3), (3, 4), (62, 63), (63, 64), (1000, 64)])
+def test_the_exit_status_counts_failures_around_2(failed, status):
+    assert run_experiment.exit_status(failed) == status
+
+
+def test_the_exit_status_of_two_failures(workplace, trained):
+    _, failing = trained
+    failing |= {f"Tiny LinHRU RHEL {seed}": MemoryError() for seed in (1, 2)}
+    assert command("--dataset_name", "Tiny") == 3
+
+
+# What is refused before the first run
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--dataset_name Tiny Large", "batch_size 15: must not exceed the 14 samples of the training part of Large"),
+        ("--dataset_name Tiny Pulse --batch_size 15", "samples of the training part of Tiny"),
+        ("--dataset_name Tiny Broken", "Broken.json: not JSON, line 1 column 2"),
+        ("--dataset_name Tiny Unknown", "Unknown.json: unknown field lrr (0.1): did you mean lr?"),
+        ("--dataset_name Tiny Uneven", "index.json: names no rows for seed 2"),
+        ("--dataset_name Tiny all", "no config for the data set 'EigenWorms'"),
+    ],
+)
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
+def test_what_cannot_be_done_is_noticed_before_the_first_run(workplace, trained, capsys, plan, flags, message):
+    names, _ = trained
+    write_dataset(workplace, "Large")
+    write_configs("Large", batch_size=15)
+    (workplace / "configs" / "LinHRU" / "Broken.json").write_text("{]")
+    fields = json.loads((workplace / "configs" / "LinHRU" / "Tiny.json").read_text())
+    unknown = {**fields, "lrr": 0.1, "dataset_name": "Unknown"}
+    (workplace / "configs" / "LinHRU" / "Unknown.json").write_text(json.dumps(unknown))
+    write_dataset(workplace, "Uneven")
+    write_configs("Uneven", split="index.json")
+    write_index_file(workplace / "index.json", "Uneven", 20, {1: split_by_seed(20, 1)})
+    assert command(*flags.split(), *plan) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not names
+    assert not (workplace / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--model_name LinHRU GRU", "invalid choice: 'GRU'"),
+        ("--learning_algorithm all EP", "invalid choice: 'EP'"),
+        ("--learning_algorithm", "expected at least one argument"),
+        ("--plann", "unrecognized arguments: --plann"),
+    ],
+)
+def test_a_wrong_name_in_a_list_ends_in_one_line(capsys, flags, message):
+    assert message in refusal(capsys, flags)

@@ -1,0 +1,331 @@
+"""The comparison of RHEL, BPTT and the paper: its numbers by hand, its gaps, and what it writes."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import postprocess_results
+from common import tables
+from experiment_configs.published_results import DATASETS, PUBLISHED
+from postprocess_results import compare, problems, read_curve, read_runs
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def put(root, dataset, name, seed, test_metric=0.5, metric="accuracy", **fields):
+    """A finished run, as far as it is read."""
+    folder = root / dataset / name / f"seed_{seed}"
+    folder.mkdir(parents=True)
+    result = {"status": "completed", "seed": seed, "metric": metric, "test_metric": test_metric, **fields}
+    (folder / "result.json").write_text(json.dumps(result))
+    lines = [{"step": step, "train_loss": 1 / step, "val_metric": 0.5} for step in (2, 4)]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return folder
+
+
+def compared(root, dataset="Heartbeat", model="LinHRU"):
+    table = compare(read_runs(root))
+    (row,) = table[(table["dataset"] == dataset) & (table["model"] == model)].to_dict("records")
+    return row
+
+
+# Numbers
+
+
+def test_mean_and_deviation_of_each_and_the_difference_of_pairs(tmp_path):
+    for seed, bptt, rhel in ((1, 0.6, 0.7), (2, 0.8, 0.8), (3, 0.7, 0.9), (4, 0.1, None), (5, None, 0.2)):
+        if bptt is not None:
+            put(tmp_path, "Heartbeat", "LinHRU_BPTT", seed, bptt)
+        if rhel is not None:
+            put(tmp_path, "Heartbeat", "LinHRU_RHEL", seed, rhel)
+    row = compared(tmp_path)
+    assert (row["BPTT_n"], row["RHEL_n"], row["pairs"]) == (4, 4, 3)
+    assert row["BPTT_mean"] == pytest.approx(55.0)
+    assert row["BPTT_std"] == pytest.approx(np.std([60, 80, 70, 10], ddof=1))
+    assert row["RHEL_mean"] == pytest.approx(65.0)
+    # Differences 10, 0, 20: mean 10, sample deviation 10; Student's t for 2 degrees of freedom is 4.302653.
+    half = 4.302653 * 10 / math.sqrt(3)
+    assert row["difference_mean"] == pytest.approx(10.0)
+    assert row["difference_low"] == pytest.approx(10 - half, rel=1e-6)
+    assert row["difference_high"] == pytest.approx(10 + half, rel=1e-6)
+    assert (row["BPTT_paper_mean"], row["BPTT_paper_std"]) == (73.9, 0.6)
+    assert (row["RHEL_paper_mean"], row["RHEL_paper_std"]) == (73.5, 1.6)
+
+
+def test_one_pair_has_no_interval_and_equal_pairs_have_one_of_no_width(tmp_path):
+    for name in ("LinHRU_BPTT", "LinHRU_RHEL"):
+        put(tmp_path, "Heartbeat", name, 1, 0.5)
+        for seed in (1, 2):
+            put(tmp_path, "MotorImagery", name, seed, seed / 10)
+    row = compared(tmp_path)
+    assert row["difference_mean"] == 0
+    assert math.isnan(row["difference_low"])
+    assert math.isnan(row["BPTT_std"])
+    row = compared(tmp_path, "MotorImagery")
+    assert (row["difference_low"], row["difference_high"], row["pairs"]) == (0, 0, 2)
+
+
+def test_an_algorithm_without_runs_leaves_its_columns_open(tmp_path):
+    put(tmp_path, "Own", "LinHRU_RHEL", 1, 0.5)
+    row = compared(tmp_path, "Own")
+    assert (row["BPTT_n"], row["RHEL_n"], row["pairs"]) == (0, 1, 0)
+    for name in ("BPTT_mean", "BPTT_paper_mean", "RHEL_paper_mean", "difference_mean", "difference_high"):
+        assert math.isnan(row[name])
+
+
+def test_errors_are_shown_in_the_unit_of_the_paper(tmp_path):
+    for seed in (1, 2):
+        put(tmp_path, "ppg", "NonlinHRU_RHEL", seed, 0.08, metric="mse")
+    row = compared(tmp_path, "ppg", "NonlinHRU")
+    assert row["RHEL_mean"] == pytest.approx(8.0)
+    assert (row["RHEL_paper_mean"], row["metric"]) == (8.4, "mse")
+
+
+def test_the_average_is_taken_over_seeds_that_all_sets_have(tmp_path):
+    metrics = {"Heartbeat": (0.5, 0.7), "MotorImagery": (0.3, 0.1), "Own": (0.1, 0.4)}
+    for dataset, of_seeds in metrics.items():
+        for seed, metric in enumerate(of_seeds):
+            put(tmp_path, dataset, "LinHRU_BPTT", seed, metric)
+            put(tmp_path, dataset, "LinHRU_RHEL", seed, metric + 0.1 * seed)
+    put(tmp_path, "Heartbeat", "LinHRU_BPTT", 7, 0.0)  # the others lack this seed
+    put(tmp_path, "EigenWorms", "LinHRU_RHEL", 1, 1.0)  # this set lacks BPTT
+    put(tmp_path, "ppg", "LinHRU_RHEL", 1, 0.1, metric="mse")
+    put(tmp_path, "ppg", "LinHRU_BPTT", 1, 0.1, metric="mse")
+    row = compared(tmp_path, "average of 3 sets")
+    assert row["BPTT_mean"] == pytest.approx((30 + 40) / 2)
+    assert row["BPTT_std"] == pytest.approx(math.sqrt(50))
+    assert (row["BPTT_n"], row["pairs"]) == (2, 2)
+    assert row["difference_mean"] == pytest.approx(5.0)
+    assert math.isnan(row["BPTT_paper_mean"])
+    assert not row["RHEL_short"]
+    row = compared(tmp_path, "average of 2 published sets")
+    assert row["RHEL_short"]
+    assert row["BPTT_mean"] == pytest.approx(40.0)
+    assert row["BPTT_paper_mean"] == pytest.approx((73.9 + 48.1) / 2)
+    assert row["RHEL_paper_mean"] == pytest.approx((73.5 + 51.6) / 2)
+
+
+def test_the_published_values_have_the_averages_that_the_paper_prints():
+    averages = {"LinHRU": (63.4, 62.9), "NonlinHRU": (58.8, 57.8)}
+    for model, of_model in averages.items():
+        for algorithm, average in zip(("BPTT", "RHEL"), of_model, strict=True):
+            means = [PUBLISHED[name, model, algorithm][0] for name in DATASETS if name != "ppg"]
+            assert np.mean(means) == pytest.approx(average, abs=0.051)
+
+
+# Gaps
+
+
+def test_failed_unfinished_damaged_and_missing_runs_are_listed(tmp_path):
+    for seed in (1, 2, 3):
+        put(tmp_path, "Heartbeat", "LinHRU_BPTT", seed)
+    put(tmp_path, "Heartbeat", "LinHRU_RHEL", 1, None, status="failed", error="the loss is not finite at step 7")
+    (put(tmp_path, "Heartbeat", "LinHRU_RHEL", 2) / "result.json").unlink()
+    put(tmp_path, "Own", "NonlinHRU_RHEL", 4)
+    (put(tmp_path, "Own", "NonlinHRU_RHEL", 5) / "result.json").write_text('{"status": "comp')
+    put(tmp_path, "Own", "NonlinHRU_BPTT", 4, math.nan)
+    lines = problems(read_runs(tmp_path))
+    assert lines[0] == (
+        "Heartbeat LinHRU RHEL: seed 1 failed (the loss is not finite at step 7); seed 2 unfinished; missing: 3"
+    )
+    assert lines[1:3] == [f"Heartbeat NonlinHRU {name}: missing: 1, 2, 3" for name in ("BPTT", "RHEL")]
+    assert lines[5].startswith(
+        "Own NonlinHRU BPTT: seed 4 damaged (result.json: ValueError('test_metric nan is no accuracy'"
+    )
+    assert lines[6].startswith("Own NonlinHRU RHEL: seed 5 damaged (result.json: JSONDecodeError")
+    assert len(lines) == 7
+    assert compare(read_runs(tmp_path))["RHEL_n"].to_list() == [0, 1]
+
+
+def test_folders_that_are_no_runs_are_passed_over(tmp_path):
+    put(tmp_path, "Own", "LinHRU_RHEL", 1)
+    for seed in ("01", "٣", "9" * 100):
+        put(tmp_path, "Own", "LinHRU_RHEL", seed)
+    put(tmp_path, "Own", "LinHRU_ReversibleBPTT", 1)
+    put(tmp_path, "Own", "LinHRU_BPTT", "one")
+    (tmp_path / "benchmarks" / "step_times").mkdir(parents=True)
+    assert read_runs(tmp_path)["folder"].to_list() == [str(tmp_path / "Own" / "LinHRU_RHEL" / "seed_1")]
+
+
+HOSTILE = (
+    '{"status": "completed", "metric": "accuracy", "test_metric": 7.0}',
+    '{"status": "completed", "metric": "accuracy", "test_metric": true}',
+    '{"status": "completed", "metric": "accuracy", "test_metric": -0.1}',
+    f'{{"status": "completed", "metric": "mse", "test_metric": {10**400}}}',
+    '{"status": "completed", "metric": "mse", "test_metric": 1e300}',
+    '{"status": "completed", "metric": ["mse"], "test_metric": 1}',
+    '{"status": "completed", "metric": "f1", "test_metric": 1}',
+    '{"status": "completed", "metric": "mse", "test_metric": "1"}',
+    f'{{"status": "completed", "n": {"9" * 5000}}}',
+    "[" * 100_000,
+    "[]",
+    "\0",
+)
+
+
+def test_one_foreign_folder_never_takes_the_table_away(tmp_path):
+    for seed in (1, 2):
+        put(tmp_path, "Heartbeat", "LinHRU_RHEL", seed)
+    for seed, text in enumerate(HOSTILE):
+        folder = put(tmp_path, "Own", "LinHRU_RHEL", seed)
+        (folder / "result.json").write_text(text)
+        (folder / "metrics.jsonl").write_text(text)
+    strange = "=a$\\frac$ \n|\udcff"
+    folder = put(tmp_path, strange, "@$m_RHEL", 1, error="\ud800", steps=10**30, parameters={"a": 1})
+    (folder / "metrics.jsonl").write_text('{"step": 1e300, "train_loss": 1e400}\n' + HOSTILE[-3] + "\n" + HOSTILE[-4])
+    (tmp_path / "Own" / "LinHRU_RHEL" / "seed_99" / "result.json").mkdir(parents=True)
+    folder = put(tmp_path, "Own", "LinHRU_RHEL", 100)
+    for name in ("result.json", "metrics.jsonl"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    runs = read_runs(tmp_path)
+    own = runs[runs["dataset"] == "Own"]
+    assert list(own["status"]) == ["damaged"] * (len(HOSTILE) + 2)
+    assert "test_metric 7.0 is no accuracy" in own["error"].iloc[0]
+    assert postprocess_results.main([str(tmp_path)]) == 0
+    summary = tmp_path / "summary"
+    assert (
+        "| Heartbeat | LinHRU | accuracy, % | - | 0 | 73.9 ± 0.6 | 50.0 ± 0.0 * | 2 |"
+        in (summary / "results.md").read_text()
+    )
+    with open(summary / "results.csv", newline="") as file:
+        names = [(row["dataset"], row["model"]) for row in csv.DictReader(file)]
+    assert names == [("Heartbeat", "LinHRU"), ("'=a$\\frac$ \n|\\udcff", "'@$m")]
+
+
+def test_runs_of_two_metrics_are_no_row(tmp_path):
+    put(tmp_path, "Own", "LinHRU_RHEL", 1, 0.5)
+    put(tmp_path, "Own", "LinHRU_BPTT", 1, 0.5, metric="mse")
+    put(tmp_path, "Other", "LinHRU_BPTT", 1, 0.5, metric="mse")
+    runs = read_runs(tmp_path)
+    assert compare(runs)["dataset"].to_list() == ["Other"]
+    assert problems(runs)[-1] == (
+        "Own LinHRU RHEL: seed 1 damaged (metric accuracy: the runs of this set have two metrics)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "seeds", "fields", "short"),
+    [
+        ("Heartbeat", 5, {"steps": 100_000, "stop_reason": "num_steps"}, False),
+        ("Heartbeat", 5, {"steps": 12_000, "stop_reason": "early_stopping"}, False),
+        ("Heartbeat", 4, {"steps": 100_000, "stop_reason": "num_steps"}, True),
+        ("Heartbeat", 5, {"steps": 600, "stop_reason": "num_steps"}, True),
+        ("Heartbeat", 5, {"steps": 240, "stop_reason": "early_stopping"}, True),
+        ("Heartbeat", 5, {}, True),
+        ("Own", 1, {}, False),
+    ],
+)
+def test_a_mean_of_fewer_seeds_or_steps_than_the_paper_is_marked(tmp_path, dataset, seeds, fields, short):
+    for seed in range(seeds):
+        put(tmp_path, dataset, "LinHRU_RHEL", seed, **fields)
+    row = compared(tmp_path, dataset)
+    assert (row["RHEL_short"], row["BPTT_short"]) == (short, False)
+    (cells,) = postprocess_results._cells(compare(read_runs(tmp_path)))[1:]
+    assert cells[6].endswith(" *") == short
+
+
+@pytest.mark.parametrize(
+    ("content", "steps"),
+    [
+        (None, []),
+        ("", []),
+        ('{"step": 2, "val_metric": 0.5}\n{"step": 4, "train_lo', [2]),
+        ('[1]\n7\n{"step": 6, "train_loss": "much", "new": 1}\n', [6]),
+    ],
+)
+def test_a_curve_is_read_as_far_as_it_goes(tmp_path, content, steps):
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    curve = read_curve(tmp_path)
+    assert list(curve) == ["step", "train_loss", "val_metric"]
+    assert curve["step"].to_list() == steps
+    assert curve["train_loss"].isna().all()
+
+
+# What is written
+
+
+def test_everything_is_written_and_nothing_but_results_and_metrics_is_read(tmp_path):
+    outputs = tmp_path / "outputs"
+    for seed in (1, 2):
+        for algorithm in ("BPTT", "RHEL"):
+            memory = {"host": 3 * 2**30, "device": None}
+            fields = {"seconds": 1.5, "peak_memory_bytes": memory}
+            folder = put(outputs, "Heartbeat", f"LinHRU_{algorithm}", seed, 0.5 + seed / 10, **fields)
+            (folder / "config.json").write_bytes(b"\xff")
+            put(outputs, "ppg", f"NonlinHRU_{algorithm}", seed, 0.1, metric="mse")
+    put(outputs, "EigenWorms", "LinHRU_RHEL", 1, None, status="failed", error="a|b")
+    before = {path: path.read_bytes() for path in outputs.rglob("*") if path.is_file()}
+    command = [sys.executable, "-W", "error", str(ROOT / "postprocess_results.py")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    summary = outputs / "summary"
+    names = sorted(str(path.relative_to(summary)) for path in summary.rglob("*") if path.is_file())
+    pictures = ["curves/Heartbeat.png", "curves/ppg.png", "results.png"]
+    assert names == sorted(["results.md", "results.csv", "results.tex", "runs.csv", *pictures])
+    assert all((summary / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+    assert {path: path.read_bytes() for path in before} == before
+
+    report = (summary / "results.md").read_text()
+    assert done.stdout.rstrip() in report
+    row = "| Heartbeat | LinHRU | accuracy, % | 65.0 ± 7.1 * | 2 | 73.9 ± 0.6 | 65.0 ± 7.1 * | 2 | 73.5 ± 1.6 |"
+    assert f"{row} 0.0 | [0.0, 0.0] | 2 |" in report
+    assert "sample standard deviation" in report
+    assert "- EigenWorms LinHRU RHEL: seed 1 failed (a|b)" in report
+    tex = (summary / "results.tex").read_text()
+    assert r"Heartbeat & LinHRU & accuracy, \% & 65.0 $\pm$ 7.1 * & 2 &" in tex
+    assert len({line.count("&") for line in tex.splitlines() if "&" in line}) == 1
+    with open(summary / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["dataset"] for row in rows] == ["Heartbeat", "ppg"]
+    assert float(rows[0]["RHEL_std"]) == pytest.approx(math.sqrt(50))
+    with open(summary / "runs.csv", newline="") as file:
+        runs = list(csv.DictReader(file))
+    assert len(runs) == 9
+    assert (runs[1]["status"], runs[1]["seconds"]) == ("completed", "1.5")
+    assert (int(float(runs[1]["peak_memory_host_bytes"])), runs[1]["peak_memory_device_bytes"]) == (3 * 2**30, "")
+
+    # Written again it is the same, and takes no part in what is read.
+    first = {path: path.read_bytes() for path in summary.rglob("*") if path.is_file()}
+    assert postprocess_results.main([str(outputs)]) == 0
+    csv_again = (summary / "results.csv").read_bytes()
+    assert csv_again == first[summary / "results.csv"]
+
+
+def test_only_failed_runs_are_reported_without_a_figure(tmp_path, capsys):
+    put(tmp_path, "Own", "LinHRU_RHEL", 1, None, status="failed", error="x")
+    assert postprocess_results.main([str(tmp_path), "--output_dir", str(tmp_path / "there")]) == 0
+    assert "- Own LinHRU RHEL: seed 1 failed (x)" in capsys.readouterr().out
+    assert not list((tmp_path / "there").rglob("*.png"))
+
+
+def test_nothing_to_compare_is_exit_status_2(tmp_path, capsys):
+    assert postprocess_results.main([str(tmp_path / "nowhere")]) == 2
+    assert "no runs of BPTT or RHEL here" in capsys.readouterr().err
+    assert not (tmp_path / "nowhere").exists()
+    put(tmp_path, "Own", "LinHRU_RHEL", 1)
+    (tmp_path / "file").write_text("")
+    assert postprocess_results.main([str(tmp_path), "--output_dir", str(tmp_path / "file")]) == 2
+    assert "error: " in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit:
+        postprocess_results.main(["--ouput_dir", "x"])
+    assert exit.value.code == 2
+
+
+def test_cells_are_escaped():
+    rows = [("a_b", "50 %"), ("x|y", "1 ± 2 \\ {3}")]
+    assert tables.markdown(rows) == "| a_b | 50 % |\n| --- | --- |\n| x\\|y | 1 ± 2 \\ {3} |"
+    assert tables.latex(rows).splitlines()[1:4] == [
+        r"a\_b & 50 \% \\",
+        r"\hline",
+        r"x|y & 1 $\pm$ 2 \textbackslash{} \{3\} \\",
+    ]
+    assert tables.aligned(rows) == "a_b  50 %\nx|y  1 ± 2 \\ {3}"

@@ -1,0 +1,303 @@
+"""The entry point: what is kept and redone, how it fails, what is compiled, and which data sets are run."""
+
+import collections
+import dataclasses
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+from small_experiments import HERE, SEED_1, lines, read, refusal, run, snapshot, write_config
+
+import run_experiment
+from data_dir.dataloaders import Dataloader
+from data_dir.datasets import create_dataset
+from runs import compilation_cache
+from runs import run as runs
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+# What is kept, and what is redone
+
+
+def test_a_finished_run_is_kept_and_reported(workplace, capsys):
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+    before = snapshot(SEED_1)
+    capsys.readouterr()
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+    assert snapshot(SEED_1) == before
+    output = capsys.readouterr().out
+    assert "Tiny LinHRU RHEL seed 1: kept, test accuracy" in output
+    assert "another config" not in output
+    assert f"{100 * read(SEED_1 / 'result.json')['test_metric']:.1f} ± n/a" in output
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_of_another_config_is_refused_before_any_other_begins(workplace, capsys, finished):
+    assert run("--dataset_name", "Tiny", "--seeds", "2") == 0
+    if not finished:
+        (SEED_1.with_name("seed_2") / "result.json").unlink()
+    before = snapshot(Path("outputs"))
+    assert run("--dataset_name", "Tiny", "--seeds", "1", "2", "--num_steps", "6", "--double_precision") == 2
+    assert snapshot(Path("outputs")) == before
+    assert (
+        "another config (num_steps 4, now 6; precision 'float32', now 'float64'). --overwrite"
+        in capsys.readouterr().err
+    )
+
+
+def test_what_says_nothing_about_the_numbers_may_change(workplace):
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+    flags = ("--seeds", "1", "2", "--checkpoint_steps", "3", "--skip_nonfinite", "1")
+    assert run("--dataset_name", "Tiny", *flags) == 0
+
+
+def test_overwrite_redoes_a_finished_run(workplace):
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+    assert run("--dataset_name", "Tiny", "--seeds", "1", "--num_steps", "6", "--overwrite") == 0
+    assert read(SEED_1 / "result.json")["steps"] == 6
+    assert [record["step"] for record in lines(SEED_1 / "metrics.jsonl")] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "list"])
+def test_a_run_without_a_sound_result_is_redone(workplace, damage):
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+    path = SEED_1 / "result.json"
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_text({"empty": "", "cut": path.read_text()[:30], "list": "[]"}[damage])
+    (SEED_1 / "metrics.jsonl").write_text('{"step": 99}\n')
+    (SEED_1 / "notes.txt").write_text("the user's own")
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+    assert read(path)["status"] == "completed"
+    assert [record["step"] for record in lines(SEED_1 / "metrics.jsonl")] == [2, 4]
+    assert (SEED_1 / "notes.txt").read_text() == "the user's own"
+
+
+def test_the_result_comes_last_and_an_old_one_goes_first(workplace, monkeypatch):
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+
+    def broken(*_, **__):
+        assert not (SEED_1 / "result.json").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(eqx, "tree_serialise_leaves", broken)
+    assert run("--dataset_name", "Tiny", "--seeds", "1", "--overwrite") == 130
+    assert runs.finished_result(SEED_1) is None
+    assert not (SEED_1 / "model.eqx").exists()
+
+
+# How it fails
+
+
+def test_a_seed_that_diverges_is_recorded_and_the_others_go_on(workplace, monkeypatch, capsys):
+    def create(*args, seed, **options):
+        data = create_dataset(*args, seed=seed, **options)
+        if seed == 2:
+            nothing, labels = np.full((20, 8, 3), np.nan), np.eye(2)[np.arange(20) % 2]
+            bad = Dataloader(nothing, labels, rows=data.split["train"])
+            data = dataclasses.replace(data, train=bad)
+        return data
+
+    monkeypatch.setattr(runs, "create_dataset", create)
+    assert run("--dataset_name", "Tiny", "--seeds", "1", "2", "3") == 1
+    output = capsys.readouterr()
+    assert "seed 2: FAILED, the training loss is not finite at step 1 (" in output.out
+    assert "1 of 3 runs failed" in output.err
+    statuses = [read(SEED_1.parent / f"seed_{seed}" / "result.json")["status"] for seed in (1, 2, 3)]
+    assert statuses == ["completed", "failed", "completed"]
+    result = read(SEED_1.parent / "seed_2" / "result.json")
+    assert result["error"].startswith("the training loss is not finite at step 1 (")
+    rows = read(SEED_1.parent / "seed_2" / "split.json")["seeds"]["2"]["train"]
+    assert len(result["rows"]) == 4
+    assert set(result["rows"]) <= set(rows)
+    assert (result["steps"], result["best_step"], result["val_metric"], result["test_metric"]) == (1, None, None, None)
+
+    # The failed one is tried again, the finished ones are kept.
+    monkeypatch.setattr(runs, "create_dataset", create_dataset)
+    before = snapshot(SEED_1)
+    assert run("--dataset_name", "Tiny", "--seeds", "1", "2", "3") == 0
+    assert snapshot(SEED_1) == before
+    assert read(SEED_1.parent / "seed_2" / "result.json")["status"] == "completed"
+
+
+@pytest.mark.parametrize("learning_algorithm", ["RHEL", "BPTT"])
+def test_an_absurd_learning_rate_is_reported_with_the_step(workplace, capsys, learning_algorithm):
+    write_config({**HERE, "dataset_name": "Tiny", "lr": 1e38, "num_steps": 50, "print_steps": 50})
+    assert run("--dataset_name", "Tiny", "--seeds", "1", "--learning_algorithm", learning_algorithm) == 1
+    result = read(SEED_1.parent.parent / f"LinHRU_{learning_algorithm}" / "seed_1" / "result.json")
+    assert result["status"] == "failed"
+    assert 2 <= result["steps"] <= 50
+    assert f" at step {result['steps']} (" in result["error"]
+    assert result["error"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--modle_name LinHRU", "unrecognized arguments: --modle_name LinHRU"),
+        ("--model LinHRU", "unrecognized arguments: --model LinHRU"),
+        ("--model_name GRU", "invalid choice: 'GRU'"),
+        ("--learning_algorithm EP", "invalid choice: 'EP'"),
+        ("--seeds", "--seeds: expected at least one argument"),
+        ("--seeds one", "invalid seed from 0 to 4294967295 value: 'one'"),
+        ("--seeds -1", "invalid seed from 0 to 4294967295 value: '-1'"),
+        ("--num_steps 0", "invalid positive whole number value: '0'"),
+        ("--batch_size 1.5", "invalid positive whole number value: '1.5'"),
+    ],
+)
+def test_a_wrong_flag_ends_in_one_line(capsys, flags, message):
+    assert message in refusal(capsys, flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--dataset_name Tny", "no config for the data set 'Tny'. Did you mean Tiny? There are: "),
+        ("--dataset_name Tiny --model_name NonlinHRU", "no configs here"),
+        ("--dataset_name Tiny --data_dir nowhere", "dataset_name 'Tiny': no folder nowhere/processed"),
+        ("--dataset_name Tiny Absent", "dataset_name 'Absent': no folder data/processed"),
+        ("--dataset_name Spoilt", "Spoilt.json: lr is -1: allowed is a positive number"),
+        ("--dataset_name Renamed", 'Renamed.json: dataset_name is "Tiny": allowed is the name of the file, Renamed'),
+        ("--dataset_name Tiny --seeds 1 1", "seeds is [1, 1] (a seed is listed twice)"),
+        ("--dataset_name Tiny --batch_size 15", "batch_size 15: must not exceed the 14 samples"),
+        ("--dataset_name Tiny --output_parent_dir configs/LinHRU/Tiny.json", "Not a directory"),
+    ],
+)
+def test_what_cannot_be_done_ends_in_one_message(workplace, capsys, flags, message):
+    write_config({**HERE, "dataset_name": "Absent"})
+    write_config({**HERE, "dataset_name": "Spoilt", "lr": -1})
+    shutil.copy("configs/LinHRU/Tiny.json", "configs/LinHRU/Renamed.json")
+    assert run(*flags.split()) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("run_experiment.py: error: ")
+    assert message in output.err
+    assert "Traceback" not in output.err
+    assert not list(
+        Path().glob("outputs/**/result.json")
+    )  # nothing is trained before the last set is known to be there
+
+
+# What is compiled
+
+
+@pytest.fixture
+def kept_or_taken():
+    """Counts the programs that were compiled and put into a folder, and those that were taken from there."""
+    events = collections.Counter()
+
+    def listen(event, **_):
+        events[event.removeprefix("/jax/compilation_cache/cache_")] += 1
+
+    jax.monitoring.register_event_listener(listen)
+    yield lambda: (events["misses"], events["hits"])
+    jax.monitoring.unregister_event_listener(listen)
+
+
+def test_a_kept_program_gives_the_bits_of_a_fresh_one(workplace, kept_or_taken):
+    def trained(folder, cache):
+        jax.clear_caches()
+        before = kept_or_taken()
+        flags = ("--dataset_name", "Tiny", "--seeds", "1", "--output_parent_dir", folder)
+        assert run(*flags, "--compilation_cache", cache) == 0
+        model = Path(folder, *SEED_1.parts[1:], "model.eqx").read_bytes()
+        return model, [after - earlier for after, earlier in zip(kept_or_taken(), before, strict=True)]
+
+    fresh, (kept, taken) = trained("fresh", "none")
+    assert (kept, taken) == (0, 0)
+    first, (kept, _) = trained("first", "folder")
+    assert len(list(Path("folder").glob("jit_*"))) == kept > 0
+    assert list(Path("folder").glob("jit__compiled_steps-*"))
+    second, (kept_again, taken) = trained("second", "folder")
+    assert kept_again == 0
+    assert taken >= kept
+    assert first == fresh
+    assert second == fresh
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_entries_that_a_full_disk_left_empty_are_compiled_again(tmp_path):
+    def compiled():
+        jax.clear_caches()
+        with compilation_cache.enabled(str(tmp_path)):
+            jax.jit(lambda x: 2 * x)(np.float32(1))  # a warning would be an error
+        return sorted(tmp_path.glob("*-cache"))
+
+    entries = compiled()
+    assert entries
+    for entry in entries:
+        entry.write_bytes(b"")
+    (tmp_path / "mine").touch()
+    assert compiled() == entries
+    assert all(entry.stat().st_size for entry in entries)
+    assert (tmp_path / "mine").exists()
+
+
+def test_a_folder_for_compiled_programs_that_cannot_be_written_is_a_notice(workplace, capsys):
+    folder = "configs/LinHRU/Tiny.json/kept"
+    assert run("--dataset_name", "Tiny", "--seeds", "1", "--compilation_cache", folder) == 0
+    (notice,) = (line for line in capsys.readouterr().err.splitlines() if "step" not in line)
+    assert notice == (
+        f"Nothing compiled is kept: {folder}: Not a directory (--compilation_cache names another folder, or none)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({"JAX_COMPILATION_CACHE_DIR": "/one", "XDG_CACHE_HOME": "/two"}, "/one"),
+        ({"JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": "/two"}, "/two/rhel/jax"),
+        ({"XDG_CACHE_HOME": "relative"}, "/home/user/.cache/rhel/jax"),
+        ({}, "/home/user/.cache/rhel/jax"),
+    ],
+)
+def test_where_compiled_programs_are_kept_by_default(monkeypatch, variables, folder):
+    monkeypatch.setenv("HOME", "/home/user")
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert run_experiment.parser().parse_args([]).compilation_cache == folder
+    assert f"(default: {folder})" in " ".join(run_experiment.parser().format_help().split())
+
+
+# Which data sets
+
+
+def test_without_a_processed_set_it_says_so_and_runs_the_bundled_one(workplace, monkeypatch, capsys):
+    # Its own run is tested above; here only that it is chosen.
+    monkeypatch.setattr(runs, "run_seed", lambda config, seed, **_: {"status": "failed", "error": config.dataset_name})
+    assert run_experiment.main(["--data_dir", "empty", "--seeds", "1"]) == 1
+    output = capsys.readouterr().out
+    assert "None of the six UEA sets is processed in empty" in output
+    assert "python data_dir/download_uea.py --datasets SelfRegulationSCP1 SelfRegulationSCP2 --data_dir empty" in output
+    assert "python data_dir/process_uea.py --data_dir empty" in output
+    assert "BasicMotions LinHRU RHEL seed 1: FAILED" in output
+
+
+def test_by_default_the_processed_sets_of_the_published_experiments_run(workplace):
+    for name in ("Heartbeat", "EigenWorms"):
+        shutil.copytree("data/processed/UEA/Tiny", f"data/processed/UEA/{name}")
+    arguments = run_experiment.parser().parse_args(["--data_dir", "data"])
+    configs = run_experiment._configs(arguments)
+    assert {config.model_name for config in configs} == {"LinHRU"}
+    assert [config.dataset_name for config in configs] == ["EigenWorms", "Heartbeat"]
+    assert {config.learning_algorithm for config in configs} == {"RHEL"}
+
+
+def test_help_names_every_flag_without_loading_anything_heavy():
+    code = "import sys, run_experiment; print(run_experiment.parser().format_help()); assert 'jax' not in sys.modules"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    flags = (
+        "model_name dataset_name learning_algorithm seeds config_dir data_dir output_parent_dir num_steps print_steps"
+    )
+    flags += " checkpoint_steps skip_nonfinite tensorboard"
+    for flag in (*flags.split(), "batch_size", "double_precision", "overwrite", "compilation_cache"):
+        assert f"--{flag} " in shown.stdout

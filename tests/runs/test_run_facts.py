@@ -1,0 +1,154 @@
+"""What decides a run: config, data, split and seed are those of the folder's run, or the command refuses."""
+
+import itertools
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_experiments import HERE, SEED_1, lines, read, run, snapshot, write_config
+
+import run_experiment
+import train
+from data_dir.pickles import write_arrays
+from data_dir.splits import split_by_seed, write_index_file
+from experiment_configs.schema import validate
+from runs import run as runs
+
+FOLDER = Path("data", "processed", "UEA", "Tiny")
+
+
+def write_data(seed):
+    write_arrays(FOLDER / "data.pkl", np.random.default_rng(seed).normal(size=(20, 8, 2)))
+
+
+def stop_a_run(**changes):
+    """A run of seed 1 that was stopped after its first dispatch."""
+    asked = itertools.count()
+    config = validate({**HERE, "dataset_name": "Tiny", **changes}, "test")
+    with pytest.raises(train.Stopped):
+        runs.run_seed(config, 1, stop=lambda: next(asked) == 1)
+
+
+def refused(capsys, *flags):
+    capsys.readouterr()
+    assert run("--dataset_name", "Tiny", "--seeds", "1", *flags) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_data_that_changed_since_are_refused(workplace, capsys, finished):
+    if finished:
+        assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+    else:
+        stop_a_run()
+    before = snapshot(SEED_1)
+    write_data(1)
+    for flags in ((), ("--plan",)):
+        message = refused(capsys, *flags)
+        assert f"{SEED_1}: was made on other data (sha256 of the arrays of the data set " in message
+        assert ". --overwrite starts anew" in message
+    if finished:
+        assert run_experiment.main(["--evaluate", str(SEED_1)]) == 2
+        assert "was trained on other data (sha256 of the arrays" in capsys.readouterr().err
+    assert snapshot(SEED_1) == before
+    write_data(0)  # the arrays of before, in a file that was written again
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+    if finished:
+        assert run_experiment.main(["--evaluate", str(SEED_1)]) == 0
+
+
+def test_a_checkpoint_of_other_data_is_refused_where_config_json_is_gone(workplace, capsys):
+    stop_a_run()
+    (SEED_1 / "config.json").unlink()
+    write_data(1)
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 1
+    assert "belongs to another config" in capsys.readouterr().out
+
+
+def test_an_index_file_that_changed_since_is_refused(workplace, capsys):
+    split = split_by_seed(20, 1)
+    write_index_file(Path("mine.json"), "Tiny", 20, {1: split})
+    write_config({**HERE, "dataset_name": "Tiny", "split": "mine.json"})
+    stop_a_run(split="mine.json")
+    rows = (SEED_1 / "split.json").read_bytes()
+    swapped = {**split, "train": split["test"], "test": split["train"]}
+    swapped["train"] = np.concatenate([swapped["train"], swapped["test"][:11]])
+    swapped["test"] = swapped["test"][11:]
+    write_index_file(Path("mine.json"), "Tiny", 20, {1: swapped})
+    assert f"{SEED_1}: was made on other data (sha256 of the rows of its parts " in refused(capsys)
+    assert (SEED_1 / "split.json").read_bytes() == rows
+
+
+def test_a_run_of_another_seed_is_refused(workplace, capsys):
+    assert run("--dataset_name", "Tiny", "--seeds", "2") == 0
+    SEED_1.with_name("seed_2").rename(SEED_1)
+    assert "was made with another config (seed 2, now 1) and on other data" in refused(capsys)
+
+
+# --overwrite over several seeds
+
+
+@pytest.fixture
+def stopped_in_the_last(monkeypatch):
+    """SIGTERM comes when the last of the seeds begins, for as long as it is asked for."""
+    asked = [True]
+    original = runs.run_seed
+
+    def run_seed(config, seed, **options):
+        if asked[0] and seed == config.seeds[-1]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(config, seed, **options)
+
+    monkeypatch.setattr(runs, "run_seed", run_seed)
+    return asked
+
+
+def test_the_same_overwriting_command_keeps_what_it_made(workplace, stopped_in_the_last, capsys):
+    command = ("--dataset_name", "Tiny", "--seeds", "1", "2", "--overwrite")
+    stopped_in_the_last[0] = False
+    assert run(*command) == 0
+    old = snapshot(SEED_1)
+    stopped_in_the_last[0] = True
+    assert run(*command) == 75
+    made = snapshot(SEED_1)
+    assert made != old
+    assert not (SEED_1.with_name("seed_2") / "result.json").exists()
+    capsys.readouterr()
+    for _ in range(2):  # as on a cluster that ends and requeues a job
+        assert run(*command) == 75
+        assert snapshot(SEED_1) == made
+    assert "--overwrite: 2 runs that this command began anew" in capsys.readouterr().err
+    stopped_in_the_last[0] = False
+    assert run(*command) == 0
+    assert snapshot(SEED_1) == made
+    assert read(SEED_1.with_name("seed_2") / "result.json")["status"] == "completed"
+    assert not list(Path("outputs").glob(".overwrite*"))
+    # It has ended: the next one starts anew.
+    assert run(*command) == 0
+    assert snapshot(SEED_1) != made
+
+
+def test_what_another_command_or_other_data_made_is_cleared(workplace, stopped_in_the_last):
+    command = ("--dataset_name", "Tiny", "--seeds", "1", "2", "--overwrite")
+    assert run(*command) == 75
+    assert run(*command, "--num_steps", "6") == 75
+    assert [line["step"] for line in lines(SEED_1 / "metrics.jsonl")] == [2, 4, 6]
+    assert run(*command) == 75
+    made = json.loads((SEED_1 / "config.json").read_text())
+    assert made["config"]["num_steps"] == 4
+    write_data(1)
+    assert run(*command) == 75
+    assert read(SEED_1 / "config.json")["data"]["sha256"] != made["data"]["sha256"]
+
+
+# Options
+
+
+def test_a_damped_model_trains_by_echoes_and_is_evaluated_again(workplace):
+    write_config({**HERE, "dataset_name": "Tiny", "damping": True})
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+    assert all(0 < line["retrace_error"] < 1e-5 for line in lines(SEED_1 / "metrics.jsonl"))
+    assert run_experiment.main(["--evaluate", str(SEED_1)]) == 0

@@ -1,0 +1,94 @@
+"""What is unimportant ends no training: lost streams, letters that cannot be shown, signals while Python imports."""
+
+import fcntl
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_experiments import SEED_1, read, run
+
+import postprocess_results
+from runs import run as runs
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = f"{sys.executable} {ROOT / 'run_experiment.py'} --config_dir configs --dataset_name Tiny --seeds 1"
+
+
+def lost(kind):
+    if kind == "full":
+        return os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
+    reading, writing = os.pipe()
+    os.close(reading)
+    return os.fdopen(writing, "w")
+
+
+def test_a_run_whose_output_goes_nowhere_is_whole(workplace, monkeypatch):
+    for number, streams in enumerate([("full", "pipe"), ("pipe", "full")]):
+        with monkeypatch.context() as patched:
+            for name, kind in zip(("stdout", "stderr"), streams, strict=True):
+                patched.setattr(sys, name, lost(kind))
+            assert run("--dataset_name", "Tiny", "--seeds", "1", "--output_parent_dir", str(number)) == 0
+            sys.stdout.close()  # as Python does at its end: nothing is left that raises
+            sys.stderr.close()
+        assert read(Path(str(number), *SEED_1.parts[1:], "result.json"))["status"] == "completed"
+
+
+def test_letters_that_cannot_be_shown_are_numbers(workplace, monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", shown)
+        assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+        assert postprocess_results.main(["outputs"]) == 0
+    assert r"\xb1 n/a" in shown.buffer.getvalue().decode("ascii")
+
+
+def test_closed_descriptors_take_no_file_along(workplace):
+    """A file that is opened in their place would get what libraries print."""
+    assert run("--dataset_name", "Tiny", "--seeds", "1", "--output_parent_dir", "whole") == 0
+    done = subprocess.run(["bash", "-c", f"exec {SCRIPT} <&- >&- 2>&-"], timeout=600)
+    assert done.returncode == 0
+    assert read(SEED_1 / "result.json")["status"] == "completed"
+    assert (SEED_1 / "model.eqx").read_bytes() == Path("whole", *SEED_1.parts[1:], "model.eqx").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_that_comes_during_the_imports_has_its_status(tmp_path, name):
+    (tmp_path / "jax.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(SCRIPT.split(), cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.Signals[name])
+        assert process.wait(timeout=60) == 75
+        assert process.stderr.read() == f"{name} received: nothing was begun yet.\n"
+
+
+def test_the_handlers_of_others_are_given_back(workplace):
+    heard = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in heard]
+    run("--dataset_name", "Absent")
+    assert [signal.getsignal(number) for number in heard] == before
+
+
+def test_a_process_that_is_refused_everything_ends_with_2(workplace, capsys):
+    SEED_1.mkdir(parents=True)
+    with open(SEED_1 / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run("--dataset_name", "Tiny", "--seeds", "1") == 2
+        assert "seed 1: REFUSED, " in capsys.readouterr().out
+        # Something is trained: as many failures as there are.
+        assert run("--dataset_name", "Tiny", "--seeds", "1", "2") == 1
+        assert run("--dataset_name", "Tiny", "--seeds", "1", "2") == 2
+
+
+@pytest.mark.parametrize("changes", [{"test_metric": None}, {"val_metric": "x"}, {"steps": True}, {"best_step": 1e400}])
+def test_a_result_without_numbers_is_not_a_finished_one(tmp_path, changes):
+    sound = {"status": "completed", "best_step": 2, "steps": 4, "val_metric": 0.5, "test_metric": 0.5}
+    (tmp_path / "result.json").write_text(json.dumps(sound))
+    assert runs.finished_result(tmp_path) == sound
+    (tmp_path / "result.json").write_text(json.dumps({**sound, **changes}))
+    assert runs.finished_result(tmp_path) is None
