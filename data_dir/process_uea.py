@@ -23,6 +23,7 @@ if not __package__:  # Run as a script: Python put this folder on the path, the 
 import numpy as np
 from tqdm import tqdm
 
+from common.files import sha256_of, write_json
 from data_dir.fetching.origin import RECORD, files_changed
 from data_dir.names import nearest_name
 from data_dir.pickles import write_arrays
@@ -37,8 +38,6 @@ from data_dir.storage import (
     raw_folder,
     read_json,
     script_command,
-    sha256_of,
-    write_json,
 )
 
 COLLECTION = "UEA"

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from common.files import known_sha256, once_per_file, sha256_of_array
 from data_dir.npy import read_npy
 from data_dir.pickles import read_array, read_arrays
 from data_dir.splits import PARTS
-from data_dir.storage import DataError, known_sha256, once_per_file, read_json, sha256_of_array
+from data_dir.storage import DataError, read_json
 
 # What makes a folder of processed/*/ a data set: all samples, to be split here, or three parts cut beforehand. Each
 # array is a pickle, or an npy file, which is memory-mapped.

@@ -2,15 +2,11 @@
 
 import argparse
 import errno
-import functools
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import numpy as np
 
 from common.scratch import former_of, scratch_folder
 
@@ -47,47 +43,6 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw_dir", type=Path, help="folder of the raw files; default: raw in the data_dir")
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def once_per_file(compute: Callable[[Path], str]) -> Callable[[Path], str]:
-    """Remembers, while the process lives, what ``compute`` gives for a file, as long as the file stays the same.
-
-    A file is the same if path, inode, size and the times of its last changes are.
-    """
-
-    @functools.lru_cache(maxsize=1024)
-    def of_identity(path, *identity):
-        return compute(path)
-
-    @functools.wraps(compute)
-    def of_file(path: Path) -> str:
-        stat = path.stat()
-        return of_identity(path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-    return of_file
-
-
-known_sha256 = once_per_file(sha256_of)
-
-
-def sha256_of_array(array: np.ndarray) -> str:
-    """The sha256 of type, shape and values: that of the npy file which holds the array."""
-    digest = hashlib.sha256()
-    np.lib.format.write_array(_Written(digest.update), array, allow_pickle=False)
-    return digest.hexdigest()
-
-
-class _Written:
-    """A file that hands on what is written."""
-
-    def __init__(self, write: Callable[[bytes], None]):
-        self.write = write
-
-
 def read_json(path: Path) -> dict:
     """The JSON object in a file. Raises DataError if it cannot be read or is none."""
     if path.exists() and not path.is_file():
@@ -99,11 +54,6 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise DataError(f"{path}: must hold a JSON object.")
     return value
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Writes a JSON object, indented."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

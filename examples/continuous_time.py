@@ -33,7 +33,7 @@ from jaxtyping import Array, Float
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 
-from data_dir.storage import write_json
+from common.files import write_json
 from models import evolve
 from models.physics.continuous import AdjointMethod, Discretised, Echo, Integrator, Problem, free_pass, total_loss
 from models.rhel.hamiltonian import AbstractHamiltonian

@@ -34,10 +34,10 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import train
-from common.files import replacing
+from common.files import replacing, write_json
 from common.tables import aligned
 from data_dir.datasets import create_dataset
-from data_dir.storage import DEFAULT_DATA_DIR, write_json
+from data_dir.storage import DEFAULT_DATA_DIR
 from models import create_model, evolve
 from models.check import agreement_by_leaf
 from models.physics.continuous import Discretised, Integrator

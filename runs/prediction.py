@@ -19,12 +19,12 @@ from jaxtyping import Array, Float
 from scipy.special import softmax
 
 import train
-from common.files import replacing
+from common.files import replacing, sha256_of_array
 from data_dir.dataloaders import Dataloader
 from data_dir.datasets import Dataset, create_dataset
 from data_dir.npy import read_npy
 from data_dir.processing.readers import read_raw
-from data_dir.storage import DataError, sha256_of_array
+from data_dir.storage import DataError
 from experiment_configs.schema import ExperimentConfig, validate
 from models.load import RunError, load_trained, of_raw_series, read_record
 from runs import run as runs

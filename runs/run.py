@@ -35,10 +35,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import train
-from common.files import replacing
+from common.files import replacing, sha256_of, sha256_of_array, write_json
 from data_dir.datasets import Dataset, create_dataset
 from data_dir.splits import write_index_file
-from data_dir.storage import sha256_of, sha256_of_array
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
 from models.load import CONFIG, MODEL, RESULT
@@ -139,7 +138,7 @@ def run_seed(
             restored = checkpoints.restore(fresh.arrays())
             progress = fresh if restored is None else fresh.restored(restored.arrays, restored.facts)
             (folder / RESULT).unlink(missing_ok=True)
-            _write_json(folder / CONFIG, _effective_config(config, seed, dataset))
+            write_json(folder / CONFIG, _effective_config(config, seed, dataset))
             if dataset.split is not None:
                 write_index_file(folder / SPLIT, dataset.name, dataset.stored, {seed: dataset.split})
             # What was evaluated after the checkpoint is evaluated again.
@@ -231,7 +230,7 @@ def run_seed(
         if progress.history:
             curves = folder / CURVES
             draw_curves(progress.history, curves, title=title, metric=config.metric, best_step=result["best_step"])
-        _write_json(folder / RESULT, result)
+        write_json(folder / RESULT, result)
         return result
 
 
@@ -357,8 +356,3 @@ def _locked(folder: Path) -> Iterator[None]:
 def _save_model(path: Path, model: eqx.Module, state: eqx.nn.State) -> None:
     with replacing(path) as temporary:
         eqx.tree_serialise_leaves(temporary, (model, state))
-
-
-def _write_json(path: Path, content: dict) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

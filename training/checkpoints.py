@@ -22,8 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
 
-from common.files import replacing, sync, sync_folder
-from data_dir.storage import sha256_of
+from common.files import replacing, sha256_of, sync, sync_folder
 
 FORMAT = 1  # of what is saved; raised whenever a checkpoint of before could not be gone on from
 KEPT = 2

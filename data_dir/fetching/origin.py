@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from data_dir.storage import DataError, read_json, sha256_of, write_json
+from common.files import sha256_of, write_json
+from data_dir.storage import DataError, read_json
 
 RECORD = "source.json"
 

@@ -14,9 +14,10 @@ from typing import Protocol
 
 import pooch
 
+from common.files import sha256_of
 from data_dir.fetching.archives import extract_files, series_members
 from data_dir.names import UEA_MULTIVARIATE
-from data_dir.storage import DataError, sha256_of
+from data_dir.storage import DataError
 
 SITE_URL = "https://timeseriesclassification.com/aeon-toolkit/{name}.zip"
 ZENODO_URL = "https://zenodo.org/records/{record}/files/{name}.zip"

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from small_experiments import write_dataset
 
-from data_dir import storage
+from common import files
+from common.files import known_sha256, sha256_of
 from data_dir.datasets import create_dataset
 from data_dir.pickles import write_arrays
-from data_dir.storage import DataError, known_sha256, sha256_of
+from data_dir.storage import DataError
 
 
 @pytest.fixture
@@ -62,8 +63,8 @@ def test_one_bit_more_or_less_is_another_hash(folder):
 
 def test_a_file_is_hashed_once_until_it_changes(folder, monkeypatch):
     read = []
-    digest = storage.hashlib.file_digest
-    monkeypatch.setattr(storage.hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind))
+    digest = files.hashlib.file_digest
+    monkeypatch.setattr(files.hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind))
     path = folder / "more"
     path.write_bytes(b"one")
     assert known_sha256(path) == known_sha256(path) != ""

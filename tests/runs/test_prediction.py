@@ -14,10 +14,10 @@ from raw_files import HEADER, series_text
 from small_experiments import REGRESSION, refusal, small_config, write_dataset
 
 import run_experiment
-from common.files import replacing
+from common.files import replacing, sha256_of
 from data_dir.datasets import create_dataset
 from data_dir.pickles import read_array, write_arrays
-from data_dir.storage import DataError, sha256_of
+from data_dir.storage import DataError
 from models import load_run
 from models.load import RunError
 from runs import facts as run_facts
