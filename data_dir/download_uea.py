@@ -20,7 +20,7 @@ if not __package__:  # Run as a script: Python put this folder on the path, the 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from common.files import sha256_of, write_json
-from common.scratch import scratch_folder
+from common.folders import scratch_folder
 from data_dir.fetching.origin import RECORD, files_changed, write_record
 from data_dir.fetching.sources import FILE_SHA256, SOURCES, ZIP_SHA256, HashMismatch, Source, Unreachable, unpack
 from data_dir.names import PUBLISHED_UEA, UEA_MULTIVARIATE, nearest_name

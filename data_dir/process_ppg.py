@@ -26,12 +26,12 @@ if not __package__:  # Run as a script: Python put this folder on the path, the 
 from tqdm import tqdm
 
 from common.files import sha256_of, write_json
-from common.scratch import scratch_folder
+from common.folders import scratch_folder
 from data_dir.fetching.archives import opened_zip
 from data_dir.names import PPG
-from data_dir.npy import RowWriter
 from data_dir.pickles import read_members
 from data_dir.processing import ppg
+from data_dir.processing.rows import RowWriter
 from data_dir.splits import PARTS
 from data_dir.storage import DataError, add_folder_options, new_folder, processed_folder
 

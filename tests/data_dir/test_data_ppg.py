@@ -18,9 +18,10 @@ from raw_files import contents, files_below, full_disk
 import train
 from data_dir import process_ppg
 from data_dir.datasets import create_dataset
-from data_dir.npy import RowWriter, read_npy
+from data_dir.npy import read_npy
 from data_dir.pickles import read_members
 from data_dir.processing import ppg
+from data_dir.processing.rows import RowWriter
 from data_dir.splits import PARTS
 from data_dir.storage import DataError, read_json
 from models import create_model
