@@ -58,7 +58,7 @@ def write_subject(path: Path, labels: int = PPG_LABELS) -> None:
 
 def run_raw(folder: Path, case: str) -> dict:
     """Seconds of one set from its ts files to its processed folder."""
-    from data_dir.process_uea import process_dataset, raw_files
+    from data_dir.processing.uea import process_dataset, raw_files
 
     start = time.perf_counter()
     info = process_dataset(case, *raw_files(folder, case), folder)
@@ -67,7 +67,7 @@ def run_raw(folder: Path, case: str) -> dict:
 
 def run_ppg(folder: Path, subjects: str) -> dict:
     """Seconds of some subjects, from pickles to windows."""
-    from data_dir.process_ppg import process_ppg
+    from data_dir.processing.ppg_set import process_ppg
 
     start = time.perf_counter()
     info = process_ppg(folder / "raw" / "PPG_FieldStudy", folder, subjects=tuple(range(1, int(subjects) + 1)))
@@ -172,7 +172,7 @@ def main() -> None:
                 for ahead in ("at once", "ahead"):
                     measured(run_batches, folder, ahead)
         elif what == "scp1":
-            from data_dir.process_uea import raw_files
+            from data_dir.processing.uea import raw_files
 
             for file in raw_files(options.data_dir, "SelfRegulationSCP1"):
                 target = folder / "raw" / "UEA" / "Multivariate_ts" / "SelfRegulationSCP1" / file.name

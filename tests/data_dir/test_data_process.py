@@ -27,9 +27,9 @@ from data_dir import process_uea
 from data_dir.datasets import create_dataset
 from data_dir.fetching.origin import write_record
 from data_dir.pickles import read_array, read_arrays
-from data_dir.process_uea import process_dataset, raw_datasets
 from data_dir.processing.merging import merge, sorted_unique_rows
 from data_dir.processing.readers import RawSeries, read_raw
+from data_dir.processing.uea import process_dataset, raw_datasets
 from data_dir.storage import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
