@@ -22,6 +22,7 @@ from data_dir.scaling import (
 from data_dir.splits import PARTS, Split, read_index_file, split_as_original, split_by_seed
 from data_dir.storage import DataError, processed_folder, raw_folder, script_command
 
+Arrays = tuple[np.ndarray, np.ndarray]
 BY_SEED, ORIGINAL = "seed", "original"
 # Series that are looked at for channels with an offset.
 _LOOKED_AT = 64
@@ -97,16 +98,11 @@ def create_dataset(
     inmemory: bool = False,
     standardise: bool = False,
 ) -> Dataset:
-    """Loads a processed set and splits it.
+    """Loads a processed set (see ``data_dir.processed`` for its files) and splits it.
 
-    ``data_dir`` holds raw/ and processed/. The folder processed/{collection}/{dataset_name} has one of two forms: data
-    (n, L, C) with labels (n, K) one-hot or (n,) integers, which are split here; or, in regression only, three parts as
-    PPG-DaLiA has, {X,y}_{train,val,test} with X (n, L, C) and y (n, L // output_step). Each array is a pickle or an npy
-    file. npy files are memory-mapped; pickles are held in memory once, for all parts. The sets in ``BUNDLED`` are
-    processed on first use.
-
-    ``split`` is "seed", the published split of ``seed``; "original", the archive's own parts, with validation rows
-    drawn by ``seed`` if it has none; or the path of an index file (see ``data_dir.splits``) with rows for ``seed``.
+    ``data_dir`` holds raw/ and processed/. The sets in ``BUNDLED`` are processed on first use. ``split`` is "seed", the
+    published split of ``seed``; "original", the archive's own parts, with validation rows drawn by ``seed`` if it has
+    none; or the path of an index file (see ``data_dir.splits``) with rows for ``seed``.
 
     ``time`` puts the channel t/L, t = 0..L-1, before the others. ``standardise`` brings every channel to mean 0 and
     standard deviation 1 over the training part. In regression (``classification`` False) there must be one label for
@@ -118,37 +114,30 @@ def create_dataset(
     the arrays do not fit together or to the arguments.
     """
     stored = ProcessedSet(_folder_of(data_dir, dataset_name))
-    folder = stored.folder
     _check_request(stored, classification, split)
     class_names = label_map = mask = rows = None
     if classification:
-        *pair, class_names = stored.classes()
-        arrays, output_step = {"": tuple(pair)}, 1
+        data, labels, class_names = stored.classes()
+        arrays, output_step = {"": (data, labels)}, 1
     else:
         arrays = stored.outputs()
-    data, labels = next(iter(arrays.values()))
+        data, labels = next(iter(arrays.values()))
     if stored.is_whole:
         rows = _split(stored, dataset_name, len(data), seed, split)
         mask = stored.mask(data.shape[:2])
     if not classification:
-        output_step = _output_step(folder, data.shape[1], labels.shape[1], output_step)
-        label_map = _label_map(folder, arrays)
-        if label_map is not None:
-            arrays = {part: (x, label_map.to_outputs(y)) for part, (x, y) in arrays.items()}
+        output_step = _output_step(stored.folder, data.shape[1], labels.shape[1], output_step)
+        arrays, label_map = _reachable(stored.folder, arrays)
     if standardise and mask is not None:
-        raise DataError(f"{folder}: standardise would move the zeros that pad its series. Set standardise to false.")
+        raise DataError(
+            f"{stored.folder}: standardise would move the zeros that pad its series. Set standardise to false."
+        )
     train_rows = None if rows is None else rows["train"]
     standardisation = standardisation_of(data, train_rows) if standardise else None
-    options = {
-        "time": time,
-        "inmemory": inmemory,
-        "standardisation": standardisation,
-        "label_unit": 1.0 if label_map is None else label_map.unit,
-    }
+    options = {"time": time, "inmemory": inmemory, "standardisation": standardisation}
+    options["label_unit"] = 1.0 if label_map is None else label_map.unit
     loaders = {
-        part: Dataloader(*arrays[part], **options)
-        if rows is None
-        else Dataloader(*arrays[""], rows=rows[part], **options)
+        part: Dataloader(*arrays[part if rows is None else ""], rows=None if rows is None else rows[part], **options)
         for part in PARTS
     }
     return Dataset(
@@ -162,15 +151,11 @@ def create_dataset(
         stored=None if rows is None else len(data),
         class_names=class_names,
         mask=mask,
-        label_scale=_label_scale(stored, loaders),
+        label_scale=stored.label_scale({part: loaders[part].size for part in PARTS}),
         output_step=output_step,
         standardisation=standardisation,
         label_map=label_map,
-        notes=(
-            *_shape_notes(data),
-            *(_class_notes(labels, train_rows, seed, class_names) if classification else ()),
-            *(() if standardise else _offset_notes(data, mask)),
-        ),
+        notes=tuple(_notes(data, labels if classification else None, mask, train_rows, seed, class_names, standardise)),
         sha256=stored.sha256(),
     )
 
@@ -188,11 +173,15 @@ def _check_request(stored: ProcessedSet, classification: bool, split: str | Path
         raise DataError(f"{folder}: holds three parts; split {str(split)!r} is not possible, only {BY_SEED!r}.")
 
 
-def _label_map(folder: Path, arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> LabelMap | None:
+def _reachable(folder: Path, arrays: dict[str, Arrays]) -> tuple[dict[str, Arrays], LabelMap | None]:
+    """The arrays with labels that tanh can reach, and the map back to the labels of the files."""
     try:
-        return label_map_of(labels for _, labels in arrays.values())
+        label_map = label_map_of(labels for _, labels in arrays.values())
     except DataError as error:
         raise DataError(f"{folder}: {error}") from error
+    if label_map is None:
+        return arrays, None
+    return {part: (data, label_map.to_outputs(labels)) for part, (data, labels) in arrays.items()}, label_map
 
 
 def _output_step(folder: Path, length: int, outputs: int, asked: int | None) -> int:
@@ -208,28 +197,25 @@ def _output_step(folder: Path, length: int, outputs: int, asked: int | None) -> 
     return fitting if asked is None else asked
 
 
-def _shape_notes(data: np.ndarray) -> Iterator[str]:
+def _notes(data: np.ndarray, labels, mask, rows, seed: int, class_names, standardise: bool) -> Iterator[str]:
+    """What a reader should know about arrays before training; ``rows`` are the rows of the training part."""
     _, length, channels = data.shape
     if channels > length:
         yield (
             f"more channels ({channels}) than time steps ({length}): the axes must be (samples, time steps, channels)."
         )
-
-
-def _class_notes(labels: np.ndarray, rows: np.ndarray, seed: int, class_names: list[str] | None) -> Iterator[str]:
-    missing = np.flatnonzero(labels.any(axis=0) & ~labels[rows].any(axis=0))
-    if len(missing):
-        names = missing if class_names is None else [class_names[column] for column in missing]
-        yield f"the training part of seed {seed} has no sample of class {_first(names)}."
-
-
-def _offset_notes(data: np.ndarray, mask: np.ndarray | None) -> Iterator[str]:
-    # Spread over the set, whose rows are sorted, and the same for every seed.
-    rows = np.unique(np.linspace(0, len(data) - 1, _LOOKED_AT, dtype=int))
-    offsets = offset_channels(np.asarray(data[rows]), None if mask is None else mask[rows])
-    if offsets:
-        way_out = ' "standardise": true in the config removes the offset.' if mask is None else ""
-        yield f"{offsets_text(offsets)}.{way_out}"
+    if labels is not None:
+        missing = np.flatnonzero(labels.any(axis=0) & ~labels[rows].any(axis=0))
+        if len(missing):
+            names = missing if class_names is None else [class_names[column] for column in missing]
+            yield f"the training part of seed {seed} has no sample of class {_first(names)}."
+    if not standardise:
+        # Spread over the set, whose rows are sorted, and the same for every seed.
+        looked_at = np.unique(np.linspace(0, len(data) - 1, _LOOKED_AT, dtype=int))
+        offsets = offset_channels(np.asarray(data[looked_at]), None if mask is None else mask[looked_at])
+        if offsets:
+            way_out = ' "standardise": true in the config removes the offset.' if mask is None else ""
+            yield f"{offsets_text(offsets)}.{way_out}"
 
 
 def _first(names: Iterable, count: int = 10) -> str:
@@ -247,17 +233,6 @@ def _split(stored: ProcessedSet, dataset_name: str, n: int, seed: int, split: st
     except DataError as error:
         file = array_file(stored.folder, WHOLE[0] if original is None else "original_idxs")
         raise DataError(f"{file}: {error}") from error
-
-
-def _label_scale(stored: ProcessedSet, loaders: dict[str, Dataloader]) -> dict[str, np.ndarray] | None:
-    scale = stored.label_scale()
-    for part, values in (scale or {}).items():
-        if len(values) != loaders[part].size:
-            raise DataError(
-                f"{stored.folder / 'dataset.json'}: lists {len(values)} windows in the {part} part, which has "
-                f"{loaders[part].size}."
-            )
-    return scale
 
 
 def processed_datasets(data_dir: str | Path) -> list[str]:

@@ -1,4 +1,9 @@
-"""The files of a processed set, read and checked against each other and against dataset.json."""
+"""The files of a processed set, read and checked against each other and against dataset.json.
+
+A folder processed/{collection}/{dataset_name} has one of two forms: all samples, data (n, L, C) with labels (n, K)
+one-hot or (n,) integers or, in regression, (n, outputs); or, in regression only, three parts as PPG-DaLiA has,
+{X,y}_{train,val,test} with X (n, L, C) and y (n, L // output_step). Each array is a pickle or an npy file.
+"""
 
 import hashlib
 from pathlib import Path
@@ -8,11 +13,8 @@ import numpy as np
 from common.files import known_sha256, known_sha256_of_array
 from data_dir.npy import read_npy
 from data_dir.pickles import read_array, read_arrays
-from data_dir.splits import PARTS
 from data_dir.storage import DataError, read_json
 
-# A folder of processed/*/ is a data set if it holds all samples in one array, or three parts cut beforehand. Each array
-# is a pickle or an npy file, which is memory-mapped.
 WHOLE = ("data", "labels")
 CUT = {"train": ("X_train", "y_train"), "validation": ("X_val", "y_val"), "test": ("X_test", "y_test")}
 _AGAIN = "Remove the folder and process the data set again."
@@ -148,17 +150,22 @@ class ProcessedSet:
             raise DataError(f"{path}: {mask.dtype} of shape {mask.shape}; needed is bool of shape {shape}. {_AGAIN}")
         return mask
 
-    def label_scale(self) -> dict[str, np.ndarray] | None:
-        """Beats per minute per unit of the scaled labels, for each sample of a part; None without subjects."""
+    def label_scale(self, sizes: dict[str, int]) -> dict[str, np.ndarray] | None:
+        """Beats per minute per unit of the scaled labels, for each sample of the parts; None without subjects."""
         if "subjects" not in self.info:
             return None
         try:
             ranges = {int(name[1:]): facts["ranges"]["heart_rate"] for name, facts in self.info["subjects"].items()}
-            scale = {subject: (high - low) / 2 for subject, (low, high) in ranges.items()}
-            windows = self.info["windows"]
-            return {part: np.array([scale[subject] for subject in windows[part]["subject"]]) for part in PARTS}
+            subjects = {part: self.info["windows"][part]["subject"] for part in sizes}
+            scale = {part: np.array([(ranges[i][1] - ranges[i][0]) / 2 for i in subjects[part]]) for part in sizes}
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise DataError(f"{self._description}: subjects or windows are damaged ({error!r}). {_AGAIN}") from error
+        for part, size in sizes.items():
+            if len(scale[part]) != size:
+                raise DataError(
+                    f"{self._description}: lists {len(scale[part])} windows in the {part} part, which has {size}."
+                )
+        return scale
 
     def _part(self, stems: tuple[str, str]) -> tuple[np.ndarray, np.ndarray, Path]:
         """Samples (n, L, C) and labels (n, ..), of equal number, and the file of the labels."""

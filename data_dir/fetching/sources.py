@@ -16,25 +16,18 @@ from data_dir.storage import DataError
 
 SITE_URL = "https://timeseriesclassification.com/aeon-toolkit/{name}.zip"
 ZENODO_URL = "https://zenodo.org/records/{record}/files/{name}.zip"
-# Records of the same sets at Zenodo.
-ZENODO_RECORDS = {
-    "EigenWorms": 11206196,
-    "EthanolConcentration": 11206212,
-    "Heartbeat": 11206229,
-    "MotorImagery": 11206246,
-    "SelfRegulationSCP1": 11206265,
-    "SelfRegulationSCP2": 11206269,
+# The record of each set at Zenodo, and the sha256 of its zip as the archive's site served it in 2023.
+_PUBLISHED = {
+    "EigenWorms": (11206196, "38db21f136e9694f4d4b76f97b196029cd186a7fc476de825c09f11557874779"),
+    "EthanolConcentration": (11206212, "67c4ff269ad40b474a0917572c0b36256829bdb33df40521c09fcac0c52c6ce4"),
+    "Heartbeat": (11206229, "2a55749595da3b17c708bfb33a990b4abb4ce10637c9e265183d48d6a43b52f0"),
+    "MotorImagery": (11206246, "0a9de8573609a35a8ba1738f56380bf4402db2b442a771d87916c0cbb66dda09"),
+    "SelfRegulationSCP1": (11206265, "5581185eeb098153e3f7524048eec7371c11b52c0ad0f52f7612eeea4267ef83"),
+    "SelfRegulationSCP2": (11206269, "16f94e935e4dd5d57a35c1035ab32d4d9074c81b3e78a51ab9680179d33478b9"),
 }
-# sha256 of the zips as the archive's site served them in 2023.
-ZIP_SHA256 = {
-    "EigenWorms": "38db21f136e9694f4d4b76f97b196029cd186a7fc476de825c09f11557874779",
-    "EthanolConcentration": "67c4ff269ad40b474a0917572c0b36256829bdb33df40521c09fcac0c52c6ce4",
-    "Heartbeat": "2a55749595da3b17c708bfb33a990b4abb4ce10637c9e265183d48d6a43b52f0",
-    "MotorImagery": "0a9de8573609a35a8ba1738f56380bf4402db2b442a771d87916c0cbb66dda09",
-    "SelfRegulationSCP1": "5581185eeb098153e3f7524048eec7371c11b52c0ad0f52f7612eeea4267ef83",
-    "SelfRegulationSCP2": "16f94e935e4dd5d57a35c1035ab32d4d9074c81b3e78a51ab9680179d33478b9",
-}
-# sha256 of the files themselves, where a package has them too.
+ZENODO_RECORDS = {name: record for name, (record, _) in _PUBLISHED.items()}
+ZIP_SHA256 = {name: sha256 for name, (_, sha256) in _PUBLISHED.items()}
+# sha256 of the files of two sets, which are in a package too.
 FILE_SHA256 = {
     "SelfRegulationSCP1": {
         "SelfRegulationSCP1_TRAIN.ts": "841e9e5031d38aa407396a017e61173674282ecdd8010375f24350cf13083ff2",

@@ -1,17 +1,22 @@
 """The hash of a set's arrays, and arrays that are not those which the set was processed to."""
 
+import builtins
+import io
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from small_experiments import write_dataset
 
 from common import files
-from common.files import known_sha256, sha256_of
+from common.files import known_sha256, sha256_of, sha256_of_array
 from data_dir.datasets import create_dataset
-from data_dir.pickles import write_arrays
+from data_dir.pickles import read_array, write_arrays
 from data_dir.storage import DataError
+
+OPEN = open
 
 
 @pytest.fixture
@@ -51,6 +56,34 @@ def test_the_hash_is_that_of_the_arrays_whatever_file_seed_or_option(folder):
     assert load(folder).sha256 != first
     np.save(folder / "labels.npy", labels.astype(np.float32))  # another type: other roundings may follow
     assert load(folder).sha256 != first
+
+
+def test_the_order_in_memory_is_not_part_of_the_hash(folder):
+    first = load(folder).sha256
+    array = read_array(folder / "data.pkl")
+    assert sha256_of_array(np.asfortranarray(array)) == sha256_of_array(array)
+    write_arrays(folder / "data.pkl", np.asfortranarray(array))
+    assert load(folder).sha256 == first
+    (folder / "data.pkl").unlink()
+    np.save(folder / "data.npy", np.asfortranarray(array))
+    assert sha256_of(folder / "data.npy") != sha256_of_array(array), "the file has the other order"
+    assert load(folder).sha256 == first
+
+
+def test_every_pickle_is_read_once(folder, monkeypatch):
+    opened = []
+    for module in (builtins, io):
+        monkeypatch.setattr(
+            module, "open", lambda file, *rest, **more: opened.append(file) or OPEN(file, *rest, **more)
+        )
+    for described in (False, True):
+        if described:
+            describe(folder)
+        for seed in (1, 2):
+            opened.clear()
+            load(folder, seed)
+            pickles = [Path(file).name for file in opened if str(file).endswith(".pkl")]
+            assert sorted(pickles) == ["data.pkl", "labels.pkl", *["original_idxs.pkl"] * described]
 
 
 def test_one_bit_more_or_less_is_another_hash(folder):

@@ -1,4 +1,4 @@
-"""PPG-DaLiA: from the pickle of a subject to a training step, on recordings whose labels are a function of time."""
+"""PPG-DaLiA: from the pickle of a subject to a loss, on recordings whose labels are a function of time."""
 
 import os
 import pickle

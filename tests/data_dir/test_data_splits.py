@@ -65,7 +65,7 @@ def test_validation_rows_are_drawn_from_the_train_rows_where_there_are_none():
         (([0, 1, 2, 3, 4, 5], [], []), "no rows for test"),
         (([], [], [0]), "no rows for train"),
         (([0], [], [1]), "no rows for validation"),
-        (([0, 1], [2], [2]), "row 2 is named more than once"),
+        (([0, 1], [2], [2]), "row 2 occurs more than once"),
         (([0, 1], [2], [20]), "row 20 is not one of the 20 samples"),
         (([0, 1], [2], [-1]), "row -1 is not one of the 20 samples"),
         (([0.0, 1.0], [2], [3]), "the train rows are not a list of whole numbers"),
@@ -142,7 +142,7 @@ def test_index_files_that_do_not_fit_are_refused(tmp_path):
         with pytest.raises(DataError, match=rf"a\.json: {message}"):
             read_index_file(path, *arguments)
     for change, message in [
-        ({"train": [0, 0]}, "row 0 is named more than once"),
+        ({"train": [0, 0]}, "row 0 occurs more than once"),
         ({"test": []}, "no rows for test"),
         ({"test": [[1], [2]]}, "the test rows are not a list"),
         ({"test": [[1], [2, 3]]}, "inhomogeneous"),
