@@ -23,7 +23,7 @@ import numpy as np
 if not __package__:  # Run as a script: Python put this folder on the path, the imports below want the one above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-# Train and test series, time steps, channels, digits after the point, classes: those of the archive's files.
+# Train and test series, time steps, channels, digits after the point, classes, as in the archive's files.
 CASES = {
     "EigenWorms": (131, 128, 17984, 6, 6, 5),
     "MotorImagery": (278, 100, 3000, 64, 3, 2),
@@ -44,7 +44,7 @@ def write_ts(path: Path, n: int, length: int, channels: int, digits: int, classe
 
 
 def write_subject(path: Path, labels: int = PPG_LABELS) -> None:
-    """A recording with the arrays of a real one, those of the chest at 700 Hz included."""
+    """A recording with all arrays of a real one, also the chest's at 700 Hz."""
     rng = np.random.default_rng(0)
     rates = {"ACC": (32, 3), "BVP": (64, 1), "EDA": (4, 1), "TEMP": (4, 1)}
     wrist = {name: rng.normal(size=(labels * 2 * rate, columns)) for name, (rate, columns) in rates.items()}

@@ -96,8 +96,8 @@ class ProcessedSet:
     def classes(self) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
         """All samples (n, L, C), their classes as one-hot rows (n, K), and the names of the classes.
 
-        The names are those of dataset.json, or the whole numbers that the file has for labels; None for one-hot rows
-        without names. Raises DataError for labels that are no classes, and if all samples are of one class.
+        The names come from dataset.json, or are the whole numbers that the file has for labels; None for one-hot
+        rows without names. Raises DataError for labels that are no classes, and if all samples are of one class.
         """
         data, labels, path = self._part(WHOLE)
         names = self.info.get("class_names")

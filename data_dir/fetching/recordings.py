@@ -32,7 +32,7 @@ class Pickle(NamedTuple):
 
 
 def find_source(raw_dir: Path) -> Path:
-    """PPG_FieldStudy in ``raw_dir``, or a zip there with ppg in its name. Raises DataError if both are missing."""
+    """PPG_FieldStudy in ``raw_dir``, or a zip in it with ppg in its name. Raises DataError if both are missing."""
     candidates = [raw_dir / FOLDER] if (raw_dir / FOLDER).is_dir() else []
     candidates += sorted(path for path in raw_dir.glob("*.zip") if "ppg" in path.name.lower())
     if not candidates:

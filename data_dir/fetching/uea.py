@@ -9,7 +9,7 @@ from data_dir.fetching.sources import FILE_SHA256, SOURCES, ZIP_SHA256, HashMism
 from data_dir.storage import DataError, new_folder
 
 FORMAT_FOLDER = "Multivariate_ts"
-FETCHED, THERE = "fetched", "exists already"
+FETCHED, EXISTS = "fetched", "exists already"
 _ACCEPT = "--accept_changed_files takes it and records its hash"
 
 
@@ -32,7 +32,7 @@ def fetch_dataset(
     """
     folder, by_hand = raw / FORMAT_FOLDER / name, raw / f"{name}.zip"
     if _is_complete(folder, name, accept_changed):
-        return THERE
+        return EXISTS
     if by_hand.is_file():
         with new_folder(folder) as fresh:
             pinned = ZIP_SHA256.get(name)

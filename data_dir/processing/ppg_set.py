@@ -4,7 +4,9 @@ import platform
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 from tqdm import tqdm
 
 from common.files import sha256_of, write_json
@@ -12,13 +14,40 @@ from data_dir.fetching.recordings import SUBJECTS, Pickle, opened_source
 from data_dir.names import PPG
 from data_dir.pickles import read_members
 from data_dir.processing import ppg
-from data_dir.processing.rows import RowWriter
 from data_dir.splits import PARTS
 from data_dir.storage import DataError, new_folder, processed_folder
 
 COLLECTION = "PPG"
 SEED = 2345
 FILES = {"train": "train", "validation": "val", "test": "test"}
+
+
+class RowWriter:
+    """Writes a float32 array (n, *row_shape) in npy format into an open file, row by row, before n is known."""
+
+    def __init__(self, file: BinaryIO, row_shape: tuple[int, ...]):
+        self.row_shape, self.rows, self._file = row_shape, 0, file
+        self._header_bytes = self._write_header()
+
+    def append(self, row: np.ndarray) -> None:
+        """Writes one row; raises DataError if it has another shape."""
+        if row.shape != self.row_shape:
+            raise DataError(f"{self._file.name}: a row of shape {row.shape} where {self.row_shape} is needed.")
+        self._file.write(np.ascontiguousarray(row, dtype="<f4").data)
+        self.rows += 1
+
+    def finish(self) -> None:
+        """Writes the number of rows into the header, which says 0 until then."""
+        # numpy leaves space in the header for the first axis to grow.
+        if self._write_header() != self._header_bytes:
+            raise AssertionError(f"the header of {self._file.name} needs more bytes than before")
+        self._file.flush()
+
+    def _write_header(self) -> int:
+        self._file.seek(0)
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, *self.row_shape)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+        return self._file.tell()
 
 
 def process_ppg(

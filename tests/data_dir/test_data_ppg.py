@@ -20,7 +20,7 @@ from data_dir.fetching import recordings
 from data_dir.npy import read_npy
 from data_dir.pickles import read_members
 from data_dir.processing import ppg, ppg_set
-from data_dir.processing.rows import RowWriter
+from data_dir.processing.ppg_set import RowWriter
 from data_dir.splits import PARTS
 from data_dir.storage import DataError, read_json
 from models import create_model
