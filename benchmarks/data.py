@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-if not __package__:  # Run as a script: Python put this folder on the path, the imports below want the one above.
+if not __package__:  # Run as a script: Python puts this folder on the path, the imports below need its parent.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 # Train and test series, time steps, channels, digits after the point, classes, as in the archive's files.

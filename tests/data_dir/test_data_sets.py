@@ -1,7 +1,6 @@
 """create_dataset: from a processed folder to three loaders, or a message that says what to do."""
 
 import json
-import pickle
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from raw_files import store
 
 from data_dir import datasets, scaling
 from data_dir.datasets import BUNDLED, create_dataset, processed_datasets
@@ -19,15 +19,6 @@ from data_dir.storage import DataError
 
 RNG = np.random.default_rng(0)
 PARTS = ("train", "validation", "test")
-
-
-def store(data_dir: Path, name: str = "Toy", collection: str = "UEA", **arrays) -> Path:
-    """Writes arrays as the published scripts do."""
-    folder = data_dir / "processed" / collection / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, array in arrays.items():
-        (folder / f"{file}.pkl").write_bytes(pickle.dumps(array))
-    return folder
 
 
 def toy(n: int = 20) -> np.ndarray:

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from raw_files import contents, files_below, full_disk, put_raw, series_text
+from raw_files import contents, files_below, full_disk, put_raw, series_text, store
 
 from data_dir import write_splits
 from data_dir.datasets import create_dataset
@@ -24,14 +24,9 @@ PARTS = ("train", "validation", "test")
 
 
 def toy_set(data_dir, name: str = "Toy", original=None):
-    rng = np.random.default_rng(0)
-    folder = data_dir / "processed" / "UEA" / name
-    folder.mkdir(parents=True)
-    write_arrays(folder / "data.pkl", rng.normal(size=(20, 6, 2)).astype(np.float32))
-    write_arrays(folder / "labels.pkl", np.arange(20) % 2)
-    if original is not None:
-        write_arrays(folder / "original_idxs.pkl", original)
-    return folder
+    data = np.random.default_rng(0).normal(size=(20, 6, 2)).astype(np.float32)
+    more = {} if original is None else {"original_idxs": original}
+    return store(data_dir, name, data=data, labels=np.arange(20) % 2, **more)
 
 
 def lists(split) -> dict[str, list[int]]:
