@@ -2,6 +2,6 @@
 
 from .create import create_model
 from .load import load_run
-from .rhel.echo import evolve
+from .rhel import evolve
 
 __all__ = ["create_model", "evolve", "load_run"]
