@@ -12,10 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CODE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
-FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")} - {
-    "outputs",
-    "build",
-}
+FOLDERS = {path.parent.name for path in ROOT.glob("*/*") if path.parent.name[0] != "."} - {"outputs", "build"}
 # `rhel` is the installed name of models/; in the clone, it is an alias.
 pytestmark = pytest.mark.usefixtures("rhel")
 
@@ -24,6 +21,8 @@ per_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT
 
 @pytest.fixture
 def rhel(monkeypatch):
+    for name in ("models.check", "models.physics.continuous", "models.physics.imperfect"):
+        importlib.import_module(name)
     for name, module in list(sys.modules.items()):
         if name == "models" or name.startswith("models."):
             monkeypatch.setitem(sys.modules, name.replace("models", "rhel", 1), module)
