@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .layer import AbstractHRULayer, init_ports
 from .normalisation import standardised
 from .physics.damping import respond_damped
-from .rhel.echo import RHEL, AbstractLearningAlgorithm
+from .rhel import RHEL, AbstractLearningAlgorithm
 from .rhel.hamiltonian import AbstractHamiltonian
 from .stack import HRU, HRUBlock
 

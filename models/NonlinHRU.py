@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .layer import AbstractHRULayer, init_ports
-from .rhel.echo import RHEL, AbstractLearningAlgorithm
+from .rhel import RHEL, AbstractLearningAlgorithm
 from .rhel.hamiltonian import AbstractHamiltonian
 from .stack import HRU, HRUBlock
 

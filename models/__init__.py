@@ -1,17 +1,24 @@
-"""Hamiltonian recurrent units, their gradient by echoes, and the deep state space models made of them."""
+"""Hamiltonian recurrent units, their gradient by echoes, and the deep state space models made of them.
 
-from .check import check_gradient
+`pip install .` installs this folder as the package `rhel`.
+"""
+
+from .check import check_gradient, check_hamiltonian
 from .create import create_model
+from .LinHRU import LinHRU
 from .load import load_run
-from .rhel.echo import BPTT, RHEL, ReversibleBPTT, evolve
-from .rhel.hamiltonian import AbstractHamiltonian
+from .NonlinHRU import NonlinHRU
+from .rhel import BPTT, RHEL, AbstractHamiltonian, ReversibleBPTT, evolve
 
 __all__ = [
     "BPTT",
     "RHEL",
     "AbstractHamiltonian",
+    "LinHRU",
+    "NonlinHRU",
     "ReversibleBPTT",
     "check_gradient",
+    "check_hamiltonian",
     "create_model",
     "evolve",
     "load_run",

@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray
 
 from .LinHRU import LinHRU
 from .NonlinHRU import NonlinHRU
-from .rhel.echo import make_learning_algorithm
+from .rhel import make_learning_algorithm
 from .stack import HRU
 
 MODELS: dict[str, type[HRU]] = {"LinHRU": LinHRU, "NonlinHRU": NonlinHRU}

@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .normalisation import Standardisation, standardised
-from .rhel.batching import sees_whole_batch
+from .rhel.batching import batched_at_once
 from .rhel.hamiltonian import AbstractHamiltonian
 from .rhel.system import AbstractLearningAlgorithm, AbstractSystem
 
@@ -32,7 +32,7 @@ class LinearPorts(AbstractSystem):
         return _readout((self.C, self.D), positions, inputs)
 
 
-@sees_whole_batch
+@batched_at_once
 def _readout(C_and_D, positions, inputs):
     C, D = C_and_D
     return positions @ C.T + D[None, None] * inputs

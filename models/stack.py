@@ -1,8 +1,8 @@
 """The network around a unit: the block, the stack of blocks with its encoder and decoder.
 
 A network acts on one sequence (L, ..) under `jax.vmap(..., axis_name="batch")`, over which BatchNorm averages. Inside,
-what is wide (L, H) passes through functions that see the whole batch, time first: so nothing is transposed on its way
-from one to the next, and every product contracts over the batch.
+what is wide (L, H) passes through functions that get the whole batch at once, time first: so nothing is transposed on
+its way from one to the next, and every product contracts over the batch.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
 from .layer import AbstractHRULayer
 from .normalisation import BatchNorm
-from .rhel.batching import sees_whole_batch
-from .rhel.system import stretch_length, walk
+from .rhel.batching import batched_at_once
+from .rhel.stretches import scan_stretches, stretch_length
 
 
-@sees_whole_batch
+@batched_at_once
 def _affine(layer: eqx.nn.Linear, x: Float[Array, "L batch in"]) -> Float[Array, "L batch out"]:
     """The same linear layer at every step."""
     return x @ layer.weight.T + layer.bias[None, None]
@@ -83,7 +83,7 @@ def _random_words(key: PRNGKeyArray, size: int) -> UInt32[Array, " size"]:
     return threefry_2x32(jax.random.key_data(key).ravel()[:2], jnp.arange(size + size % 2, dtype=jnp.uint32))[:size]
 
 
-@sees_whole_batch
+@batched_at_once
 def _feed_forward(feed_forward, x, *keys):
     if not feed_forward.remat:
         return feed_forward.of_stretch(x, *keys)
@@ -95,7 +95,7 @@ def _feed_forward(feed_forward, x, *keys):
 
     # A loop, and not only a checkpoint: XLA would find the two computations of one array to be the same, and keep it.
     length = stretch_length(x.shape[1] * x.shape[2])
-    return walk(lambda _, steps, __: (None, of_stretch(arrays, steps), None), None, (x, *keys), length)[1]
+    return scan_stretches(lambda _, steps: (None, of_stretch(arrays, steps)), None, (x, *keys), length)[1]
 
 
 class HRUBlock(eqx.Module):

@@ -29,7 +29,8 @@ from jaxtyping import Array, Float
 from ..rhel.echo import BPTT, RHEL, AbstractLearningAlgorithm, MeanAndHalfDifference, walk_back_accumulating
 from ..rhel.hamiltonian import AbstractHamiltonian, State, flow
 from ..rhel.retrace import RetraceProbe, miss
-from ..rhel.system import AbstractSystem, rest_state, walk
+from ..rhel.stretches import scan_stretches
+from ..rhel.system import AbstractSystem, rest_state
 
 CHUNK = 8
 """Steps from one restart of the gauge to the next: few, for the digits; more than a few, for speed."""
@@ -68,17 +69,17 @@ def respond_damped(
     rest = rest_state(system, inputs)
     rate = jnp.broadcast_to(rate, rest[0].shape)
 
-    def chunk(state, drives, _):
+    def chunk(state, drives):
         steps = jnp.arange(len(drives), dtype=rate.dtype).reshape(-1, *[1] * rate.ndim)
         drives = drives * jnp.exp(rate[None] * steps)
         end, x = carry_on(system.hamiltonian, state, drives)
-        missed = miss(system.hamiltonian, state, drives) if probe else None
+        missed = miss(system.hamiltonian, state, drives)[None] if probe else None
         state = jax.tree.map(lambda x: x * jnp.exp(-rate * len(drives)), end)
-        return state, x * jnp.exp(-rate[None] * (steps + 1)), missed
+        return state, (x * jnp.exp(-rate[None] * (steps + 1)), missed)
 
-    _, positions, missed = walk(chunk, rest, system.drive(inputs), CHUNK)
+    _, (positions, missed) = scan_stretches(chunk, rest, system.drive(inputs), CHUNK)
     if probe:
-        probe.record(jnp.max(jnp.concatenate(missed)))
+        probe.record(jnp.max(missed))
     return system.readout(positions, inputs)
 
 

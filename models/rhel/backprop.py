@@ -12,15 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from .hamiltonian import leapfrog
+from .stretches import scan_stretches, segment_length
 from .system import (
     AbstractLearningAlgorithm,
+    custom_gradient,
     drives_of,
     on_platform,
     ports_gradient,
     positions_gradient,
-    retracing,
-    segment_length,
-    walk,
     with_hamiltonian_gradient,
 )
 
@@ -36,7 +35,7 @@ class ReversibleBPTT(AbstractLearningAlgorithm):
 
     def respond(self, system, inputs):
         """Outputs of the system, from rest, to a batch of sequences."""
-        return on_platform(self.scan, self.chunk, system, inputs, partial(retracing, _walk_back, system, inputs))
+        return on_platform(self.scan, self.chunk, system, inputs, partial(custom_gradient, _walk_back, system, inputs))
 
 
 def _walk_back(system, inputs, kept, outputs_grad, scan, stretch):
@@ -57,7 +56,7 @@ def _walk_back(system, inputs, kept, outputs_grad, scan, stretch):
         more, adjoint, drive_grad = pull_back((adjoint[0] + position_grad, adjoint[1]))
         return (before, adjoint, jax.tree.map(jnp.add, total, more)), (q, drive_grad)
 
-    def back(carry, steps, _):
+    def back(carry, steps):
         (state, adjoint, total), system_grad = carry
         inputs, outputs_grad = steps
         drives, positions_grad = drives_of(system, inputs), positions_gradient(system, inputs, outputs_grad, like=q)
@@ -65,17 +64,17 @@ def _walk_back(system, inputs, kept, outputs_grad, scan, stretch):
             step, (state, adjoint, total), (drives, positions_grad), reverse=True
         )
         more, inputs_grad = ports_gradient(system, inputs, positions, outputs_grad, drives_grad)
-        return (carry, jax.tree.map(jnp.add, system_grad, more)), inputs_grad, None
+        return (carry, jax.tree.map(jnp.add, system_grad, more)), inputs_grad
 
     def segment(carry, steps, end):
         (_, adjoint, total), system_grad = carry
-        carry, inputs_grad, _ = walk(back, ((end, adjoint, total), system_grad), steps, stretch, reverse=True)
-        return carry, inputs_grad, None
+        carry, inputs_grad = scan_stretches(back, ((end, adjoint, total), system_grad), steps, stretch, reverse=True)
+        return carry, inputs_grad
 
-    q, p = jax.tree.map(lambda x: x[-1], ends[-1])
+    q, p = jax.tree.map(lambda x: x[-1], ends)
     start = ((q, p), jax.tree.map(jnp.zeros_like, (q, p)), jax.tree.map(jnp.zeros_like, parameters))
     nothing = jax.tree.map(jnp.zeros_like, eqx.filter(system, eqx.is_inexact_array))
-    ((_, _, total), system_grad), inputs_grad, _ = walk(
-        segment, (start, nothing), (inputs, outputs_grad), segment_length(stretch), marks=ends, reverse=True
+    ((_, _, total), system_grad), inputs_grad = scan_stretches(
+        segment, (start, nothing), (inputs, outputs_grad), segment_length(stretch), per_stretch=ends, reverse=True
     )
     return with_hamiltonian_gradient(system_grad, total), inputs_grad

@@ -18,7 +18,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, PyTree, Shaped
 
 
-def sees_whole_batch(function: Callable) -> Callable:
+def batched_at_once(function: Callable) -> Callable:
     """Turns f(shared, (time, batch, ..), ..) -> (time, batch, ..) into f(shared, (time, ..), ..) -> (time, ..).
 
     Under `jax.vmap` over the sequences, nested or not, `function` is called once with all of them; under one over

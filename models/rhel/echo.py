@@ -46,6 +46,7 @@ from .backprop import ReversibleBPTT
 from .hamiltonian import AbstractHamiltonian, leapfrog, linear_recurrence, linear_step
 from .nudges import finite_nudges, per_sequence
 from .requirements import position_like, require_force_of_energies, require_hamiltonian
+from .stretches import scan_stretches, segment_length
 from .system import (
     BPTT,
     SCANS,
@@ -53,15 +54,13 @@ from .system import (
     AbstractSystem,
     BareSystem,
     Scan,
+    custom_gradient,
     drives_of,
     on_platform,
     one_sequence,
     ports_gradient,
     positions_gradient,
     rest_state,
-    retracing,
-    segment_length,
-    walk,
     with_hamiltonian_gradient,
 )
 
@@ -108,7 +107,7 @@ class RHEL(AbstractLearningAlgorithm):
         """Outputs of the system, from rest, to a batch of sequences."""
         if not self.literal:
             require_force_of_energies(system.hamiltonian)
-        run = partial(retracing, partial(_echo, self), system, inputs)
+        run = partial(custom_gradient, partial(_echo, self), system, inputs)
         return on_platform(self.scan, self.chunk, system, inputs, run)
 
     def _infinitesimal(self, system):
@@ -264,7 +263,7 @@ class TwoTrajectories(MeanAndHalfDifference):
 def _echo(algorithm, system, inputs, kept, outputs_grad, scan, stretch):
     """Gradients of the system, summed over the batch, and of the inputs (time, batch, in), from the echo."""
     ends, size = kept
-    q, p = jax.tree.map(lambda x: x[-1], ends[-1])
+    q, p = jax.tree.map(lambda x: x[-1], ends)
     to_positions = partial(positions_gradient, system, like=q)
     if algorithm._infinitesimal(system):
         pair, nudges_of, weight = MeanAndTangent(system.hamiltonian), to_positions, jnp.full_like(size, -0.5)
@@ -279,26 +278,26 @@ def _echo(algorithm, system, inputs, kept, outputs_grad, scan, stretch):
     else:
         walk_back = partial(_walk_back_contracting, pair, weight, _states_by_sequential_scan)
 
-    def back(carry, steps, _):
+    def back(carry, steps):
         state, (system_grad, hamiltonian_grad) = carry
         inputs, outputs_grad = steps
         drives, nudges = drives_of(system, inputs), nudges_of(inputs, outputs_grad)
         state, positions, more_hamiltonian_grad, drives_grad = walk_back(state, drives, nudges)
         more_system_grad, inputs_grad = ports_gradient(system, inputs, positions, outputs_grad, drives_grad)
         more = (more_system_grad, more_hamiltonian_grad)
-        return (state, jax.tree.map(jnp.add, (system_grad, hamiltonian_grad), more)), inputs_grad, None
+        return (state, jax.tree.map(jnp.add, (system_grad, hamiltonian_grad), more)), inputs_grad
 
     def segment(carry, steps, end):
         (q_pair, p_pair), total = carry
         restarted = (pair.restart(q_pair, end[0]), pair.restart(p_pair, -end[1]))
-        carry, inputs_grad, _ = walk(back, (restarted, total), steps, stretch, reverse=True)
-        return carry, inputs_grad, None
+        carry, inputs_grad = scan_stretches(back, (restarted, total), steps, stretch, reverse=True)
+        return carry, inputs_grad
 
     echo = (jax.vmap(pair.start)(q), jax.vmap(pair.start)(-p))
     parameters = eqx.filter(system, eqx.is_inexact_array)
     nothing = jax.tree.map(jnp.zeros_like, (parameters, parameters.hamiltonian))
-    (_, (system_grad, hamiltonian_grad)), inputs_grad, _ = walk(
-        segment, (echo, nothing), (inputs, outputs_grad), segment_length(stretch), marks=ends, reverse=True
+    (_, (system_grad, hamiltonian_grad)), inputs_grad = scan_stretches(
+        segment, (echo, nothing), (inputs, outputs_grad), segment_length(stretch), per_stretch=ends, reverse=True
     )
     return with_hamiltonian_gradient(system_grad, hamiltonian_grad), inputs_grad
 

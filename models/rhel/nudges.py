@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from .system import walk
+from .stretches import scan_stretches
 
 
 def per_sequence(operation):
@@ -42,12 +42,12 @@ def finite_nudges(to_positions, inputs, outputs_grad, size, epsilon, stretch):
     def unscaled(inputs, outputs_grad):
         return to_positions(inputs, per_sequence(jnp.divide)(outputs_grad, largest))
 
-    def add(sums, steps, _):
+    def add(sums, steps):
         nudges = unscaled(*steps)
-        return jax.tree.map(lambda x, y: x + jnp.sum(y, axis=0), sums, (nudges**2, nudges)), None, None
+        return jax.tree.map(lambda x, y: x + jnp.sum(y, axis=0), sums, (nudges**2, nudges)), None
 
     nothing = jnp.zeros_like(to_positions(inputs[:1], outputs_grad[:1])[0])
-    (squares, total), _, _ = walk(add, (nothing, nothing), (inputs, outputs_grad), stretch)
+    (squares, total), _ = scan_stretches(add, (nothing, nothing), (inputs, outputs_grad), stretch)
     amplitude = jax.vmap(partial(relative_amplitude, epsilon))(size, squares, total)
     largest, amplitude = jax.lax.stop_gradient((largest, amplitude))
     weight = jnp.where(amplitude == 0, 0, -0.5 * largest / jnp.where(amplitude == 0, 1, amplitude))

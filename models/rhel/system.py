@@ -1,4 +1,4 @@
-"""A Hamiltonian with its ports, its free pass, and the walk through a sequence in stretches.
+"""A Hamiltonian with its ports, and its free pass.
 
 What a user writes, a Hamiltonian and its ports, acts on one sequence. What runs it acts on a batch, time first: inputs
 (time, batch, in), drives and positions (time, batch, osc).
@@ -15,18 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .batching import as_varying, sees_whole_batch
+from .batching import as_varying, batched_at_once
 from .hamiltonian import AbstractHamiltonian, State, flow
 from .requirements import position_like, require_admissible, require_linear_readout
+from .stretches import SEGMENT, scan_stretches, segment_length, stretch_length
 
 Scan = Literal["auto", "sequential", "associative"]
 SCANS = ("auto", "sequential", "associative")
-
-SEGMENT = 128
-"""The free pass keeps one state in so many steps."""
-
-CACHED = 2**18
-"""On a CPU a stretch is no longer than to hold so many values of one quantity, which then stays in cache."""
 
 
 class AbstractSystem(eqx.Module):
@@ -126,7 +121,7 @@ def one_sequence(inputs: Float[Array, "time batch in"]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((len(inputs), *inputs.shape[2:]), inputs.dtype)
 
 
-@sees_whole_batch
+@batched_at_once
 def _respond(algorithm_and_system, inputs):
     algorithm, system = algorithm_and_system
     return algorithm.respond(system, inputs)
@@ -149,57 +144,6 @@ def rest_state(system: AbstractSystem, inputs: Float[Array, "time in"]) -> State
     state = position_like(system, inputs)
     zeros = as_varying(jnp.zeros(state.shape, state.dtype), inputs)
     return zeros, zeros
-
-
-# Stretches
-
-
-def walk(body: Callable, carry: PyTree, steps: PyTree, length: int, *, marks: list | None = None, reverse=False):
-    """Walks through `steps` (time, ..) in stretches of `length`; what is left over is a stretch of its own, the last.
-
-    `body(carry, stretch of steps, mark) -> carry, outputs of the stretch, mark`. The outputs come joined along time,
-    the marks as a list that can be given, as `marks`, to another walk over as many steps. With `reverse` the last
-    stretch comes first, each with its steps in their order.
-    """
-    time = jax.tree.leaves(steps)[0].shape[0]
-    whole = time - time % length
-    cuts = [cut for cut in ((0, whole, length), (whole, time, time - whole)) if cut[0] < cut[1]]
-    marks = [None] * len(cuts) if marks is None else marks
-    found = []
-    for (start, stop, size), mark in list(zip(cuts, marks, strict=True))[:: -1 if reverse else 1]:
-        stacked = jax.tree.map(lambda x, i=start, j=stop, n=size: x[i:j].reshape((j - i) // n, n, *x.shape[1:]), steps)
-
-        def stretch(carry, xs):
-            carry, outputs, mark = body(carry, *xs)
-            return carry, (outputs, mark)
-
-        carry, results = jax.lax.scan(stretch, carry, (stacked, mark), reverse=reverse)
-        found.append(results)
-    outputs, marks = zip(*found[:: -1 if reverse else 1], strict=True)
-    outputs = jax.tree.map(
-        lambda *xs: jnp.concatenate([x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]) for x in xs]), *outputs
-    )
-    return carry, outputs, list(marks)
-
-
-def stretch_length(values: int, longest: int | None = None) -> int:
-    """Steps of a stretch that stays in the cache of a CPU if a step has so many values: at least 8.
-
-    With `longest`, that number or a power of 2 smaller. A batch of symbolic size, as `jax.export` takes it, has the
-    shortest stretches.
-    """
-    if not isinstance(values, int):
-        return 8
-    if longest is None:
-        return max(8, CACHED // max(1, values))
-    while longest > 8 and longest * values > CACHED:
-        longest //= 2
-    return longest
-
-
-def segment_length(stretch: int) -> int:
-    """Steps from one kept state to the next: `SEGMENT`, or a stretch if that is longer."""
-    return max(SEGMENT, stretch)
 
 
 def on_platform(scan: Scan, chunk: int | None, system: AbstractSystem, inputs: Array, run: Callable) -> PyTree:
@@ -241,19 +185,19 @@ def free_pass(system: AbstractSystem, inputs: Float[Array, "time batch in"], sca
     learning algorithm.
     """
 
-    def advance(carry, inputs, _):
+    def advance(carry, inputs):
         state, size = carry
         run = jax.vmap(partial(flow, system.hamiltonian, scan=scan), (0, 1), (0, 1))
         state, positions = run(state, drives_of(system, inputs))
-        return (state, jnp.maximum(size, _largest(positions, 1))), outputs_of(system, positions, inputs), None
+        return (state, jnp.maximum(size, _largest(positions, 1))), outputs_of(system, positions, inputs)
 
-    def segment(carry, inputs, _):
-        (state, size), outputs, _ = walk(advance, carry, inputs, stretch)
-        return (state, jnp.maximum(size, _largest(state[1], 0))), outputs, state
+    def segment(carry, inputs):
+        (state, size), outputs = scan_stretches(advance, carry, inputs, stretch)
+        return (state, jnp.maximum(size, _largest(state[1], 0))), (outputs, jax.tree.map(lambda x: x[None], state))
 
     rest = jax.vmap(lambda x: rest_state(system, x), 1)(inputs)
     size = jnp.max(jnp.zeros_like(rest[0]), axis=range(1, rest[0].ndim))
-    (_, size), outputs, ends = walk(segment, (rest, size), inputs, segment_length(stretch))
+    (_, size), (outputs, ends) = scan_stretches(segment, (rest, size), inputs, segment_length(stretch))
     return outputs, ends, size
 
 
@@ -264,7 +208,7 @@ def _largest(x, batch_axis):
 # Gradients found on the way back
 
 
-def retracing(gradient: Callable, system: AbstractSystem, inputs: Array, scan: str, stretch: int) -> Array:
+def custom_gradient(gradient: Callable, system: AbstractSystem, inputs: Array, scan: str, stretch: int) -> Array:
     """The outputs of the free pass, with a gradient that walks back from its end.
 
     `gradient(system, inputs, (ends, size), outputs_grad, scan, stretch)` -> those of the system, summed over the batch,

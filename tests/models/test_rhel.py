@@ -19,7 +19,7 @@ from models.layer import LinearPorts, init_ports
 from models.LinHRU import LinearOscillators
 from models.rhel import BPTT, RHEL, make_learning_algorithm
 from models.rhel.hamiltonian import flow
-from models.rhel.system import SEGMENT
+from models.rhel.stretches import SEGMENT
 
 SYSTEMS = [linear, saturating, pendulums]
 
