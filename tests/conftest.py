@@ -28,6 +28,15 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+LONGEST = ("examples", "runs", "models")
+"""Folders whose files take longest. They come first, so that the workers end together."""
+
+
+def pytest_collection_modifyitems(items):
+    """Order the tests by folder. Within a folder they keep their order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.parent.name) if item.path.parent.name in LONGEST else 3)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_compiled_is_kept():
     """A process has a limited number of memory maps, and every compiled program takes some. The folder keeps it."""
