@@ -26,11 +26,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..rhel.echo import BPTT, RHEL, AbstractLearningAlgorithm, MeanAndHalfDifference, walk_back_accumulating
+from ..rhel.backprop import BPTT
+from ..rhel.echo import RHEL, Echo, MeanAndTangent
 from ..rhel.hamiltonian import AbstractHamiltonian, State, flow
 from ..rhel.retrace import RetraceProbe, miss
 from ..rhel.stretches import scan_stretches
-from ..rhel.system import AbstractSystem, rest_state
+from ..rhel.system import AbstractLearningAlgorithm, AbstractSystem, rest_state
 
 CHUNK = 8
 """Steps from one restart of the gauge to the next: few, for the digits; more than a few, for speed."""
@@ -108,10 +109,9 @@ def _backwards(end, gradients, _, hamiltonian_state_drives):
     hamiltonian, _, drives = hamiltonian_state_drives
     (q_grad, p_grad), positions_grad = gradients
     q, p = end
-    echo = jax.tree.map(lambda x: x[None], ((q, p_grad), (-p, q_grad)))
-    # The units of the half-difference are free where nothing is of second order in it.
-    weight = jnp.full(1, -0.5, q.dtype)
-    ((_, p_grad), (_, q_grad)), _, hamiltonian_grad, drives_grad = walk_back_accumulating(
-        MeanAndHalfDifference(hamiltonian), weight, echo, drives[:, None], positions_grad[:, None]
+    moving = jax.tree.map(lambda x: x[None], ((q, p_grad), (-p, q_grad)))
+    echo = Echo(MeanAndTangent(hamiltonian), jnp.full(1, -0.5, q.dtype), "sequential")
+    ((_, p_grad), (_, q_grad)), _, hamiltonian_grad, drives_grad = echo.stretch(
+        moving, drives[:, None], positions_grad[:, None]
     )
     return hamiltonian_grad, (q_grad[0], p_grad[0]), drives_grad[:, 0]

@@ -20,6 +20,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt32
 
+from ..rhel import reference
 from ..rhel.hamiltonian import AbstractHamiltonian, State, leapfrog
 from ..rhel.nudges import relative_amplitude
 from ..rhel.requirements import require_linear_readout
@@ -244,9 +245,8 @@ def _backwards(residuals, outputs_grad, _, system_and_inputs, machine):
     def response(system_and_inputs):
         system, inputs = system_and_inputs
         drives = system.drive(inputs)
-        energies = jax.vmap(lambda error, trace: jax.vmap(partial(_energy, system.hamiltonian))(drives + error, trace))
-        plus, minus = energies(errors, trace)
-        return jnp.vdot(outputs_grad, system.readout(positions, inputs)) + weight * jnp.sum(plus - minus)
+        plus, minus = jax.vmap(partial(reference.energy, system.hamiltonian))(drives[None] + errors, trace)
+        return jnp.vdot(outputs_grad, system.readout(positions, inputs)) + weight * (plus - minus)
 
     return eqx.filter_grad(response)((system, inputs))
 
@@ -273,29 +273,18 @@ def _mixed(x: UInt32[Array, " n"]) -> UInt32[Array, " n"]:
 
 
 def _echo(imperfection, hamiltonian, end, drives, nudges, size, side, drawn):
-    """The drives of one echo, nudged by `side` times the nudges, and its trace, each (time, osc)."""
+    """The drives of one echo, nudged by `side` times the nudges, and its trace."""
+
+    def disturb(state, noise):
+        state = imperfection.damped(state)
+        if noise is None:
+            return state
+        return jax.tree.map(lambda x, number: x + imperfection.noise * size * number, state, noise)
+
     hamiltonian, drives = imperfection.drifted(hamiltonian, drawn), imperfection.replayed(drives, drawn)
-
-    def step(state, at_step):
-        drive, nudge, noise = at_step
-        q, p = state
-        p_before = p + side * nudge
-        (q, p_after), q_half = leapfrog(hamiltonian.velocity, hamiltonian.force, (q, p_before), drive)
-        state = imperfection.damped((q, p_after))
-        if noise is not None:
-            state = jax.tree.map(lambda x, number: x + imperfection.noise * size * number, state, noise)
-        return state, (p_before, q_half, p_after)
-
-    at_steps = (drives, nudges, drawn.get("noise"))
-    _, trace = jax.lax.scan(step, imperfection.flipped(end), at_steps, reverse=True)
+    start, noise = imperfection.flipped(end), drawn.get("noise")
+    _, (_, trace) = reference.echo(hamiltonian, start, drives, side * nudges, disturb, noise)
     return drives, trace
-
-
-def _energy(hamiltonian, drive, trace):
-    """Eq. 14 of one step."""
-    p_before, q_half, p_after = trace
-    kinetic = 0.5 * hamiltonian.kinetic(p_before) + 0.5 * hamiltonian.kinetic(p_after)
-    return kinetic + hamiltonian.potential(q_half, drive)
 
 
 def _quantised(x: PyTree, quantum: Strength, size: Array | None = None) -> PyTree:

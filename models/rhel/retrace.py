@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .echo import BPTT, AbstractLearningAlgorithm, AbstractSystem, rest_state, with_learning_algorithm
+from .backprop import BPTT
+from .evolve import with_learning_algorithm
 from .hamiltonian import AbstractHamiltonian, State, flow
+from .system import AbstractLearningAlgorithm, AbstractSystem, rest_state
 
 RETRACE_TOLERANCE = 1e-3
 
