@@ -12,7 +12,7 @@ from models import create_model, evolve
 from models.layer import LinearPorts, init_ports
 from models.LinHRU import LinHRULayer
 from models.NonlinHRU import NonlinHRULayer
-from models.rhel import BPTT, RHEL, ReversibleBPTT, echo
+from models.rhel import BPTT, RHEL, ReversibleBPTT
 
 SYSTEMS = [linear, saturating, pendulums]
 LENGTH = 150
@@ -77,25 +77,6 @@ def test_length_of_the_stretches_does_not_matter(x64, kind, system, chunk):
     default, chunked = (positions_and_gradient(arguments, incoming, kind(**o)) for o in ({}, {"chunk": chunk}))
     # Rounding errors are multiplied by up to 1 / epsilon where the contrast is the plain difference.
     assert_close(chunked, default, 1e-10 if system is not pendulums else 1e-8)
-
-
-@pytest.mark.parametrize("literal", [False, True])
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_adding_up_step_by_step_is_contracting_a_stretch(x64, monkeypatch, system, literal):
-    arguments, incoming = problem(system)
-    results = []
-    for few in (True, False):
-        monkeypatch.setattr(echo, "_few_parameters", lambda *_, few=few: few)
-        # A new object, so that the program of the other case is not found again.
-        results.append(positions_and_gradient(arguments, incoming, RHEL(1e-3 + few * 1e-16, literal)))
-    assert_close(*results, 1e-9)
-
-
-def test_matrices_are_contracted_and_vectors_added_up():
-    cases = ((linear, True), (saturating, True), (pendulums, False))
-    for system, few in cases:
-        (hamiltonian, drives), _ = problem(system, size=40)
-        assert echo._few_parameters(BareSystem(hamiltonian), drives[:, None]) is few
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
