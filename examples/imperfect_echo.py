@@ -279,7 +279,6 @@ def accuracy(dataset, model_name, sweep, strength, num_steps):
             print_steps=20,
             batch_size=BATCH_SIZE,
             key=keys.training,
-            steps_per_dispatch=20,
         )
     except train.NonFiniteLoss:
         return None

@@ -24,7 +24,6 @@ from data_dir.processing import ppg
 from data_dir.splits import PARTS
 from data_dir.storage import DataError, read_json
 from models import create_model
-from training.prefetch import Prefetched
 
 # Windows of 5 labels, 2 apart, in recordings of 60 labels: 42 to train, 9 to validate, 9 to test.
 SMALL = {"window": 5, "stride": 2}
@@ -412,7 +411,7 @@ def test_from_the_raw_pickle_to_a_training_step(tmp_path):
     )
     optimiser = train.adam(1e-3)
     start = train.TrainingState(model, state, optimiser.init(eqx.filter(model, eqx.is_inexact_array)), jnp.array(0))
-    with Prefetched(dataset.train.loop(4, key=jax.random.key(1))) as batches:
-        trained, loss = train.train_step((*next(batches), jax.random.key(2)), start, optimiser, False)
+    batch = (*jax.device_put(next(dataset.train.loop(4, key=jax.random.key(1)))), jax.random.key(2))
+    trained, loss = train.train_step(batch, start, optimiser, False)
     assert int(trained.step) == 1
     assert 0 < float(loss) < 4
