@@ -23,10 +23,11 @@ import jax
 import optax
 from jaxtyping import PRNGKeyArray
 
+from training.dispatch import StepsPerDispatch
 from training.evaluation import evaluate, predict
 from training.loop import Loop, NonFiniteLoss
 from training.progress import Clock, Evaluation, Progress, Seconds
-from training.steps import TrainingState, adam, copied, initial_state, sample_loss, train_step
+from training.steps import TrainingState, adam, copied, initial_state, sample_loss, train_step, train_steps
 
 __all__ = [
     "Evaluation",
@@ -45,6 +46,7 @@ __all__ = [
     "seed_keys",
     "train",
     "train_step",
+    "train_steps",
 ]
 
 PATIENCE = 10  # evaluations in a row that may pass without improvement; one more stops the training
@@ -102,6 +104,7 @@ def train(
     grad_clip: float | None = None,
     skip_nonfinite: int = 0,
     retrace: bool = False,
+    steps_per_dispatch: int | None = None,
     checkpoint_steps: int | None = None,
     resume: Callable[[Progress], Progress] | None = None,
     stop: Callable[[], bool] | None = None,
@@ -124,17 +127,21 @@ def train(
     - `skip_nonfinite`: this many steps with a loss or gradient that is not finite are skipped and counted.
     - `retrace`: every evaluation records the largest of `models.check.retrace_errors` over the units and the first
       `batch_size` training samples.
+    - `steps_per_dispatch`: this many steps are sent to the device at once, fewer before an evaluation or a checkpoint.
+      None: as many as take about a second and 32 MiB, at most 64. The results do not depend on it.
     - `resume`: gets the progress at the start, and returns the progress to start from.
-    - `stop`: asked before every step. If it returns true, the steps that are sent are finished, `on_checkpoint` is
+    - `stop`: asked before every dispatch. If it returns true, the steps that are sent are finished, `on_checkpoint` is
       called, and `Stopped` is raised.
-    - `on_step(step, loss)`: called for every step, in order, when the next step has been sent.
+    - `on_step(step, loss)`: called for every step, in order, when the next dispatch has been sent.
     - `on_evaluation(evaluation)`: called after every evaluation.
     - `on_checkpoint(progress)`: called after every evaluation and every `checkpoint_steps` steps. It must copy what it
       keeps: the next step takes the memory of the arrays.
 
     **Raises:** `NonFiniteLoss` if the loss or gradient of a batch is not finite and may not be skipped, or if the loss
-    of a whole split is not finite; `Stopped`; `DataError` if the training set has fewer samples than a batch.
+    of a whole split is not finite; `Stopped`; `DataError` if the training set has fewer samples than a batch;
+    `ValueError` for a `steps_per_dispatch` below 1.
     """
+    pace = StepsPerDispatch(steps_per_dispatch)
     optimiser = adam(learning_rate, grad_clip)
     progress = Progress(initial_state(model, state, optimiser, skip_nonfinite), copied((model, state)), key)
     if resume is not None:
@@ -153,6 +160,7 @@ def train(
             skip_nonfinite=skip_nonfinite,
             retrace=retrace,
             checkpoint_steps=checkpoint_steps,
+            steps_per_dispatch=pace,
             on_step=on_step,
             on_evaluation=on_evaluation,
             on_checkpoint=on_checkpoint,
@@ -161,7 +169,7 @@ def train(
             if stop is not None and stop():
                 loop.save()
                 raise Stopped(progress.step)
-            loop.step()
+            loop.send_steps()
             if loop.evaluation_due():
                 loop.evaluate()
             if loop.checkpoint_due():

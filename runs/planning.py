@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
 import train
@@ -15,7 +17,9 @@ from data_dir.datasets import BY_SEED, ORIGINAL, Dataset, create_dataset
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
 from runs import run as runs
-from training import steps
+from training import dispatch
+from training.dispatch import stack_batches
+from training.steps import copied
 
 TIMED_STEPS = 20
 
@@ -96,18 +100,27 @@ def plan(config: ExperimentConfig, *, overwrite: bool = False) -> Plan:
 def _measure_step(config: ExperimentConfig, dataset: Dataset, model, state, key: PRNGKeyArray):
     """XLA's account of the memory of a step, and the mean seconds of `TIMED_STEPS`, sent as the training sends them."""
     optimiser = train.adam(config.learning_rate())
-    training = steps.initial_state(model, state, optimiser)
+    optimiser_state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
+    training = copied(train.TrainingState(model, state, optimiser_state, jnp.array(0)))
     batches = dataset.train.loop(config.batch_size, key=key)
-    lowered = train.train_step.lower((*next(batches), key), training, optimiser, config.classification)
-    memory = lowered.compile().compiled.memory_analysis()
-    start = loss = None
-    for number in range(TIMED_STEPS + 1):
-        batch = (*jax.device_put(next(batches)), key)
-        before = loss
-        training, loss, _ = steps.send_step(batch, training, optimiser, config.classification)
-        jax.block_until_ready(before if number else loss)
-        start = start or time.perf_counter()  # the first step is compiled, and not timed
-    jax.block_until_ready(loss)
+    x, y = next(batches)
+    step = train.train_step.lower((x, y, key), training, optimiser, config.classification)
+    memory = step.compile().compiled.memory_analysis()
+
+    slots = max(2, min(TIMED_STEPS, dispatch.DISPATCH_BYTES // (x.nbytes + y.nbytes)))
+    stack = jax.device_put(stack_batches(batches, slots, slots))
+
+    def send(count):
+        nonlocal training
+        dispatched = (*stack, key, np.int32(count))
+        training, losses, _ = train.train_steps(dispatched, training, optimiser, config.classification)
+        return losses
+
+    jax.block_until_ready(send(1))  # compiles
+    start = time.perf_counter()
+    for done in range(0, TIMED_STEPS, slots):
+        losses = send(min(slots, TIMED_STEPS - done))
+    jax.block_until_ready(losses)
     return memory, (time.perf_counter() - start) / TIMED_STEPS
 
 

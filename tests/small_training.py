@@ -105,6 +105,20 @@ def same(left, right):
     return all(np.array_equal(*pair) for pair in zip(arrays(left), arrays(right), strict=True))
 
 
+def run_of(steps_per_dispatch, make=lambda: hru("LinHRU", dropout_rate=0.25), **changes):
+    """A training of 10 steps, evaluated after 4, 8 and 10, and its losses."""
+    losses = []
+    options = {**OPTIONS, "num_steps": 10, "print_steps": 4, **changes}
+    result = train.train(
+        *make(),
+        dataset(),
+        **options,
+        steps_per_dispatch=steps_per_dispatch,
+        on_step=lambda step, loss: losses.append((step, loss)),
+    )
+    return result, losses
+
+
 def timeless(history):
     seconds = {name: 0 for name in train.Evaluation._fields if name.startswith("seconds")}
     return [evaluation._replace(**seconds) for evaluation in history]

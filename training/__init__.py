@@ -1,7 +1,8 @@
 """The parts of `train`.
 
 loop.py          sends steps, reads losses, evaluates, saves
-steps.py         the loss, and one step of the optimiser
+steps.py         the loss, and one step of the optimiser, or several in one call
+dispatch.py      how many steps are sent to the device at once
 evaluation.py    loss, metric and outputs of a whole split
 progress.py      what a training needs to be resumed, and where its time went
 checkpoints.py   the progress on the disk

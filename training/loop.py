@@ -1,7 +1,8 @@
-"""The parts of the loop in `train.train`: send a step, read its loss, evaluate, save."""
+"""The parts of the loop in `train.train`: send steps, read their losses, evaluate, save."""
 
 import math
 import operator
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,9 +16,10 @@ import optax
 from jaxtyping import PyTree
 
 from models.check import RetraceWarning, retrace_errors
+from training.dispatch import StepsPerDispatch, stack_batches, steps_until_multiple
 from training.evaluation import evaluate
 from training.progress import Clock, Evaluation, Progress
-from training.steps import TrainingState, batch_gradient, send_step
+from training.steps import TrainingState, batch_gradient, train_steps
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -48,8 +50,8 @@ class NonFiniteLoss(ArithmeticError):
 class Loop:
     """A training at work. The fields are the arguments of `train.train`, and its `progress`.
 
-    The host works one step ahead: it draws a batch and sends a step while the device computes the step before. It
-    reads the loss of a step after it has sent the next one.
+    Several steps are sent to the device at once, in a dispatch. The host works one dispatch ahead: it draws the next
+    batches while the device computes, and reads the losses of a dispatch after it has sent the next one.
     """
 
     progress: Progress
@@ -64,6 +66,7 @@ class Loop:
     skip_nonfinite: int
     retrace: bool
     checkpoint_steps: int | None
+    steps_per_dispatch: StepsPerDispatch
     on_step: Callable[[int, float], None] | None
     on_evaluation: Callable[[Evaluation], None] | None
     on_checkpoint: Callable[[Progress], None] | None
@@ -72,7 +75,9 @@ class Loop:
         self._loader_key, self._dropout_key = jax.random.split(self.progress.key)
         self._batches = self._batches_after(self.progress.step)
         self._unread: tuple | None = None
+        self._slots: int | None = None
         self._saved = self.progress.step
+        self._read_at = time.perf_counter()
 
     def stop_reason(self) -> str | None:
         """ "num_steps" or "early_stopping"; None while the training goes on."""
@@ -80,24 +85,38 @@ class Loop:
             return "num_steps"
         return "early_stopping" if self.progress.evaluations_since_best > self.patience else None
 
-    def step(self) -> None:
-        """Send a step to the device, and read the loss of the step before."""
+    def send_steps(self) -> None:
+        """Send some steps to the device, up to the next evaluation or checkpoint, and read the losses before them."""
+        progress, multiples = self.progress, (self.print_steps, self.checkpoint_steps or self.print_steps)
         with self.clock.timing("steps"):
-            x, y = jax.device_put(next(self._batches))
-            batch = (x, y, self._dropout_key)
-            self.progress.training, loss, norm = send_step(
-                batch, self.progress.training, self.optimiser, self.dataset.classification
+            if self._slots is None:
+                batch = next(self._batches_after(progress.step))
+                # One slot needs no selection, and XLA would compile the step around it to other bits.
+                self._slots = max(2, min(self.steps_per_dispatch.slots(batch), self.print_steps))
+            count = min(
+                self.steps_per_dispatch.next(),
+                self._slots,
+                self.num_steps - progress.step,
+                steps_until_multiple(progress.step, multiples),
             )
-            self._read_loss()
-            self.progress.step += 1
-            self._unread = (self.progress.step, loss, norm)
+            x, y = jax.device_put(stack_batches(self._batches, count, self._slots))
+            started = time.perf_counter()
+            progress.training, losses, norms = train_steps(
+                (x, y, self._dropout_key, jnp.int32(count)),
+                progress.training,
+                self.optimiser,
+                self.dataset.classification,
+            )
+            self._read_losses()
+            self._unread = (progress.step, count, losses, norms, started)
+            progress.step += count
 
     def evaluation_due(self) -> bool:
-        """Whether training and validation set are evaluated after this step."""
+        """Whether training and validation set are evaluated now."""
         return self.progress.step % self.print_steps == 0 or self.progress.step == self.num_steps
 
     def checkpoint_due(self) -> bool:
-        """Whether the progress is saved after this step."""
+        """Whether the progress is saved now."""
         saving = self.checkpoint_steps is not None and self.progress.step % self.checkpoint_steps == 0
         return saving or self.evaluation_due()
 
@@ -151,23 +170,27 @@ class Loop:
 
     def _finish_steps(self) -> None:
         with self.clock.timing("steps"):
-            self._read_loss()
+            self._read_losses()
 
-    def _read_loss(self) -> None:
-        """Wait for the step that is sent but not read, if there is one, and record its loss."""
+    def _read_losses(self) -> None:
+        """Wait for the steps that are sent but not read, if there are any, and record their losses."""
         if self._unread is None:
             return
-        (step, loss, norm), self._unread = self._unread, None
-        loss, norm = float(loss), float(norm)
-        if math.isfinite(loss) and math.isfinite(norm):
-            self.progress.losses.append(loss)
-            self.progress.gradient_norms.append(norm)
-        elif self.progress.skipped < self.skip_nonfinite:
-            self.progress.skipped += 1
-        else:
-            raise self._failure(step, "gradient of the training loss" if math.isfinite(loss) else "training loss")
-        if self.on_step is not None:
-            self.on_step(step, loss)
+        (done, count, losses, norms, started), self._unread = self._unread, None
+        losses, norms = (np.asarray(values)[:count].tolist() for values in (losses, norms))
+        now = time.perf_counter()
+        self.steps_per_dispatch.measured(count, now - max(started, self._read_at))
+        self._read_at = now
+        for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=done + 1):
+            if math.isfinite(loss) and math.isfinite(norm):
+                self.progress.losses.append(loss)
+                self.progress.gradient_norms.append(norm)
+            elif self.progress.skipped < self.skip_nonfinite:
+                self.progress.skipped += 1
+            else:
+                raise self._failure(step, "gradient of the training loss" if math.isfinite(loss) else "training loss")
+            if self.on_step is not None:
+                self.on_step(step, loss)
 
     def _failure(self, step: int, where: str) -> NonFiniteLoss:
         """The error of a training step. The device still holds the state before it, with its number counted up."""

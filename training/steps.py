@@ -2,7 +2,7 @@
 
 A step depends on the training state, the batch and the step's number, and on nothing else. A step whose loss or
 gradient is not finite changes neither the model, nor its state, nor the optimiser. If no such step may be skipped any
-more, the later steps change nothing either. So the device still holds the state in which the step went wrong.
+more, the device does no later step. So it still holds the state in which the step went wrong.
 """
 
 import functools
@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 Batch = tuple[Float[Array, "batch time channels"], Float[Array, "batch labels"], PRNGKeyArray]  # x, y, dropout key
 
@@ -70,24 +70,46 @@ def train_step(
     return training, loss
 
 
-def send_step(
-    batch: Batch, training: TrainingState, optimiser: optax.GradientTransformation, classification: bool
-) -> tuple[TrainingState, Float[Array, ""], Float[Array, ""]]:
-    """Like `train_step`, but returns while the device still computes. (A function of `eqx.filter_jit` waits.)
+def train_steps(
+    batches: tuple[
+        Float[Array, "slots batch time channels"], Float[Array, "slots batch labels"], PRNGKeyArray, Int[Array, ""]
+    ],
+    training: TrainingState,
+    optimiser: optax.GradientTransformation,
+    classification: bool,
+) -> tuple[TrainingState, Float[Array, " slots"], Float[Array, " slots"]]:
+    """Several steps in one call. It returns while the device still computes. (A function of `eqx.filter_jit` waits.)
 
-    **Returns:** the new training state, the loss, and the global norm of the gradient.
+    **Arguments:** `batches` is (x, y, dropout key of the run, count). The first `count` batches of x and y are used.
+    One compiled program serves every count. The arrays of `training` are donated.
+
+    **Returns:** the training state after `count` steps, and the loss and global gradient norm of every step. Values of
+    unused slots, and of steps after `skips_left` fell below 0, are nan.
     """
     arrays, rest = eqx.partition(training, eqx.is_array)
     leaves, structure = jax.tree.flatten(rest)
-    arrays, loss, norm = _compiled_step(arrays, batch, tuple(leaves), structure, optimiser, classification)
-    return eqx.combine(arrays, rest), loss, norm
+    arrays, losses, norms = _compiled_steps(arrays, batches, tuple(leaves), structure, optimiser, classification)
+    return eqx.combine(arrays, rest), losses, norms
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=(2, 3, 4, 5))
-def _compiled_step(arrays, batch, leaves, structure, optimiser, classification):
-    training = eqx.combine(arrays, jax.tree.unflatten(structure, leaves))
-    training, loss, norm = _step(batch, training, optimiser, classification)
-    return eqx.filter(training, eqx.is_array), loss, norm
+def _compiled_steps(arrays, batches, leaves, structure, optimiser, classification):
+    x, y, key, count = batches
+    rest = jax.tree.unflatten(structure, leaves)
+    pick = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+
+    def running(carry):
+        slot, arrays, *_ = carry
+        return (slot < count) & (arrays.skips_left >= 0)
+
+    def step(carry):
+        slot, arrays, losses, norms = carry
+        batch = (pick(x, slot), pick(y, slot), key)
+        training, loss, norm = _step(batch, eqx.combine(arrays, rest), optimiser, classification)
+        return slot + 1, eqx.filter(training, eqx.is_array), losses.at[slot].set(loss), norms.at[slot].set(norm)
+
+    unset = jnp.full(len(x), jnp.nan)
+    return jax.lax.while_loop(running, step, (jnp.int32(0), arrays, unset, unset))[1:]
 
 
 def _step(batch, training, optimiser, classification):
@@ -97,11 +119,10 @@ def _step(batch, training, optimiser, classification):
     )
     model = eqx.apply_updates(training.model, updates)
     norm = optax.tree.norm(gradient)
-    running = training.skips_left >= 0
     done = TrainingState(model, state, optimiser_state, training.step + 1, training.skips_left)
-    skipped = replace(training, step=training.step + running, skips_left=training.skips_left - running)
+    skipped = replace(training, step=training.step + 1, skips_left=training.skips_left - 1)
     # `jnp.where` reads the parameters once. The step itself reads them batch x time times.
-    take = running & jnp.isfinite(loss) & jnp.isfinite(norm)
+    take = jnp.isfinite(loss) & jnp.isfinite(norm)
     training = jax.tree.map(lambda new, old: jnp.where(take, new, old) if eqx.is_array(new) else new, done, skipped)
     return training, loss, norm
 

@@ -16,7 +16,7 @@ from data_dir.splits import split_by_seed, write_index_file
 from models import create_model
 from runs import planning
 from runs import run as runs
-from training import steps
+from training import dispatch
 
 
 @pytest.fixture
@@ -90,16 +90,19 @@ def test_the_disk_that_is_planned_holds_a_run(workplace):
 
 
 def test_exactly_the_steps_that_are_said_are_timed(workplace, monkeypatch):
-    sent = []
-    original = steps.send_step
+    counts = []
+    original = train.train_steps
 
-    def counted(*args):
-        sent.append(args)
-        return original(*args)
+    def counted(batches, *rest):
+        counts.append(int(batches[-1]))
+        return original(batches, *rest)
 
-    monkeypatch.setattr(steps, "send_step", counted)
+    monkeypatch.setattr(train, "train_steps", counted)
+    # As many at once as the loop would send: here three batches.
+    monkeypatch.setattr(dispatch, "DISPATCH_BYTES", 3 * 4 * (4 * 8 * 3 + 4 * 2))
     planning.plan(small_config(workplace, "Tiny"))
-    assert len(sent) - 1 == planning.TIMED_STEPS == 20  # the first one is compiled
+    assert counts == [1, *[3] * 6, 2]
+    assert sum(counts[1:]) == planning.TIMED_STEPS == 20
 
 
 def test_the_plan_of_a_command_is_a_table_with_an_end(workplace, capsys):

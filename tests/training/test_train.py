@@ -29,6 +29,7 @@ from small_training import (
 import train
 from data_dir.splits import split_by_seed
 from training import loop, steps
+from training.dispatch import stack_batches
 
 
 @pytest.fixture
@@ -247,8 +248,8 @@ def test_a_step_uses_up_the_state_that_it_is_given(trainings):
     trainings("LinHRU")
     optimiser = train.adam(OPTIONS["learning_rate"])
     training = steps.initial_state(*make("LinHRU"), optimiser)
-    x, y = jax.device_put(next(loader(16).loop(8, key=jax.random.PRNGKey(0))))
-    steps.send_step((x, y, jax.random.PRNGKey(0)), training, optimiser, True)
+    x, y = jax.device_put(stack_batches(loader(16).loop(8, key=jax.random.PRNGKey(0)), 2, 2))
+    steps.train_steps((x, y, jax.random.PRNGKey(0), jnp.int32(2)), training, optimiser, True)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(eqx.filter(training, eqx.is_array)))
     assert not x.is_deleted()
 

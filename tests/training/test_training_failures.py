@@ -79,8 +79,10 @@ def trained_by_hand(steps):
     return training.model, losses
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_counted():
-    result = train.train(*toy(), spoilt(2, 5), **{**OPTIONS, "print_steps": 8}, skip_nonfinite=2)
+@pytest.mark.parametrize("steps_per_dispatch", [1, 3, None])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(steps_per_dispatch):
+    options = {**OPTIONS, "print_steps": 8, "steps_per_dispatch": steps_per_dispatch}
+    result = train.train(*toy(), spoilt(2, 5), **options, skip_nonfinite=2)
     assert (result.steps, result.skipped) == (8, 2)
     model, losses = trained_by_hand((1, 3, 4, 6, 7, 8))
     for left, right in zip(arrays(result.model), arrays(model), strict=True):
@@ -88,10 +90,10 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted():
     assert result.history[0].loss == pytest.approx(np.mean(losses))
 
 
-@pytest.mark.parametrize("print_steps", [8, 5])
-def test_the_state_in_which_a_step_went_wrong_is_at_hand(print_steps):
-    """With 8, step 6 is sent before the loss of step 5 is read."""
-    options = {**OPTIONS, "print_steps": print_steps}
+@pytest.mark.parametrize("steps_per_dispatch", [1, 3, 8, None])
+def test_the_state_in_which_a_step_went_wrong_is_at_hand(steps_per_dispatch):
+    """With 1, step 6 is sent before the loss of step 5 is read."""
+    options = {**OPTIONS, "print_steps": 8, "steps_per_dispatch": steps_per_dispatch}
     with pytest.raises(train.NonFiniteLoss, match="training loss is not finite at step 5") as error:
         train.train(*toy(), spoilt(2, 5), **options, skip_nonfinite=1)
     model, _ = trained_by_hand((1, 3, 4))
@@ -106,7 +108,7 @@ def test_the_skips_of_before_a_resume_count(skip_nonfinite):
     def save(progress):
         saved.append((list(map(np.array, progress.arrays())), json.loads(json.dumps(progress.json_part()))))
 
-    options = {**OPTIONS, "print_steps": 8}
+    options = {**OPTIONS, "print_steps": 8, "steps_per_dispatch": 8}
     train.train(*toy(), spoilt(2), **options, skip_nonfinite=1, checkpoint_steps=3, on_checkpoint=save)
     assert [json_part["step"] for _, json_part in saved] == [3, 6, 8]
     with pytest.raises(train.NonFiniteLoss, match="training loss is not finite at step 5") as error:

@@ -1,6 +1,7 @@
-"""A step, and how the loop sends it."""
+"""A step, and many of them in one call."""
 
 import dataclasses
+import functools
 
 import equinox as eqx
 import jax
@@ -14,9 +15,11 @@ from small_training import (
     LENGTH,
     OPTIONS,
     arrays,
+    count_losses,
     dataset,
     hru,
     loader,
+    run_of,
     same,
     timeless,
     toy,
@@ -25,7 +28,8 @@ from small_training import (
 import train
 from data_dir.dataloaders import Dataloader
 from data_dir.storage import DataError
-from training import loop, steps
+from training import dispatch, loop, steps
+from training.dispatch import stack_batches
 
 # A step
 
@@ -111,36 +115,141 @@ def test_a_batch_larger_than_the_training_set_is_refused():
         train.train(*toy(), dataset(), **{**OPTIONS, "batch_size": 17})
 
 
-# Steps in the loop
+# Many steps at once
 
 
-def test_a_step_that_is_sent_gives_what_a_step_gives():
-    model, optimiser, key = toy(dropout_rate=0.25), train.adam(1e-2), jax.random.PRNGKey(3)
-    stepped, sent = (steps.initial_state(*model, optimiser) for _ in range(2))
-    for number, (x, y) in zip(range(3), loader(16).loop(8, key=key), strict=False):
-        batch = (jnp.asarray(x), jnp.asarray(y), key)
-        _, gradient = steps.batch_gradient(batch, sent, True)
-        stepped, expected = train.train_step(batch, stepped, optimiser, True)
-        sent, loss, norm = steps.send_step(batch, sent, optimiser, True)
-        np.testing.assert_allclose(loss, expected, rtol=1e-5)
-        np.testing.assert_allclose(norm, optax.tree.norm(gradient), rtol=1e-5)
-        assert sent.step == number + 1
-    for left, right in zip(arrays(sent), arrays(stepped), strict=True):
+@pytest.mark.parametrize(
+    ("model_name", "options"),
+    [("LinHRU", {"epsilon": 0.1, "batchnorm": "ema"}), ("NonlinHRU", {"learning_algorithm": "BPTT"})],
+)
+def test_the_bits_do_not_depend_on_how_steps_are_sent(model_name, options):
+    make = functools.partial(hru, model_name, dropout_rate=0.25, **options)
+    plain, plain_losses = run_of(1, make)
+    assert [step for step, _ in plain_losses] == list(range(1, 11))
+    for steps_per_dispatch in (3, 99, None):
+        result, losses = run_of(steps_per_dispatch, make)
+        assert losses == plain_losses
+        assert timeless(result.history) == timeless(plain.history)
+        assert same((result.model, result.state), (plain.model, plain.state))
+        names = ("best_step", "val_metric", "test_loss", "test_metric", "steps", "stop_reason")
+        assert [getattr(result, name) for name in names] == [getattr(plain, name) for name in names]
+
+
+def test_a_stack_of_batches_gives_what_single_steps_give():
+    model, state = toy(dropout_rate=0.25)
+    optimiser = train.adam(1e-2)
+
+    def start():
+        return steps.initial_state(model, state, optimiser)
+
+    key = jax.random.PRNGKey(3)
+    batches = [next(loader(16).loop(8, key=jax.random.PRNGKey(number))) for number in range(3)]
+    single, losses = start(), []
+    for x, y in batches:
+        single, loss = train.train_step((jnp.asarray(x), jnp.asarray(y), key), single, optimiser, True)
+        losses.append(float(loss))
+    x, y = map(jnp.asarray, stack_batches(iter(batches), 3, 5))
+    together, of_stack, _ = train.train_steps((x, y, key, jnp.array(3)), start(), optimiser, True)
+    for left, right in zip(arrays(together), arrays(single), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(of_stack[:3], losses, rtol=1e-5)
+    assert np.isnan(of_stack[3:]).all()
 
 
-def test_a_loss_is_read_when_the_next_step_is_sent_and_before_an_evaluation(monkeypatch):
-    events, original = [], loop.send_step
+def test_every_number_of_steps_is_served_by_one_compiled_program(monkeypatch):
+    traces = count_losses(monkeypatch)
+    compiled = steps._compiled_steps._cache_size()
+    run_of(4, functools.partial(toy, dropout_rate=0.375))  # 4, 4, 2
+    run_of(4, functools.partial(toy, dropout_rate=0.375), num_steps=9, print_steps=7)  # 4, 3, 2
+    assert steps._compiled_steps._cache_size() == compiled + 1
+    assert len(traces) == 2  # one of the steps, one of the evaluation
+
+
+def sent_by(monkeypatch, **options):
+    """The number of slots, and how many steps were sent in each dispatch of a training of the toy."""
+    sent, original = [], loop.train_steps
+
+    def spy(batches, *args):
+        sent.append((len(batches[0]), int(batches[3])))
+        return original(batches, *args)
+
+    monkeypatch.setattr(loop, "train_steps", spy)
+    train.train(*toy(), dataset(), **{**OPTIONS, **options})
+    slots, counts = zip(*sent, strict=True)
+    assert len(set(slots)) == 1
+    return slots[0], list(counts)
+
+
+def test_no_dispatch_goes_beyond_an_evaluation(monkeypatch):
+    options = {"num_steps": 12, "print_steps": 5, "steps_per_dispatch": 3}
+    assert sent_by(monkeypatch, **options) == (3, [3, 2, 3, 2, 2])
+    assert sent_by(monkeypatch, **{**options, "steps_per_dispatch": 9}) == (5, [5, 5, 2])
+
+
+def test_a_dispatch_is_bounded_by_bytes_and_by_time(monkeypatch):
+    options = {"num_steps": 100, "print_steps": 100}
+    slots, counts = sent_by(monkeypatch, **options)
+    assert slots == dispatch.DISPATCH_STEPS
+    assert sum(counts) == 100
+    assert counts[0] == 1  # nothing has been measured
+    monkeypatch.setattr(dispatch, "DISPATCH_BYTES", 4 * 8 * (LENGTH * CHANNELS + CLASSES) * 5 + 1)
+    slots, counts = sent_by(monkeypatch, **options)
+    assert slots == 5
+    assert 1 < max(counts) <= 5
+    monkeypatch.setattr(dispatch, "DISPATCH_BYTES", 1)
+    slots, counts = sent_by(monkeypatch, **options)
+    assert (slots, max(counts)) == (2, 2)
+    assert sent_by(monkeypatch, **options, steps_per_dispatch=1) == (2, [1] * 100)
+
+
+def test_the_number_of_steps_follows_the_clock():
+    pace = dispatch.StepsPerDispatch(None)
+    assert pace.next() == 1
+    pace.measured(1, 20.0)  # it was compiled
+    assert pace.next() == 1
+    for expected in (2, 4, 5, 5):
+        pace.measured(pace.next(), 0.19 * pace.next())
+        assert pace.next() == expected
+    pace.measured(5, 0.0)
+    assert pace.next() == 10
+    pace.measured(10, 30.0)
+    assert pace.next() == 1
+    for _ in range(10):
+        pace.measured(1, 0.0)
+    assert pace.next() == dispatch.DISPATCH_STEPS
+
+
+def test_a_dispatch_of_no_steps_is_refused():
+    with pytest.raises(ValueError, match="steps_per_dispatch 0"):
+        run_of(0)
+
+
+def test_batches_on_the_device_are_stacked_there():
+    key = jax.random.PRNGKey(0)
+    host = stack_batches(loader(16).loop(5, key=key), 3, 4)
+    source = loader(16)
+    device = stack_batches(Dataloader(source.data, source.labels, inmemory=True).loop(5, key=key), 3, 4)
+    single = loader(16).loop(5, key=key)
+    for slot in range(3):
+        for on_host, on_device, plain in zip(host, device, next(single), strict=True):
+            assert isinstance(on_device, jax.Array)
+            assert on_host.shape == on_device.shape == (4, *plain.shape)
+            np.testing.assert_array_equal(on_host[slot], plain)
+            np.testing.assert_array_equal(on_device[slot], plain)
+
+
+def test_a_loss_is_read_when_the_next_dispatch_is_sent_and_before_an_evaluation(monkeypatch):
+    events, original = [], loop.train_steps
 
     def sent(batch, training, *rest):
         events.append(("send", int(training.step) + 1))
         return original(batch, training, *rest)
 
-    monkeypatch.setattr(loop, "send_step", sent)
+    monkeypatch.setattr(loop, "train_steps", sent)
     train.train(
         *toy(),
         dataset(),
-        **{**OPTIONS, "num_steps": 5, "print_steps": 3},
+        **{**OPTIONS, "num_steps": 5, "print_steps": 3, "steps_per_dispatch": 1},
         on_step=lambda step, _: events.append(("loss", step)),
         on_evaluation=lambda evaluation: events.append(("evaluate", evaluation.step)),
     )
