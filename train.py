@@ -1,6 +1,6 @@
 """Training: Adam on shuffled batches, regular evaluations, and one test of the model that is best on validation.
 
-The loop is in `train`, its parts are in `training/loop.py`. Nothing here prints or touches a file.
+The loop is in `_run`, its parts are in `training/loop.py`. Nothing here prints or touches a file.
 
 Everything random in a run derives from its seed:
 
@@ -26,7 +26,7 @@ from jaxtyping import PRNGKeyArray
 from training.dispatch import StepsPerDispatch
 from training.evaluation import evaluate, predict
 from training.loop import Loop, NonFiniteLoss
-from training.progress import Clock, Evaluation, Progress, Seconds
+from training.progress import Evaluation, Progress, Seconds
 from training.steps import TrainingState, adam, copied, initial_state, sample_loss, train_step, train_steps
 
 __all__ = [
@@ -115,27 +115,21 @@ def train(
     """Train with Adam, keep the model that is best on the validation set, and test that model once.
 
     Training and validation set are evaluated every `print_steps` steps and after the last step. Only a strictly better
-    validation metric is an improvement: of equal models the first is kept. More than `patience` evaluations in a row
-    without improvement stop the training.
+    validation metric is an improvement. More than `patience` evaluations in a row without improvement stop the training.
 
-    **Arguments:**
+    `model` and `state` are left intact. `dataset` is a `Dataset`, `key` the training key of `seed_keys`. Gradients of a
+    larger global norm than `grad_clip` are scaled down to it. `skip_nonfinite` steps whose loss or gradient is not
+    finite are skipped and counted. With `retrace`, an evaluation records the largest of `models.check.retrace_errors`
+    over the units and the first `batch_size` training samples. `steps_per_dispatch` steps are sent to the device at
+    once, fewer before an evaluation or a checkpoint; by default as many as take about a second and 32 MiB, at most 64.
+    The results do not depend on it.
 
-    - `model`, `state`: from `models.create_model`. They are left intact.
-    - `dataset`: a `Dataset`.
-    - `key`: the training key of `seed_keys`.
-    - `grad_clip`: gradients with a larger global norm are scaled down to it. None: no limit.
-    - `skip_nonfinite`: this many steps with a loss or gradient that is not finite are skipped and counted.
-    - `retrace`: every evaluation records the largest of `models.check.retrace_errors` over the units and the first
-      `batch_size` training samples.
-    - `steps_per_dispatch`: this many steps are sent to the device at once, fewer before an evaluation or a checkpoint.
-      None: as many as take about a second and 32 MiB, at most 64. The results do not depend on it.
-    - `resume`: gets the progress at the start, and returns the progress to start from.
-    - `stop`: asked before every dispatch. If it returns true, the steps that are sent are finished, `on_checkpoint` is
-      called, and `Stopped` is raised.
-    - `on_step(step, loss)`: called for every step, in order, when the next dispatch has been sent.
-    - `on_evaluation(evaluation)`: called after every evaluation.
-    - `on_checkpoint(progress)`: called after every evaluation and every `checkpoint_steps` steps. It must copy what it
-      keeps: the next step takes the memory of the arrays.
+    - `resume(progress)` gets the progress at the start, and returns the progress to start from.
+    - `stop()` is asked before every dispatch. If it is true, `on_checkpoint` is called, and `Stopped` is raised.
+    - `on_step(step, loss)` is called for every step, in order, when the next dispatch has been sent.
+    - `on_evaluation(evaluation)` is called after every evaluation.
+    - `on_checkpoint(progress)` is called after every evaluation and every `checkpoint_steps` steps. It must copy what
+      it keeps: the next step takes the memory of the arrays.
 
     **Raises:** `NonFiniteLoss` if the loss or gradient of a batch is not finite and may not be skipped, or if the loss
     of a whole split is not finite; `Stopped`; `DataError` if the training set has fewer samples than a batch;
@@ -146,29 +140,33 @@ def train(
     progress = Progress(initial_state(model, state, optimiser, skip_nonfinite), copied((model, state)), key)
     if resume is not None:
         progress = resume(progress)
-    with Clock(progress.seconds) as clock:
-        loop = Loop(
-            progress,
-            dataset,
-            optimiser,
-            clock,
-            learning_rate=learning_rate,
-            num_steps=num_steps,
-            print_steps=print_steps,
-            batch_size=batch_size,
-            patience=patience,
-            skip_nonfinite=skip_nonfinite,
-            retrace=retrace,
-            checkpoint_steps=checkpoint_steps,
-            steps_per_dispatch=pace,
-            on_step=on_step,
-            on_evaluation=on_evaluation,
-            on_checkpoint=on_checkpoint,
-        )
+    loop = Loop(
+        progress,
+        dataset,
+        optimiser,
+        learning_rate=learning_rate,
+        num_steps=num_steps,
+        print_steps=print_steps,
+        batch_size=batch_size,
+        patience=patience,
+        skip_nonfinite=skip_nonfinite,
+        retrace=retrace,
+        checkpoint_steps=checkpoint_steps,
+        steps_per_dispatch=pace,
+        on_step=on_step,
+        on_evaluation=on_evaluation,
+        on_checkpoint=on_checkpoint,
+    )
+    return _run(loop, stop)
+
+
+def _run(loop: Loop, stop: Callable[[], bool] | None) -> TrainingResult:
+    """The training loop."""
+    with loop.clock:
         while loop.stop_reason() is None:
             if stop is not None and stop():
                 loop.save()
-                raise Stopped(progress.step)
+                raise Stopped(loop.progress.step)
             loop.send_steps()
             if loop.evaluation_due():
                 loop.evaluate()

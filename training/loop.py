@@ -57,7 +57,6 @@ class Loop:
     progress: Progress
     dataset: Any
     optimiser: optax.GradientTransformation
-    clock: Clock
     learning_rate: optax.ScalarOrSchedule
     num_steps: int
     print_steps: int
@@ -72,6 +71,7 @@ class Loop:
     on_checkpoint: Callable[[Progress], None] | None
 
     def __post_init__(self):
+        self.clock = Clock(self.progress.seconds)
         self._loader_key, self._dropout_key = jax.random.split(self.progress.key)
         self._batches = self._batches_after(self.progress.step)
         self._unread: tuple | None = None
