@@ -80,7 +80,7 @@ class Loop:
         self._read_at = time.perf_counter()
 
     def stop_reason(self) -> str | None:
-        """ "num_steps" or "early_stopping"; None while the training goes on."""
+        """ "num_steps" or "early_stopping"; None while the training continues."""
         if self.progress.step >= self.num_steps:
             return "num_steps"
         return "early_stopping" if self.progress.evaluations_since_best > self.patience else None
