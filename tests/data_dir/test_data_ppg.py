@@ -24,7 +24,6 @@ from data_dir.processing.ppg_set import RowWriter
 from data_dir.splits import PARTS
 from data_dir.storage import DataError, read_json
 from models import create_model
-from training.prefetch import Prefetched
 
 # Windows of 5 labels, 2 apart, in recordings of 60 labels: 42 to train, 9 to validate, 9 to test.
 SMALL = {"window": 5, "stride": 2}
@@ -410,8 +409,7 @@ def test_from_the_raw_pickle_to_a_loss(tmp_path):
     model, state = create_model(
         "LinHRU", dataset.data_dim, 1, 4, 1, 4, classification=False, output_step=128, key=jax.random.key(0)
     )
-    with Prefetched(dataset.train.loop(4, key=jax.random.key(1))) as batches:
-        x, y = next(batches)
+    x, y = next(dataset.train.loop(4, key=jax.random.key(1)))
     assert (x.shape, y.shape) == ((4, 640, 7), (4, 5))
     loss, _ = train.evaluate(model, state, dataset.test, batch_size=4, classification=False)
     assert 0 < loss < 4
