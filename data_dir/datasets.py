@@ -262,10 +262,8 @@ def _folder_of(data_dir: str | Path, name: str) -> Path:
         return folders[0]
     if name in BUNDLED:
         package = importlib.metadata.distribution("sktime")  # Importing sktime takes seconds.
-        train, test = (
-            Path(str(package.locate_file(f"sktime/datasets/data/{name}/{name}_{part}.ts")))
-            for part in ("TRAIN", "TEST")
-        )
+        raw = Path(str(package.locate_file("sktime"))) / "datasets" / "data" / name
+        train, test = (raw / f"{name}_{part}.ts" for part in ("TRAIN", "TEST"))
         process_dataset(name, train, test, data_dir, keep=is_dataset)
         return processed / COLLECTION / name
     raise DataError(_how_to_get(data_dir, name))
