@@ -35,8 +35,8 @@ OVERRIDES = (
 )
 # The flags that the uses of a kept run read; training and planning read all but the flags of these alone.
 KEPT_RUN_FLAGS = {
-    "evaluate": {"evaluate", "split", "data_dir", "compilation_cache"},
-    "predict": {"predict", "run", "output", "overwrite", "compilation_cache"},
+    "evaluate": {"evaluate", "split", "data_dir", "own_units", "compilation_cache"},
+    "predict": {"predict", "run", "output", "overwrite", "own_units", "compilation_cache"},
 }
 STATUS = (
     "Exit status: 0; 2 if what was asked for cannot be done, and nothing was trained; 75 if SIGTERM, SIGINT or SIGUSR1 "
@@ -91,8 +91,9 @@ def parser() -> argparse.ArgumentParser:
         "--model_name",
         **unset,
         nargs="+",
-        choices=(*MODEL_NAMES, ALL),
-        help=f"one or several models (default: {MODEL_NAMES[0]})",
+        metavar="NAME",
+        help=f"one or several of {', '.join(MODEL_NAMES)}, {ALL}; with --own_units, other folders of configs, too "
+        f"(default: {MODEL_NAMES[0]})",
     )
     add(
         "--dataset_name",
@@ -132,6 +133,11 @@ def parser() -> argparse.ArgumentParser:
     add("--batch_size", **unset, type=_positive, metavar="N", help="samples per step")
     add("--checkpoint_steps", **unset, type=_positive, metavar="N", help="steps from one checkpoint to the next")
     add("--skip_nonfinite", **unset, type=_whole, metavar="N", help="steps to skip that are not finite, at most")
+    add(
+        "--own_units",
+        action="store_true",
+        help="import and run the Python file that a config, or the config.json of a run, names as its unit",
+    )
     add("--tensorboard", action="store_true", help="write event files too; needs tensorboardX")
     add("--double_precision", action="store_true", help="compute in float64")
     add("--overwrite", action="store_true", help="start runs anew, finished or not, or replace the file of predictions")
@@ -165,6 +171,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, checked: a flag that would have no effect is an error."""
     flags = parser()
     arguments = flags.parse_args(argv)
+    for name in () if arguments.own_units else getattr(arguments, "model_name", ()):
+        if name not in (*MODEL_NAMES, ALL):
+            flags.error(
+                f"argument --model_name: invalid choice: {name!r}: choose from {', '.join(MODEL_NAMES)}, {ALL}; your "
+                "own unit needs --own_units"
+            )
     given = {name for name, value in vars(arguments).items() if value != flags.get_default(name)}
     use = next((name for name in KEPT_RUN_FLAGS if name in arguments), None)
     if use is None:
@@ -320,7 +332,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from runs import prediction
 
     part = getattr(arguments, "split", "test")
-    found = prediction.evaluate_run(arguments.evaluate, part=part, data_dir=getattr(arguments, "data_dir", None))
+    found = prediction.evaluate_run(
+        arguments.evaluate, part=part, data_dir=getattr(arguments, "data_dir", None), own_units=arguments.own_units
+    )
     run, then, now, differences = found.run, found.recorded, found.recomputed, found.differences()
     equal = then == now
     print(
@@ -339,7 +353,9 @@ def _predict(arguments: argparse.Namespace) -> int:
     from runs import prediction
 
     output = getattr(arguments, "output", None)
-    written = prediction.predict_file(arguments.run, arguments.predict, output, overwrite=arguments.overwrite)
+    written = prediction.predict_file(
+        arguments.run, arguments.predict, output, overwrite=arguments.overwrite, own_units=arguments.own_units
+    )
     print(f"{written.path}: {written.series} series, by {_title(written.run.config)} ({arguments.run})")
     return 0
 
@@ -381,7 +397,7 @@ def _configs(arguments: argparse.Namespace) -> list:
     def load(name):
         for model in models:
             path = config_path(arguments.config_dir, model, name)
-            config = load_config(path, model)
+            config = load_config(path, model, own_units=arguments.own_units)
             if config.dataset_name != name:
                 raise ConfigError(
                     f'{path}: dataset_name is "{config.dataset_name}": allowed is the name of the file, {name}'

@@ -7,7 +7,7 @@ its way from one to the next, and every product contracts over the batch.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -130,8 +130,7 @@ class HRUBlock(eqx.Module):
 class HRU(eqx.Module):
     """Linear encoder -> blocks -> mean over time, or every output_step-th position -> linear decoder.
 
-    `unit` makes the unit of one block from `key=`; this is where a unit of one's own is plugged in. `block` is the
-    class of the blocks.
+    Every block has a unit of its own, `unit(hidden_dim, ssm_dim, **unit_options, key=..)`.
     """
 
     encoder: eqx.nn.Linear
@@ -144,8 +143,8 @@ class HRU(eqx.Module):
         self,
         unit: Callable[..., AbstractHRULayer],
         hidden_dim: int,
+        ssm_dim: int,
         *,
-        block: type[HRUBlock] = HRUBlock,
         data_dim: int,
         label_dim: int,
         num_blocks: int,
@@ -155,12 +154,13 @@ class HRU(eqx.Module):
         dropout_rate: float = 0.05,
         remat: bool = True,
         key: PRNGKeyArray,
+        **unit_options: Any,
     ):
         encoder_key, decoder_key, *block_keys = jax.random.split(key, num_blocks + 2)
         self.encoder = eqx.nn.Linear(data_dim, hidden_dim, key=encoder_key)
         self.blocks = [
-            block(
-                unit(key=unit_key),
+            HRUBlock(
+                unit(hidden_dim, ssm_dim, **unit_options, key=unit_key),
                 hidden_dim=hidden_dim,
                 batchnorm=batchnorm,
                 dropout_rate=dropout_rate,
