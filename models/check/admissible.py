@@ -84,10 +84,10 @@ def _fields(owner: AbstractHamiltonian | AbstractSystem, *_) -> Iterator[str]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(owner):
         where = _name(owner) + jax.tree_util.keystr(path)
         if eqx.is_array(leaf):
-            if jnp.issubdtype(leaf.dtype, jnp.integer):
+            if jnp.issubdtype(leaf.dtype, jnp.integer) and isinstance(leaf, jax.Array):
                 yield (
                     f"{where} is an array of {leaf.dtype} and would get no gradient: make it floating-point or, if it "
-                    "is no parameter, a static field"
+                    "is no parameter but an index, a NumPy array"
                 )
             if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
                 yield (
