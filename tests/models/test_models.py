@@ -154,6 +154,24 @@ def test_dropout_differs_within_a_batch(model_name):
     np.testing.assert_array_equal(inference[0], inference[1])
 
 
+class Listening(eqx.Module):
+    """In the place of a block: keeps its key."""
+
+    keys: list = eqx.field(static=True)
+
+    def __call__(self, x, state, key):
+        self.keys.append(jax.random.key_data(key))
+        return x, state
+
+
+def test_blocks_have_masks_of_their_own():
+    model, state = make("LinHRU")
+    keys = []
+    model = eqx.tree_at(lambda m: m.blocks, model, [Listening(keys) for _ in range(3)])
+    model(batch(9)[0], state, KEY)
+    assert len(np.unique(keys, axis=0)) == 3
+
+
 @pytest.mark.parametrize("model_name", MODELS)
 def test_shapes_of_outputs(model_name):
     model, state = make(model_name)
