@@ -81,8 +81,8 @@ class FeedForward(eqx.Module):
 def _random_words(key: PRNGKeyArray, size: int) -> UInt32[Array, " size"]:
     """Random words as `jax.random.bits` draws them, at half the cost: it computes two words at a time and drops one.
 
-    With `jax.random.bits` a training step at Heartbeat (LinHRU, RHEL, two CPU cores) took 1.18 times as long, the median
-    of 60 alternating steps.
+    With `jax.random.bits` a training step at Heartbeat (LinHRU, RHEL, two CPU cores) took 1.18 times as long: the
+    median of 60 alternating steps.
     """
     return threefry_2x32(jax.random.key_data(key).ravel()[:2], jnp.arange(size + size % 2, dtype=jnp.uint32))[:size]
 
