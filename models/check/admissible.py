@@ -33,7 +33,7 @@ class InadmissibleHamiltonian(InadmissibleSystem):
 
 def check_hamiltonian(
     hamiltonian: AbstractHamiltonian,
-    drives: Float[Array, "time osc"],
+    drives: Float[Array, "time ..."],
     *,
     n_osc: int | None = None,
     key: PRNGKeyArray | None = None,

@@ -1,12 +1,13 @@
 """Measures for gradients: agreement of arrays, rounding of float32, finite differences."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..layer import AbstractHRULayer
@@ -21,7 +22,7 @@ class Agreement(NamedTuple):
     relative_error: float
 
 
-def agreement(value: Array | np.ndarray, reference: Array | np.ndarray) -> Agreement:
+def agreement(value: ArrayLike | Sequence[float], reference: ArrayLike | Sequence[float]) -> Agreement:
     """Cosine, ratio of the norms, and norm of the difference over the norm of the reference. Two zeros agree."""
     value, reference = (np.asarray(x, np.float64).ravel() for x in (value, reference))
     with np.errstate(over="ignore", invalid="ignore"):
