@@ -18,7 +18,7 @@ from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
 from runs import run as runs
 from training import dispatch
-from training.prefetch import stack_batches
+from training.dispatch import stack_batches
 from training.steps import copied
 
 TIMED_STEPS = 20

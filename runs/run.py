@@ -136,7 +136,7 @@ def run_seed(
         def begin(fresh):
             nonlocal progress
             restored = checkpoints.restore(fresh.arrays())
-            progress = fresh if restored is None else fresh.restored(restored.arrays, restored.facts)
+            progress = fresh if restored is None else fresh.restored(restored.arrays, restored.json_part)
             (folder / RESULT).unlink(missing_ok=True)
             write_json(folder / CONFIG, _effective_config(config, seed, dataset))
             if dataset.split is not None:
@@ -173,7 +173,7 @@ def run_seed(
                 stop=stop,
                 on_step=on_step,
                 on_evaluation=record,
-                on_checkpoint=lambda progress: checkpoints.save(progress.step, progress.arrays(), progress.facts()),
+                on_checkpoint=lambda progress: checkpoints.save(progress.step, progress.arrays(), progress.json_part()),
             )
         except train.NonFiniteLoss as error:
             failure = error
