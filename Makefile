@@ -1,27 +1,37 @@
 # make run    a fresh clone to a model trained by RHEL on real data
 # make test   the tests; `make test-fast` leaves out the slow ones, `make test-all` takes in those that take minutes
 # make data   fetches and processes SelfRegulationSCP1, without which a few of the tests are skipped
-# make lint   ruff
+# make faults seeds faults in a copy of the code, and shows that the tests see each
+# make lint   ruff; `make types` basedpyright
+# make wheel-test   installs the package `rhel` into an empty environment and uses it;
+#             CONSTRAINTS=requirements-lowest.txt takes the oldest versions
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Workers of the tests: one per core.
 WORKERS ?= auto
+# The versions that the wheel is tried with.
+CONSTRAINTS ?= requirements.txt
+# A file stays with one worker, so that what its tests share is made once. tests/conftest.py puts the long files first.
+TESTS := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test test-all test-fast data lint clean
+.PHONY: run test test-all test-fast faults data lint types wheel-test clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run_experiment.py --dataset_name BasicMotions
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not long"
+	$(TESTS) -m "not long"
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(TESTS)
 
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not long"
+	$(TESTS) -m "not slow and not long"
+
+faults: $(VENV)/.installed-dev
+	$(BIN)/python tests/faults.py
 
 data: $(VENV)/.installed
 	$(BIN)/python data_dir/download_uea.py --datasets SelfRegulationSCP1
@@ -30,6 +40,12 @@ data: $(VENV)/.installed
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+wheel-test: | $(BIN)/python
+	.ci/wheel $(BIN)/python $(CONSTRAINTS)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

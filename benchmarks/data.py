@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-if not __package__:  # Run as a script: Python put this folder on the path, the imports below want the one above.
+if not __package__:  # Run as a script: Python puts this folder on the path, the imports below need its parent.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-# Train and test series, time steps, channels, digits after the point, classes: those of the archive's files.
+# Train and test series, time steps, channels, digits after the point, classes, as in the archive's files.
 CASES = {
     "EigenWorms": (131, 128, 17984, 6, 6, 5),
     "MotorImagery": (278, 100, 3000, 64, 3, 2),
@@ -44,7 +44,7 @@ def write_ts(path: Path, n: int, length: int, channels: int, digits: int, classe
 
 
 def write_subject(path: Path, labels: int = PPG_LABELS) -> None:
-    """A recording with the arrays of a real one, those of the chest at 700 Hz included."""
+    """A recording with all arrays of a real one, also the chest's at 700 Hz."""
     rng = np.random.default_rng(0)
     rates = {"ACC": (32, 3), "BVP": (64, 1), "EDA": (4, 1), "TEMP": (4, 1)}
     wrist = {name: rng.normal(size=(labels * 2 * rate, columns)) for name, (rate, columns) in rates.items()}
@@ -58,7 +58,7 @@ def write_subject(path: Path, labels: int = PPG_LABELS) -> None:
 
 def run_raw(folder: Path, case: str) -> dict:
     """Seconds of one set from its ts files to its processed folder."""
-    from data_dir.process_uea import process_dataset, raw_files
+    from data_dir.processing.uea import process_dataset, raw_files
 
     start = time.perf_counter()
     info = process_dataset(case, *raw_files(folder, case), folder)
@@ -67,7 +67,7 @@ def run_raw(folder: Path, case: str) -> dict:
 
 def run_ppg(folder: Path, subjects: str) -> dict:
     """Seconds of some subjects, from pickles to windows."""
-    from data_dir.process_ppg import process_ppg
+    from data_dir.processing.ppg_set import process_ppg
 
     start = time.perf_counter()
     info = process_ppg(folder / "raw" / "PPG_FieldStudy", folder, subjects=tuple(range(1, int(subjects) + 1)))
@@ -172,7 +172,7 @@ def main() -> None:
                 for ahead in ("at once", "ahead"):
                     measured(run_batches, folder, ahead)
         elif what == "scp1":
-            from data_dir.process_uea import raw_files
+            from data_dir.processing.uea import raw_files
 
             for file in raw_files(options.data_dir, "SelfRegulationSCP1"):
                 target = folder / "raw" / "UEA" / "Multivariate_ts" / "SelfRegulationSCP1" / file.name

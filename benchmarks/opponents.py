@@ -1,4 +1,4 @@
-"""What the learning algorithms are compared with: as learning algorithms themselves, to be put into any model."""
+"""Other learning algorithms, with which RHEL is compared. Each can be put into any model."""
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +8,15 @@ from models.rhel.system import AbstractLearningAlgorithm, drives_of, outputs_of,
 
 
 class Floor(AbstractLearningAlgorithm):
-    """No dynamics: the readout of the drives. What is left is the network around the unit, with its two products."""
+    """The readout of the drives, without dynamics: the network around the unit, and the two products of its ports."""
 
     def respond(self, system, inputs):
-        """Outputs of the system, were its positions its drives."""
+        """Outputs of the system if its positions were its drives."""
         return outputs_of(system, drives_of(system, inputs), inputs)
 
 
 class CheckpointedBPTT(AbstractLearningAlgorithm):
-    """Backpropagation through time with `jax.checkpoint` around every step: it keeps the states and nothing inside."""
+    """Backpropagation through time with `jax.checkpoint` around every step: it keeps the states only."""
 
     def respond(self, system, inputs):
         """Outputs of the system, from rest, to a batch of sequences."""
@@ -33,9 +33,9 @@ class CheckpointedBPTT(AbstractLearningAlgorithm):
 
 
 class Straightforward(AbstractLearningAlgorithm):
-    """As LinOSS and its kin are commonly written: an associative scan over a matrix a step, differentiated by jax.
+    """The common way to write LinOSS: an associative scan over one matrix per step, differentiated by jax.
 
-    For linear systems. Every step and oscillator carries a copy of the constant matrix, as the scan wants it.
+    For linear systems. The scan needs a copy of the constant matrix for every step and oscillator.
     """
 
     def respond(self, system, inputs):

@@ -1,8 +1,8 @@
 """Where the time of a training step goes: `python benchmarks/profile.py --help`.
 
-Runs compiled steps under the profiler of jax and adds up the time of the operations that XLA made of them, by the
-function of this repository that asked for each. An operation fused from several counts for the one that XLA names. A
-loop counts by what is inside it; on several cores the times add up to more than the clock shows.
+The script runs compiled steps under jax's profiler. It adds up the times of XLA's operations, by the function of this
+repository that asked for them. A fused operation counts for the function that XLA names. A loop counts by its content.
+On several cores, the sum of the times exceeds the time on the clock.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-if not __package__:  # Run as a script: Python put this folder on the path, the imports below want the one above.
+if not __package__:  # Run as a script: the imports below need the repository on the path, not this folder.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import jax
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def times_by_operation(program: Program, steps: int) -> Counter:
-    """Seconds a step of every event that the profiler saw, by name: of an operation in the optimised HLO, mostly."""
+    """Seconds per step of every event of the profiler, by name: mostly names of operations in the optimised HLO."""
     program.step(record=False)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -54,9 +54,9 @@ def origins(hlo: str) -> dict[str, tuple[str, str]]:
             place, parent = frames[frame]
             file, function = places[place]
             path = Path(files[file])
-            # The parent of a frame is counted from 1, and 1 stands for none.
+            # Parents are numbered from 1; 1 means that the frame has no parent.
             frame = parent - 1
-            ours = path.is_relative_to(ROOT) and path.parent.name in ("models", "training", ROOT.name)
+            ours = path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in ("models", "training", "train.py")
             if ours and path.stem != "batching":
                 return f"{path.relative_to(ROOT)} {functions[function].replace('.<locals>', '')}"
         return "elsewhere"
@@ -78,7 +78,7 @@ def profile(program: Program, steps: int) -> pd.DataFrame:
     known = origins(program.compiled.compiled.as_text())
     loops = ("while", "conditional", "call")
     rows = [
-        (*known.get(name, ("not told", "")), 1e3 * seconds)
+        (*known.get(name, ("unknown", "")), 1e3 * seconds)
         for name, seconds in times_by_operation(program, steps).items()
         if re.fullmatch(r"[a-z][\w.\-]*", name) and not name.startswith(loops) and (name in known or "fusion" in name)
     ]

@@ -1,22 +1,23 @@
 """Time, memory and operations of a whole training step: `python benchmarks/step.py --help`.
 
-Every shape of the published experiments, both models, and for each: the learning algorithms of this repository, BPTT
-with a checkpoint at every step, the floor (the same network with its units replaced by their two matrix products), and
-for the linear model the straightforward layer (associative scan over broadcast matrices, differentiated by jax). The
-step is that of training: forward pass with dropout and BatchNorm, loss, gradient, Adam, on random data.
+The script times every shape of the published experiments, for both models, with these programs: the learning
+algorithms of this repository; BPTT with a checkpoint at every step; the floor (the same network with its units replaced
+by their two matrix products); and for the linear model the straightforward layer (associative scan over one matrix per
+step, differentiated by jax). The step is a training step: forward pass with dropout and BatchNorm, loss, gradient and
+Adam, on random data.
 
-Prints a table and writes step.json, step.md and, with --growth, growth.png and growth.json into --output_dir.
+It prints a table and writes step.json, step.md and, with --growth, growth.png and growth.json into --output_dir.
+How to read the results: docs/performance.md.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # Run as a script: Python put this folder on the path, the imports below want the one above.
+if not __package__:  # Run as a script: the imports below need the repository on the path, not this folder.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import equinox as eqx
@@ -28,6 +29,8 @@ from jax.extend.core import jaxprs_in_params
 from matplotlib.figure import Figure
 
 from benchmarks.opponents import CheckpointedBPTT, Floor, Straightforward
+from common import tables
+from common.files import write_json
 from experiment_configs.schema import config_path, load_config
 from models import create_model
 from models.rhel import BPTT, RHEL, ReversibleBPTT, with_learning_algorithm
@@ -35,7 +38,7 @@ from train import TrainingState, adam, train_step
 
 CONFIGS = Path(__file__).resolve().parent.parent / "experiment_configs" / "repeats"
 
-# Steps and channels of a sequence and values of a label, as stored; the rest is in the configs.
+# Steps and channels of a sequence, and values of a label, as stored. The other sizes are in the configs.
 SHAPES = {
     "Heartbeat": (405, 61, 2),
     "SelfRegulationSCP1": (896, 6, 2),
@@ -53,7 +56,7 @@ ALGORITHMS = {
     "checkpointed": CheckpointedBPTT(),
     "straightforward": Straightforward(),
     "floor": Floor(),
-    KEEPING: RHEL(),  # nothing of the feed-forward part is computed again
+    KEEPING: RHEL(),  # keeps the feed-forward part instead of computing it again
 }
 LINEAR_ONLY = ("straightforward",)
 MIB = 2**20
@@ -109,11 +112,11 @@ class Program:
         if record:
             self.seconds.append(time.perf_counter() - start)
         if not np.isfinite(loss):
-            raise ArithmeticError("the loss is not finite: this is no step worth timing")
+            raise ArithmeticError("the loss is not finite: do not time this step")
 
 
 def count_operations(function: Callable, *arguments: Any) -> float:
-    """Floating-point operations of the matrix products, loops counted as often as they run."""
+    """Floating-point operations of the matrix products. A loop counts as often as it runs."""
     jaxpr, _, _ = eqx.filter_make_jaxpr(function)(*arguments)
     return _products(jaxpr.jaxpr)
 
@@ -131,7 +134,7 @@ def _products(jaxpr) -> float:
 
 
 def measure(programs: dict[str, Program], rounds: int) -> pd.DataFrame:
-    """Runs the programs in turn, so that a busy moment of the machine meets all of them; a row for each."""
+    """Runs the programs in turn, so that a busy moment slows all of them. Returns one row per program."""
     for program in programs.values():
         program.step(record=False)
     for _ in range(rounds):
@@ -151,11 +154,9 @@ def measure(programs: dict[str, Program], rounds: int) -> pd.DataFrame:
     table = pd.DataFrame(rows).T
     for opponent in ("BPTT", "floor", "straightforward"):
         if opponent in programs:
-            # The median of the ratios of a round, and not the ratio of medians: what slows a round slows both.
-            ratios = [
-                np.median(np.divide(program.seconds, programs[opponent].seconds)) for program in programs.values()
-            ]
-            table[f"time / {opponent}"] = ratios
+            # The median of the ratios of each round, not the ratio of the medians: a busy moment slows both programs.
+            seconds = programs[opponent].seconds
+            table[f"time / {opponent}"] = [np.median(np.divide(x.seconds, seconds)) for x in programs.values()]
             if opponent != "straightforward":
                 table[f"temporaries / {opponent}"] = table["temporaries MiB"] / table["temporaries MiB"][opponent]
     return table
@@ -186,14 +187,8 @@ def draw_growth(rows: list[dict]) -> Figure:
         for line, (quantity, unit) in enumerate((("step s", "s a step"), ("temporaries MiB", "temporaries, MiB"))):
             axes = panels[line, column]
             for (model, algorithm), curve in table[table["axis"] == axis].groupby(["model", "algorithm"]):
-                axes.loglog(
-                    curve["value"],
-                    curve[quantity],
-                    styles[model],
-                    color=colours[algorithm],
-                    marker=".",
-                    label=f"{model}, {algorithm}",
-                )
+                style = {"ls": styles[model], "color": colours[algorithm], "marker": "."}
+                axes.loglog(curve["value"], curve[quantity], label=f"{model}, {algorithm}", **style)
             axes.set_xlabel(label)
             axes.set_ylabel(unit)
             axes.grid(alpha=0.3)
@@ -202,7 +197,7 @@ def draw_growth(rows: list[dict]) -> Figure:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table in Markdown, with as many digits as mean something."""
+    """The table in Markdown, with its significant digits."""
 
     def shown(column, value):
         if pd.isna(value):
@@ -211,12 +206,8 @@ def markdown(table: pd.DataFrame) -> str:
             return f"{value:,.0f}"
         return f"{value:.2f}" if "/" in column else f"{value:.3g}"
 
-    head = [*table.index.names, *table.columns]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for index, row in table.iterrows():
-        cells = [*index, *(shown(column, row[column]) for column in table.columns)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rows = ([*index, *(shown(x, row[x]) for x in table.columns)] for index, row in table.iterrows())
+    return tables.markdown([[*table.index.names, *table.columns], *rows])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -225,20 +216,11 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("--dataset_name", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="NAME", help=", ".join(SHAPES))
     add("--model_name", nargs="+", choices=("LinHRU", "NonlinHRU"), default=["LinHRU", "NonlinHRU"])
-    add(
-        "--algorithm",
-        nargs="+",
-        choices=ALGORITHMS,
-        default=list(ALGORITHMS),
-        metavar="NAME",
-        help=", ".join(ALGORITHMS),
-    )
+    algorithms = {"choices": ALGORITHMS, "default": list(ALGORITHMS), "help": ", ".join(ALGORITHMS)}
+    add("--algorithm", nargs="+", metavar="NAME", **algorithms)
     add("--rounds", type=int, default=7, help="steps of each program, in turn")
-    add(
-        "--quick",
-        action="store_true",
-        help="under two minutes: Heartbeat, and SCP1 with a batch of 4 and 2 blocks; three algorithms",
-    )
+    quick = "under two minutes: Heartbeat, and SCP1 with a batch of 4 and 2 blocks; three algorithms"
+    add("--quick", action="store_true", help=quick)
     add("--growth", action="store_true", help="also time and memory against length and ssm_dim, drawn")
     add("--output_dir", type=Path, default=Path("outputs/benchmarks"), metavar="DIR")
     return result
@@ -255,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
         changes = {"SelfRegulationSCP1": {"batch_size": 4, "num_blocks": 2}}
     device = jax.devices()[0]
     print(f"{device.platform} ({device.device_kind}), jax {jax.__version__}; whole steps, {options.rounds} rounds")
-    tables = {}
+    measured = {}
     for dataset_name in options.dataset_name:
         for model_name in options.model_name:
             settings = problem(model_name, dataset_name, **changes.get(dataset_name, {}))
@@ -264,23 +246,23 @@ def main(argv: list[str] | None = None) -> int:
                 for name in options.algorithm
                 if name not in LINEAR_ONLY or model_name == "LinHRU"
             }
-            tables[dataset_name, model_name] = table = measure(programs, options.rounds)
+            measured[dataset_name, model_name] = table = measure(programs, options.rounds)
             print(f"\n{dataset_name}, {model_name}\n{table.to_string(float_format='{:.3g}'.format)}", flush=True)
-            _write(options.output_dir, tables, device)
+            _write(options.output_dir, measured, device)
     if options.growth:
         rows = list(growth(options.model_name, options.rounds, [256, 1024, 4096, 16384, 65536], [16, 64, 256, 1024]))
-        (options.output_dir / "growth.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_json(options.output_dir / "growth.json", rows)
         draw_growth(rows).savefig(options.output_dir / "growth.png", dpi=110)
         print(pd.DataFrame(rows).to_string(float_format="{:.3g}".format))
     print(f"\nwritten: {', '.join(str(path) for path in sorted(options.output_dir.iterdir()))}")
     return 0
 
 
-def _write(folder: Path, tables: dict, device: Any) -> None:
-    table = pd.concat(tables, names=["data set", "model", "algorithm"])
+def _write(folder: Path, measured: dict, device: Any) -> None:
+    table = pd.concat(measured, names=["data set", "model", "algorithm"])
     rows = table.reset_index().to_dict(orient="records")
     report = {"device": f"{device.platform} ({device.device_kind})", "jax": jax.__version__, "rows": rows}
-    (folder / "step.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "step.json", report)
     (folder / "step.md").write_text(markdown(table) + "\n", encoding="utf-8")
 
 

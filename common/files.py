@@ -58,36 +58,48 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def once_per_file(compute: Callable[[Path], str]) -> Callable[[Path], str]:
-    """Remembers, while the process lives, what ``compute`` gives for a file, as long as the file stays the same.
+def once_per_file(compute: Callable[..., str]) -> Callable[..., str]:
+    """Remember, while the process lives, what `compute(path, ...)` gives for a file that stays the same.
 
-    A file is the same if path, inode, size and the times of its last changes are.
+    A file is the same if path, inode, size and the times of its last changes are the same. Further arguments are what
+    the caller has read of the file already; they are not part of the key.
     """
-
-    @functools.lru_cache(maxsize=1024)
-    def of_identity(path, *identity):
-        return compute(path)
+    known: dict[tuple, str] = {}
 
     @functools.wraps(compute)
-    def of_file(path: Path) -> str:
+    def of_file(path: Path, *read: Any) -> str:
         stat = path.stat()
-        return of_identity(path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        key = (path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if key not in known:
+            known[key] = compute(path, *read)
+        return known[key]
 
     return of_file
 
 
-known_sha256 = once_per_file(sha256_of)
+@once_per_file
+def known_sha256(path: Path, content: bytes | None = None) -> str:
+    """The sha256 of a file, computed once in a process; `content` saves reading the file."""
+    return sha256_of(path) if content is None else hashlib.sha256(content).hexdigest()
 
 
 def sha256_of_array(array: np.ndarray) -> str:
-    """The sha256 of type, shape and values: that of the npy file which holds the array."""
+    """The sha256 of type, shape and values: the hash of the npy file of the array in C order."""
     digest = hashlib.sha256()
-    np.lib.format.write_array(_Written(digest.update), array, allow_pickle=False)
+    # For an array in Fortran order, numpy would write another header and another order of the same values.
+    np.lib.format.write_array(_Written(digest.update), np.asarray(array, order="C"), allow_pickle=False)
     return digest.hexdigest()
 
 
+@once_per_file
+def known_sha256_of_array(path: Path, array: np.ndarray) -> str:
+    """`sha256_of_array` of the array in a file, computed once in a process."""
+    is_npy_in_c_order = path.suffix == ".npy" and array.flags.c_contiguous
+    return known_sha256(path) if is_npy_in_c_order else sha256_of_array(array)
+
+
 class _Written:
-    """A file that hands on what is written."""
+    """A file that passes on what is written to it."""
 
     def __init__(self, write: Callable[[bytes], None]):
         self.write = write

@@ -1,4 +1,4 @@
-"""Batches of one part of a data set: an endless shuffled sequence to train on, one pass in order to evaluate."""
+"""Batches of one part of a data set: endless and shuffled for training, or one pass in order for evaluation."""
 
 from collections.abc import Callable, Iterator
 
@@ -14,14 +14,16 @@ Array = np.ndarray | jax.Array
 class Dataloader:
     """The samples of one part of a data set.
 
-    Served are ``rows`` of ``data`` (N, L, C) and ``labels`` (N, K) one-hot, or (N, n_outputs) in regression; all of
-    them in their order if ``rows`` is None. ``standardisation`` maps the float32 samples of a batch. ``time`` puts the
-    channel t/L, t = 0..L-1, in front of the others. ``label_unit`` is what a difference of 1 between labels stands for
-    in the files of a regression; metrics are given in that unit. Batches are float32. The arrays are kept as they are,
-    so that several loaders share them and memory-mapped ones are read batch by batch. With ``inmemory`` the samples are
-    copied to the device once, and batches are jax arrays that are put together there.
+    The loader serves the ``rows`` of ``data`` (N, L, C) and ``labels`` (N, K) one-hot, or (N, n_outputs) in regression;
+    by default all rows in order. ``standardisation`` maps the samples of a batch. ``time`` puts the channel t/L,
+    t = 0..L-1, before the others. ``label_unit`` is how much a difference of 1 between labels means in the files of a
+    regression; metrics are in that unit. Batches are float32.
 
-    ``size`` counts the samples. Raises DataError on other ranks, on counts that differ, and on rows that are not there.
+    Float32 arrays are not copied: several loaders share them, and memory-mapped arrays are read batch by batch.
+    ``inmemory`` copies the samples to the device once, and batches are jax arrays.
+
+    ``size`` counts the samples, ``channels`` the channels without time. ``rows`` (n,) are the rows of the samples in
+    ``data``. Raises DataError for other ranks, for unequal numbers of samples and labels, and for rows out of range.
     """
 
     def __init__(
@@ -45,76 +47,53 @@ class Dataloader:
             raise DataError(f"{len(data)} samples but {len(labels)} labels.")
         if rows is not None and len(rows) and not 0 <= np.min(rows) <= np.max(rows) < len(data):
             raise DataError(f"rows {np.min(rows)} to {np.max(rows)} of {len(data)} samples.")
-        self._data, self._labels, self._time = data, labels, time
-        self._standardisation, self.label_unit = standardisation, label_unit
-        self._rows = np.arange(len(data)) if rows is None else np.asarray(rows, dtype=np.int64)
-        self._served_whole = rows is None
-        self._device = None
-        if inmemory:
-            self._device = tuple(jnp.asarray(array) for array in self._gather(self._rows))
-        self.size = len(self._rows)
+        self._data, self._labels, self._time, self._standardisation = data, labels, time, standardisation
+        self.rows = np.arange(len(data)) if rows is None else np.asarray(rows, dtype=np.int64)
+        self._served = slice(None) if rows is None else self.rows  # A slice gives views of the arrays.
+        self.size, self.channels, self.label_unit = len(self.rows), data.shape[2], label_unit
+        self._device = tuple(map(jnp.asarray, self._gather(self._served))) if inmemory else None
 
     @property
     def data(self) -> Array:
-        """All samples (n, L, C), as batches serve them. A new copy on the host unless they are served as stored."""
-        if self._device is not None:
-            return self._device[0]
-        as_stored = self._served_whole and not self._time and self._standardisation is None
-        return self._data if as_stored else self._gather(self._rows)[0]
+        """All samples (n, L, C) as batches serve them. On the host a copy, unless all are served as they are stored."""
+        return self._gather(self._served)[0] if self._device is None else self._device[0]
 
     @property
     def labels(self) -> Array:
-        """All labels (n, K) or (n, n_outputs). A new copy on the host if there are ``rows``."""
-        if self._device is not None:
-            return self._device[1]
-        return self._labels if self._served_whole else self._labels[self._rows]
-
-    @property
-    def channels(self) -> int:
-        """The channels C of the stored samples, without that of time."""
-        return self._data.shape[2]
-
-    @property
-    def rows(self) -> np.ndarray:
-        """The row of each sample (n,) in the arrays that the loader was made of."""
-        return self._rows
+        """All labels (n, K) or (n, n_outputs). On the host a copy if only some rows are served."""
+        return self._labels[self._served] if self._device is None else self._device[1]
 
     def batch(self, samples: np.ndarray) -> tuple[Array, Array]:
         """Samples by their numbers in this part, 0..n-1, and their labels."""
         if self._device is not None:
             return self._device[0][samples], self._device[1][samples]
-        return self._gather(self._rows[samples])
+        return self._gather(self.rows[samples])
 
-    def _gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        _, length, channels = self._data.shape
+    def _gather(self, rows: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
         samples = self._data[rows]
         if self._standardisation is not None:
             samples = self._standardisation(samples)
-        if not self._time:
-            return samples, self._labels[rows]
-        data = np.empty((len(rows), length, channels + 1), dtype=np.float32)
-        data[:, :, 0] = np.arange(length) / length
-        data[:, :, 1:] = samples
-        return data, self._labels[rows]
+        if self._time:
+            n, length, channels = samples.shape
+            timed = np.empty((n, length, channels + 1), dtype=np.float32)
+            timed[:, :, 0], timed[:, :, 1:] = np.arange(length) / length, samples
+            samples = timed
+        return samples, self._labels[rows]
 
     def loop(self, batch_size: int, *, key: jax.Array, position: dict[str, int] | None = None) -> "ShuffledBatches":
         """Endless batches (x, y) of exactly ``batch_size`` samples, every sample once per epoch.
 
-        Epoch e is the permutation drawn from ``fold_in(key, e)``; the epochs follow each other without a gap, so that
-        the last samples of one share a batch with the first of the next where ``batch_size`` does not divide n.
-        ``position``, taken from another loop's ``.position``, goes on where that loop stood; the batch size may differ.
+        Epoch e is the permutation drawn from ``fold_in(key, e)``. If ``batch_size`` does not divide n, the last samples
+        of an epoch share a batch with the first ones of the next. ``position``, the ``.position`` of another loop,
+        continues that loop; the batch size may differ.
 
-        Raises DataError if there are no samples, if ``batch_size`` is not in [1, n], or if the position is not one of
-        this set.
+        Raises DataError if there are no samples, if ``batch_size`` is not in [1, n], and for a position out of range.
         """
-        return ShuffledBatches(self, batch_size, key, position)
+        return ShuffledBatches(self, batch_size, key, self.position(0) if position is None else position)
 
     def position(self, drawn: int) -> dict[str, int]:
-        """The ``.position`` of a ``loop`` that began at the start, once ``drawn`` samples have been drawn from it.
-
-        Raises DataError if there are no samples.
-        """
-        self._require_samples(batch_size=1)
+        """The ``.position`` of a ``loop`` after its first ``drawn`` samples. Raises DataError without samples."""
+        self._check(batch_size=1)
         return {"epoch": drawn // self.size, "offset": drawn % self.size}
 
     def loop_epoch(self, batch_size: int) -> Iterator[tuple[Array, Array]]:
@@ -122,13 +101,11 @@ class Dataloader:
 
         Raises DataError, at the call, if there are no samples or ``batch_size`` < 1.
         """
-        self._require_samples(batch_size)
-        return (
-            self.batch(np.arange(start, min(start + batch_size, self.size)))
-            for start in range(0, self.size, batch_size)
-        )
+        self._check(batch_size)
+        samples = np.arange(self.size)
+        return (self.batch(samples[start : start + batch_size]) for start in range(0, self.size, batch_size))
 
-    def _require_samples(self, batch_size: int) -> None:
+    def _check(self, batch_size: int) -> None:
         if self.size == 0:
             raise DataError("this part of the data set is empty: there are no samples to make batches of.")
         if batch_size < 1:
@@ -138,24 +115,21 @@ class Dataloader:
 class ShuffledBatches:
     """The iterator of ``Dataloader.loop``."""
 
-    def __init__(self, loader: Dataloader, batch_size: int, key: jax.Array, position: dict[str, int] | None):
-        loader._require_samples(batch_size)
+    def __init__(self, loader: Dataloader, batch_size: int, key: jax.Array, position: dict[str, int]):
+        loader._check(batch_size)
         if batch_size > loader.size:
             raise DataError(
                 f"batch_size {batch_size}: must not exceed the {loader.size} samples of this part of the data set."
             )
-        self._loader = loader
-        self._batch_size = batch_size
-        self._key = key
-        position = {"epoch": 0, "offset": 0} if position is None else position
         self._epoch, self._offset = position.get("epoch", -1), position.get("offset", -1)
         if self._epoch < 0 or not 0 <= self._offset < loader.size:
             raise DataError(f"position {position}: not one of a loop over {loader.size} samples.")
-        self._order = self._permutation(self._epoch)
+        self._loader, self._batch_size, self._key = loader, batch_size, key
+        self._order = self._permutation()
 
     @property
     def position(self) -> dict[str, int]:
-        """What has been drawn: {"epoch": whole epochs, "offset": samples of the current one}. Fits into JSON."""
+        """How much was drawn: {"epoch": whole epochs, "offset": samples of the current epoch}. Fits into JSON."""
         return {"epoch": self._epoch, "offset": self._offset}
 
     def __iter__(self) -> "ShuffledBatches":
@@ -165,15 +139,15 @@ class ShuffledBatches:
         return self._loader.batch(self.draw())
 
     def draw(self) -> np.ndarray:
-        """The numbers of the samples of the next batch, for ``Dataloader.batch``; the loop goes on behind it."""
+        """The numbers of the samples of the next batch, for ``Dataloader.batch``; moves the position behind it."""
         samples = self._order[self._offset : self._offset + self._batch_size]
         self._offset += self._batch_size
         if self._offset >= self._loader.size:
             self._epoch += 1
             self._offset -= self._loader.size
-            self._order = self._permutation(self._epoch)
+            self._order = self._permutation()
             samples = np.concatenate([samples, self._order[: self._offset]])
         return samples
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return np.asarray(jax.random.permutation(jax.random.fold_in(self._key, epoch), self._loader.size))
+    def _permutation(self) -> np.ndarray:
+        return np.asarray(jax.random.permutation(jax.random.fold_in(self._key, self._epoch), self._loader.size))

@@ -9,27 +9,20 @@ import numpy as np
 
 from data_dir.dataloaders import Dataloader
 from data_dir.names import BUNDLED, PPG, PUBLISHED_UEA, UEA_MULTIVARIATE, nearest_name
-from data_dir.process_uea import COLLECTION, process_dataset, raw_files
-from data_dir.processed import (
-    CUT,
-    WHOLE,
-    array_file,
-    arrays_sha256,
-    is_dataset,
-    is_whole,
-    read_classes,
-    read_cut,
-    read_info,
-    read_mask,
-    read_original_idxs,
-    read_samples,
-    read_whole,
+from data_dir.processed import CUT, WHOLE, ProcessedSet, array_file, is_dataset
+from data_dir.processing.uea import COLLECTION, process_dataset, raw_files
+from data_dir.scaling import (
+    LabelMap,
+    Standardisation,
+    label_map_of,
+    offset_channels,
+    offsets_text,
+    standardisation_of,
 )
-from data_dir.processing.audit import offset_channels, offsets_text
-from data_dir.scaling import LabelMap, Standardisation, label_map_of, standardisation_of
 from data_dir.splits import PARTS, Split, read_index_file, split_as_original, split_by_seed
 from data_dir.storage import DataError, processed_folder, raw_folder, script_command
 
+Arrays = tuple[np.ndarray, np.ndarray]
 BY_SEED, ORIGINAL = "seed", "original"
 # Series that are looked at for channels with an offset.
 _LOOKED_AT = 64
@@ -41,16 +34,18 @@ class Dataset:
 
     ``train``, ``validation`` and ``test`` serve x (n, length, data_dim) and y: in classification one-hot rows
     (n, label_dim), in regression (n, length // output_step), with label_dim 1. ``data_dim`` counts the time channel.
-    A regression has one label for every ``output_step`` time steps. ``split`` maps "train", "validation" and "test" to
-    rows of the ``stored`` samples; both are None if the set was cut into parts beforehand. ``class_names`` is None
-    where the processed files do not tell them. ``mask`` (stored rows, length) says which time steps belong to a series,
-    where series were padded. ``label_scale`` has for each sample of a part the units (beats per minute) that a
-    difference of 1 between scaled labels stands for: a squared error times its square is in bpm^2. ``sha256`` is one
-    hash of the arrays as the files hold them: type, shape and values.
+    A regression has one label for every ``output_step`` time steps. ``class_names`` is None if the processed files do
+    not have them.
 
-    ``standardisation`` is the map that was applied to the channels of the files, ``label_map`` the one from the labels
-    that are served to those of the files; None where the loaders serve what the files hold. ``notes`` are sentences
-    about what a reader should know before training.
+    ``split`` maps "train", "validation" and "test" to rows of the ``stored`` samples; both are None if the files hold
+    three parts. ``mask`` (stored rows, length) says which time steps belong to a series; None without padding.
+
+    ``standardisation`` is the map from the files' channels to the served ones, ``label_map`` from the served labels to
+    the files' ones; None if the loaders serve the numbers of the files. ``label_scale`` has for each sample of a part
+    the units (beats per minute) of a difference of 1 between labels: a squared error times its square is in bpm^2.
+
+    ``notes`` are sentences to read before training. ``sha256`` is one hash of the arrays in the files: type, shape and
+    values.
     """
 
     name: str
@@ -103,121 +98,124 @@ def create_dataset(
     inmemory: bool = False,
     standardise: bool = False,
 ) -> Dataset:
-    """Loads a processed set and splits it.
+    """Loads a processed set (see ``data_dir.processed`` for its files) and splits it.
 
-    ``data_dir`` holds raw/ and processed/. A folder processed/{collection}/{dataset_name} is read in either of two
-    forms: data (n, L, C) with labels (n, K) one-hot or (n,) integers, split here; or, in regression only, already split
-    as PPG-DaLiA is, {X,y}_{train,val,test} with X (n, L, C) and y (n, L // output_step). Each array is a pickle or an
-    npy file; npy files are memory-mapped, pickles held in memory, once for all parts. The sets in ``BUNDLED`` are
-    processed on first use. ``time`` puts the channel t/L, t = 0..L-1, in front of the others. In regression
-    (``classification`` False) there must be one label for every ``output_step`` time steps, which the data tell if it
-    is None; classification does not look at ``output_step``.
+    ``data_dir`` holds raw/ and processed/. The sets in ``BUNDLED`` are processed on first use. ``split`` is "seed", the
+    published split of ``seed``; "original", the archive's own parts, with validation rows drawn by ``seed`` if it has
+    none; or the path of an index file (see ``data_dir.splits``) with rows for ``seed``.
 
-    ``standardise`` brings every channel to mean 0 and standard deviation 1 over the training part. Labels of a
-    regression that do not all lie in [-1, 1] are mapped into the reach of tanh (see ``data_dir.scaling``).
+    ``time`` puts the channel t/L, t = 0..L-1, before the others. ``standardise`` brings every channel to mean 0 and
+    standard deviation 1 over the training part. In regression (``classification`` False) there must be one label for
+    every ``output_step`` time steps; None takes the number from the data. Labels of a regression that do not all lie in
+    [-1, 1] are mapped into the range of tanh (see ``data_dir.scaling``). ``inmemory`` copies every part to the device;
+    otherwise batches are numpy arrays.
 
-    ``split`` is "seed", the published split of ``seed``; "original", the archive's own parts, with validation rows
-    drawn by ``seed`` where it has none; or the path of an index file (see ``data_dir.splits``), of which the rows for
-    ``seed`` are taken. ``inmemory`` copies every part to the device; otherwise batches are numpy arrays.
-
-    Raises DataError, naming the file and the way out, if the set is missing, a file is damaged or not the one that was
-    processed, or the arrays do not fit together or to what was asked.
+    Raises DataError, naming the file and what to do, if the set is missing, if a file is damaged or was changed, or if
+    the arrays do not fit together or to the arguments.
     """
-    folder = _folder_of(data_dir, dataset_name)
-    info = read_info(folder)
-    if not classification and "class_names" in info:
-        raise DataError(f"{folder}: has class labels, according to dataset.json; it needs classification True.")
-    class_names = mask = rows = label_map = None
-    if is_whole(folder):
-        if classification:
-            data, labels, class_names = read_classes(folder, info)
-        else:
-            data, labels = read_whole(folder, info)
-        rows = _split(folder, dataset_name, len(data), seed, split)
-        arrays = {part: (data, labels) for part in PARTS}
-        mask = read_mask(folder, data.shape[:2])
+    stored = ProcessedSet(_folder_of(data_dir, dataset_name))
+    _check_request(stored, classification, split)
+    class_names = label_map = mask = rows = None
+    if classification:
+        data, labels, class_names = stored.classes()
+        arrays, output_step = {"": (data, labels)}, 1
     else:
-        if classification:
-            raise DataError(
-                f"{folder}: sets that are already split are read for regression; it needs classification False."
-            )
-        if split != BY_SEED:
-            raise DataError(f"{folder}: is already split; split {str(split)!r} cannot be had, only {BY_SEED!r}.")
-        arrays = read_cut(folder, info)
-        data, labels = arrays["train"]
-    length, channels = data.shape[1:]
-    outputs = labels.shape[1]
-    train_rows = None if rows is None else rows["train"]
+        arrays = stored.outputs()
+        data, labels = next(iter(arrays.values()))
+    if stored.is_whole:
+        rows = _split(stored, dataset_name, len(data), seed, split)
+        mask = stored.mask(data.shape[:2])
+    if not classification:
+        output_step = _output_step(stored.folder, data.shape[1], labels.shape[1], output_step)
+        arrays, label_map = _reachable(stored.folder, arrays)
     if standardise and mask is not None:
         raise DataError(
-            f"{folder}: its series are padded with zeros, which standardise would move. Set standardise to false."
+            f"{stored.folder}: standardise would move the zeros that pad its series. Set standardise to false."
         )
-    if classification:
-        output_step = 1
-    else:
-        output_step = _output_step(folder, length, outputs, output_step)
-        try:
-            label_map = label_map_of(labels for _, labels in arrays.values())
-        except DataError as error:
-            raise DataError(f"{folder}: {error}") from error
+    train_rows = None if rows is None else rows["train"]
     standardisation = standardisation_of(data, train_rows) if standardise else None
     options = {"time": time, "inmemory": inmemory, "standardisation": standardisation}
-    if label_map is not None:
-        options["label_unit"] = label_map.unit
-        arrays = {part: (data, label_map.to_outputs(labels)) for part, (data, labels) in arrays.items()}
-    loaders = {part: Dataloader(*arrays[part], rows=None if rows is None else rows[part], **options) for part in PARTS}
+    options["label_unit"] = 1.0 if label_map is None else label_map.unit
+    loaders = {
+        part: Dataloader(*arrays[part if rows is None else ""], rows=None if rows is None else rows[part], **options)
+        for part in PARTS
+    }
     return Dataset(
         name=dataset_name,
         **loaders,
-        data_dim=channels + bool(time),
-        label_dim=outputs if classification else 1,
-        length=length,
+        data_dim=data.shape[2] + bool(time),
+        label_dim=labels.shape[1] if classification else 1,
+        length=data.shape[1],
         classification=classification,
         split=rows,
         stored=None if rows is None else len(data),
         class_names=class_names,
         mask=mask,
-        label_scale=_label_scale(folder, info, loaders),
+        label_scale=stored.label_scale({part: loaders[part].size for part in PARTS}),
         output_step=output_step,
         standardisation=standardisation,
         label_map=label_map,
-        notes=tuple(_notes(data, labels, train_rows, seed, class_names, classification, standardise)),
-        sha256=arrays_sha256(folder),
+        notes=tuple(_notes(data, labels if classification else None, mask, train_rows, seed, class_names, standardise)),
+        sha256=stored.sha256(),
     )
+
+
+def _check_request(stored: ProcessedSet, classification: bool, split: str | Path) -> None:
+    """Whether the folder has the form that is asked for."""
+    folder = stored.folder
+    if not classification and "class_names" in stored.info:
+        raise DataError(f"{folder}: has class labels, according to dataset.json; it needs classification True.")
+    if stored.is_whole:
+        return
+    if classification:
+        raise DataError(f"{folder}: holds three parts, which are for regression; it needs classification False.")
+    if split != BY_SEED:
+        raise DataError(f"{folder}: holds three parts; split {str(split)!r} is not possible, only {BY_SEED!r}.")
+
+
+def _reachable(folder: Path, arrays: dict[str, Arrays]) -> tuple[dict[str, Arrays], LabelMap | None]:
+    """The arrays with labels that tanh can reach, and the map back to the labels of the files."""
+    try:
+        label_map = label_map_of(labels for _, labels in arrays.values())
+    except DataError as error:
+        raise DataError(f"{folder}: {error}") from error
+    if label_map is None:
+        return arrays, None
+    return {part: (data, label_map.to_outputs(labels)) for part, (data, labels) in arrays.items()}, label_map
 
 
 def _output_step(folder: Path, length: int, outputs: int, asked: int | None) -> int:
     """How many time steps a label stands for."""
-    found = length // outputs
-    if found == 0 or length // found != outputs:
+    fitting = length // outputs
+    if fitting == 0 or length // fitting != outputs:
         raise DataError(f"{folder}: {length} time steps cannot carry {outputs} labels at equal distances.")
     if asked is not None and (asked < 1 or length // asked != outputs):
         raise DataError(
             f"{folder}: output_step {asked} does not fit: {length} time steps carry {outputs} labels, so it must be "
-            f"{found}."
+            f"{fitting}."
         )
-    return found if asked is None else asked
+    return fitting if asked is None else asked
 
 
-def _notes(data, labels, rows, seed, class_names, classification, standardise) -> Iterator[str]:
-    """What is odd about arrays that a network is to be trained on; ``rows`` are those of the training part."""
-    rows = np.arange(len(data)) if rows is None else rows
+def _notes(data: np.ndarray, labels, mask, rows, seed: int, class_names, standardise: bool) -> Iterator[str]:
+    """What a reader should know about arrays before training; ``rows`` are the rows of the training part."""
     _, length, channels = data.shape
     if channels > length:
         yield (
             f"more channels ({channels}) than time steps ({length}): the axes must be (samples, time steps, channels)."
         )
-    if classification:
-        lost = np.flatnonzero(labels.any(axis=0) & ~labels[rows].any(axis=0))
-        if len(lost):
-            names = lost if class_names is None else [class_names[column] for column in lost]
+    if labels is not None:
+        missing = np.flatnonzero(labels.any(axis=0) & ~labels[rows].any(axis=0))
+        if len(missing):
+            names = missing if class_names is None else [class_names[column] for column in missing]
             yield f"the training part of seed {seed} has no sample of class {_first(names)}."
     if not standardise:
         # Spread over the set, whose rows are sorted, and the same for every seed.
         looked_at = np.unique(np.linspace(0, len(data) - 1, _LOOKED_AT, dtype=int))
-        offsets = offset_channels(np.asarray(data[looked_at]))
+        offsets = offset_channels(np.asarray(data[looked_at]), None if mask is None else mask[looked_at])
         if offsets:
-            yield f'{offsets_text(offsets)}. "standardise": true in the config removes the offset (not of padded sets).'
+            way_out = ' "standardise": true in the config removes the offset.' if mask is None else ""
+            yield f"{offsets_text(offsets)}.{way_out}"
 
 
 def _first(names: Iterable, count: int = 10) -> str:
@@ -225,38 +223,16 @@ def _first(names: Iterable, count: int = 10) -> str:
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
-def _split(folder: Path, dataset_name: str, n: int, seed: int, split: str | Path) -> Split:
+def _split(stored: ProcessedSet, dataset_name: str, n: int, seed: int, split: str | Path) -> Split:
     """The stored rows of each part."""
     if split not in (BY_SEED, ORIGINAL):
         return read_index_file(split, dataset_name, n, seed)
-    file = folder / "original_idxs.pkl" if split == ORIGINAL else array_file(folder, WHOLE[0])
+    original = stored.original_idxs() if split == ORIGINAL else None
     try:
-        return split_as_original(read_original_idxs(folder), n, seed) if split == ORIGINAL else split_by_seed(n, seed)
+        return split_by_seed(n, seed) if original is None else split_as_original(original, n, seed)
     except DataError as error:
-        raise DataError(str(error) if str(error).startswith(str(file)) else f"{file}: {error}") from error
-
-
-def _label_scale(folder: Path, info: dict, loaders: dict[str, Dataloader]) -> dict[str, np.ndarray] | None:
-    """Beats per minute per unit of the scaled labels, for each sample; None if dataset.json tells of no subjects."""
-    if "subjects" not in info:
-        return None
-    try:
-        half_range = {
-            int(name[1:]): (facts["ranges"]["heart_rate"][1] - facts["ranges"]["heart_rate"][0]) / 2
-            for name, facts in info["subjects"].items()
-        }
-        scale = {
-            part: np.array([half_range[subject] for subject in info["windows"][part]["subject"]]) for part in PARTS
-        }
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise DataError(f"{folder / 'dataset.json'}: subjects and windows are not told soundly ({error!r}).") from error
-    for part, values in scale.items():
-        if len(values) != loaders[part].size:
-            raise DataError(
-                f"{folder / 'dataset.json'}: tells of {len(values)} windows in the {part} part, which has "
-                f"{loaders[part].size}."
-            )
-    return scale
+        file = array_file(stored.folder, WHOLE[0] if original is None else "original_idxs")
+        raise DataError(f"{file}: {error}") from error
 
 
 def processed_datasets(data_dir: str | Path) -> list[str]:
@@ -265,24 +241,24 @@ def processed_datasets(data_dir: str | Path) -> list[str]:
 
 
 def count_samples(data_dir: str | Path, dataset_name: str) -> tuple[Path, int | None]:
-    """The folder of a processed set and the number of its samples, None if it was cut into parts beforehand.
+    """The folder of a processed set and the number of its samples; None for a set that holds three parts.
 
     Raises DataError as ``create_dataset`` does.
     """
-    folder = _folder_of(data_dir, dataset_name)
-    return folder, len(read_samples(folder, read_info(folder))) if is_whole(folder) else None
+    stored = ProcessedSet(_folder_of(data_dir, dataset_name))
+    return stored.folder, len(stored.samples()) if stored.is_whole else None
 
 
 def _folder_of(data_dir: str | Path, name: str) -> Path:
-    """The folder of a processed set; a bundled one is processed if it is not there yet."""
+    """The folder of a processed set; a bundled set is processed on first use."""
     processed = processed_folder(data_dir)
     if not name or Path(name).name != name or name.startswith("."):
         raise DataError(f"dataset_name {name!r}: must be the name of a folder in {processed}/*/.")
-    found = [folder for folder in sorted(processed.glob(f"*/{name}")) if is_dataset(folder)]
-    if len(found) > 1:
-        raise DataError(f"dataset_name {name!r}: found twice, as {found[0]} and {found[1]}. Rename or remove one.")
-    if found:
-        return found[0]
+    folders = [folder for folder in sorted(processed.glob(f"*/{name}")) if is_dataset(folder)]
+    if len(folders) > 1:
+        raise DataError(f"dataset_name {name!r}: exists twice, as {folders[0]} and {folders[1]}. Rename or remove one.")
+    if folders:
+        return folders[0]
     if name in BUNDLED:
         # find_spec looks without importing.
         package = Path(importlib.util.find_spec("sktime").origin).parent
@@ -293,7 +269,7 @@ def _folder_of(data_dir: str | Path, name: str) -> Path:
 
 
 def _how_to_get(data_dir: str | Path, name: str) -> str:
-    """Why a set is missing and what brings it."""
+    """The message for a missing set, with the commands that make it."""
     processed = processed_folder(data_dir)
     known = {*BUNDLED, *PUBLISHED_UEA, *UEA_MULTIVARIATE, PPG, *processed_datasets(data_dir)}
     message = f"dataset_name {name!r}: no folder {processed}/*/{name} holds {WHOLE[0]}.pkl or {CUT['train'][0]}.npy."
@@ -305,12 +281,12 @@ def _how_to_get(data_dir: str | Path, name: str) -> str:
         return f"{message} PPG-DaLiA is fetched by hand and processed; this says how:\n    {process}"
     process = script_command("process_uea.py", data_dir, "--datasets", name)
     if raw_files(data_dir, name):
-        return f"{message} Its raw files are there; process them:\n    {process}"
+        return f"{message} Its raw files exist; process them:\n    {process}"
     if name in UEA_MULTIVARIATE:
         fetch = script_command("download_uea.py", data_dir, "--datasets", name)
         return f"{message} Fetch and process it:\n    {fetch}\n    {process}"
     raw = raw_folder(data_dir) / "Multivariate_ts" / name
     return (
         f"{message} Put {name}_TRAIN.ts and {name}_TEST.ts into {raw} and process them:\n    {process}\n"
-        f"Without a download there are {', '.join(BUNDLED)}."
+        f"These sets need no download: {', '.join(BUNDLED)}."
     )

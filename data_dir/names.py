@@ -1,4 +1,4 @@
-"""The names of the sets that this project knows, and what somebody may have meant who typed another one."""
+"""The names of the known sets, and the nearest one to a misspelled name."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,57 +6,26 @@ from collections.abc import Iterable
 # Real sets of equal length that sktime ships inside its package: no download.
 BUNDLED = ("BasicMotions", "ACSF1", "ArrowHead", "GunPoint", "ItalyPowerDemand", "OSULeaf")
 # The sets of the published experiments, by the names of the archive; ppg is PPG-DaLiA.
-PUBLISHED_UEA = (
-    "EigenWorms",
-    "SelfRegulationSCP1",
-    "SelfRegulationSCP2",
-    "EthanolConcentration",
-    "Heartbeat",
-    "MotorImagery",
-)
+_PUBLISHED = "EigenWorms SelfRegulationSCP1 SelfRegulationSCP2 EthanolConcentration Heartbeat MotorImagery"
+PUBLISHED_UEA = tuple(_PUBLISHED.split())
 PPG = "ppg"
 # The 30 multivariate sets of the archive's release of 2018.
-UEA_MULTIVARIATE = (
-    "ArticularyWordRecognition",
-    "AtrialFibrillation",
-    "BasicMotions",
-    "CharacterTrajectories",
-    "Cricket",
-    "DuckDuckGeese",
-    "ERing",
-    "EigenWorms",
-    "Epilepsy",
-    "EthanolConcentration",
-    "FaceDetection",
-    "FingerMovements",
-    "HandMovementDirection",
-    "Handwriting",
-    "Heartbeat",
-    "InsectWingbeat",
-    "JapaneseVowels",
-    "LSST",
-    "Libras",
-    "MotorImagery",
-    "NATOPS",
-    "PEMS-SF",
-    "PenDigits",
-    "PhonemeSpectra",
-    "RacketSports",
-    "SelfRegulationSCP1",
-    "SelfRegulationSCP2",
-    "SpokenArabicDigits",
-    "StandWalkJump",
-    "UWaveGestureLibrary",
-)
-# Spellings that are in use for sets of this list and too far from their names to be found by likeness.
+_MULTIVARIATE = """
+    ArticularyWordRecognition AtrialFibrillation BasicMotions CharacterTrajectories Cricket DuckDuckGeese ERing
+    EigenWorms Epilepsy EthanolConcentration FaceDetection FingerMovements HandMovementDirection Handwriting Heartbeat
+    InsectWingbeat JapaneseVowels LSST Libras MotorImagery NATOPS PEMS-SF PenDigits PhonemeSpectra RacketSports
+    SelfRegulationSCP1 SelfRegulationSCP2 SpokenArabicDigits StandWalkJump UWaveGestureLibrary
+"""
+UEA_MULTIVARIATE = tuple(_MULTIVARIATE.split())
+# Other spellings that are in use, too different from the names of the sets.
 _ALSO_CALLED = {"ppgdalia": PPG, "ppgfieldstudy": PPG, "dalia": PPG, "worms": "EigenWorms", "ethanol": PUBLISHED_UEA[3]}
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
-    """The one of the ``known`` names that ``name`` most probably stands for, or None.
+    """The known name that ``name`` most probably means, or None.
 
-    Case, spaces, hyphens and underscores do not count. A part of exactly one name ("SCP1", "motor") stands for it;
-    otherwise the most similar name is taken, if it is similar.
+    Case, spaces, hyphens and underscores do not count. A part of exactly one name ("SCP1", "motor") means that name;
+    otherwise it is the most similar name, if one is similar enough.
     """
     plain = {_plain(candidate): candidate for candidate in sorted(known)}
     wanted = _plain(name)

@@ -1,11 +1,13 @@
-"""Arrays in pickles, read without running anything that the pickle names.
+"""Arrays in pickles, read without running what the pickle names.
 
-A pickle is a program: the names in it are imported and called. Here every admitted name stands for itself; what the
-pickle would call is noted as parts, and the array is built from its parts (type, shape, bytes) afterwards. Admitted are
-numpy's arrays, types and scalars, and jax's arrays, in the spellings of every version since numpy 1.11 and jax 0.2.
+A pickle is a program: it names functions and calls them. The unpickler here knows a few names only, those by which
+numpy (since 1.11) and jax (since 0.2) write arrays of numbers. It records their calls instead of making them; the
+arrays are built from the recorded parts (type, shape, bytes) later.
 """
 
 import pickle
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,161 +15,147 @@ import numpy as np
 
 from data_dir.storage import DataError
 
-# Name in the pickle -> what it stands for. numpy 2 renamed numpy.core to numpy._core. jax arrays pickle as a call of a
-# function of jax on the parts of a numpy array (`device_array` until jax 0.4.1, `array` since 0.3.25); before that they
-# pickled as numpy arrays. The codec spells bytes in pickles of protocol 2 and below; `bytes` those of an empty array.
-_ADMITTED = {
-    ("numpy", "ndarray"): "class",
-    ("numpy", "dtype"): "dtype",
-    ("numpy.core.multiarray", "_reconstruct"): "array",
-    ("numpy._core.multiarray", "_reconstruct"): "array",
-    ("numpy.core.multiarray", "scalar"): "scalar",
-    ("numpy._core.multiarray", "scalar"): "scalar",
-    ("numpy.core.numeric", "_frombuffer"): "buffer",
-    ("numpy._core.numeric", "_frombuffer"): "buffer",
-    ("jax._src.array", "_reconstruct_array"): "jax array",
-    ("jax._src.device_array", "reconstruct_device_array"): "jax array",
-    ("_codecs", "encode"): "bytes",
-    ("__builtin__", "bytes"): "bytes",
-}
 
+class _Recorded:
+    """A recorded call: the builder that stands for the called name, the arguments, and the state that is set later."""
 
-class _Parts:
-    """What the pickle would have made by a call: what it stands for, the call's arguments and the state set after."""
-
-    def __init__(self, kind: str, arguments: tuple):
-        self.kind = kind
-        self.arguments = arguments
-        self.state = None
+    def __init__(self, builder: Callable, arguments: tuple):
+        self.builder, self.arguments, self.state = builder, arguments, None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
-
-class _Name:
-    """An admitted name; calling it notes the arguments."""
-
-    def __init__(self, kind: str):
-        self.kind = kind
-
-    def __call__(self, *arguments: Any) -> _Parts:
-        return _Parts(self.kind, arguments)
+    def built(self) -> Any:
+        return self.builder(self.state, *self.arguments)
 
 
-# Python's own unpickler: that of C reserves memory for every number below the largest one that a "put" in the file
-# names, and a few bytes name a large one.
+def _flat(data: Any, dtype: _Recorded) -> np.ndarray:
+    data = data.built() if isinstance(data, _Recorded) else data
+    return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype.built())
+
+
+def _bytes(_, text: str = "", codec: str = "latin1") -> bytes:
+    if codec != "latin1":
+        raise ValueError(f"codec {codec!r}")
+    return text.encode("latin1")
+
+
+def _dtype(state, spelling: str, *_) -> np.dtype:
+    dtype = np.dtype(spelling) if isinstance(spelling, str) else None
+    if dtype is None or dtype.kind not in "biuf":
+        raise ValueError(f"an array of type {spelling!r}, which is no type of numbers")
+    return dtype.newbyteorder(state[1] if state else "=")
+
+
+def _array(state, *_) -> np.ndarray:
+    _, shape, dtype, fortran_order, data = state
+    return _flat(data, dtype).reshape(shape, order="F" if fortran_order else "C")
+
+
+def _buffer(_, data, dtype, shape, order, axes=None) -> np.ndarray:
+    if axes is not None:
+        return _flat(data, dtype).reshape(shape).transpose(axes)
+    return _flat(data, dtype).reshape(shape, order=order)
+
+
+# The names of numpy's and jax's functions in all versions, and what builds their result from state and arguments.
+_ALLOWED = {
+    ("numpy", "ndarray"): None,
+    ("numpy", "dtype"): _dtype,
+    ("jax._src.array", "_reconstruct_array"): lambda _, function, arguments, state, extras: _array(state),
+    ("jax._src.device_array", "reconstruct_device_array"): lambda _, function, arguments, state, extras: _array(state),
+    # Bytes in protocols 0 to 2.
+    ("_codecs", "encode"): _bytes,
+    ("__builtin__", "bytes"): _bytes,
+}
+for _core in ("numpy.core", "numpy._core"):
+    _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _array
+    _ALLOWED[f"{_core}.multiarray", "scalar"] = lambda _, dtype, data: _flat(data, dtype)[0]
+    _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _buffer
+
+
+# pickle.Unpickler, written in C, reserves memory for the largest number of a "put" in the file: a few bytes can ask for
+# gigabytes. The unpickler in Python does not.
 class _ArrayUnpickler(pickle._Unpickler):
-    def __init__(self, file, path: Path | str):
+    def __init__(self, file: BinaryIO, path: Path | str):
         super().__init__(file, encoding="latin1")
         self.path = path
 
-    def find_class(self, module: str, name: str) -> _Name:
-        kind = _ADMITTED.get((module, name))
-        if kind is None:
+    def find_class(self, module: str, name: str) -> Callable[..., _Recorded]:
+        if (module, name) not in _ALLOWED:
             raise DataError(
-                f"{self.path}: the pickle asks for {module}.{name}; only numpy and jax arrays of numbers, in lists or "
-                "tuples, are read, and nothing was run. If you trust the file, load it with the program that wrote it "
+                f"{self.path}: the pickle asks for {module}.{name}, and was not run. Only numpy and jax arrays of "
+                "numbers, in lists or tuples, are read. If you trust the file, load it with the program that wrote it "
                 "and write numpy.asarray(...) of its arrays instead."
             )
-        return _Name(kind)
+        return lambda *arguments: _Recorded(_ALLOWED[module, name], arguments)
 
 
-def _as_bytes(value: Any) -> bytes:
-    if isinstance(value, _Parts) and value.kind == "bytes":
-        text, codec = value.arguments or ("", "latin1")
-        if codec != "latin1":
-            raise ValueError(f"codec {codec!r}")
-        return text.encode("latin1")
-    return value.encode("latin1") if isinstance(value, str) else value
+def _built(value: Any, file_bytes: int) -> Any:
+    """``value`` with arrays in place of the recorded calls.
 
+    Raises ValueError for anything but arrays, numbers, lists and tuples, and if the result is many times larger than
+    the file: a pickle can refer to one part again and again.
+    """
+    left = 16 * file_bytes + 2**16
 
-def _as_dtype(value: Any) -> np.dtype:
-    if not (isinstance(value, _Parts) and value.kind == "dtype" and isinstance(value.arguments[0], str)):
-        raise ValueError("an array without a type")
-    dtype = np.dtype(value.arguments[0])
-    if dtype.kind not in "biuf":
-        raise ValueError(f"an array of type {dtype}, which are not numbers")
-    byte_order = value.state[1] if value.state else "="
-    return dtype.newbyteorder(byte_order)
-
-
-def _array(state: tuple) -> np.ndarray:
-    # numpy's state: (version, shape, type, in Fortran order?, bytes).
-    _, shape, dtype, fortran_order, data = state
-    return np.frombuffer(_as_bytes(data), dtype=_as_dtype(dtype)).reshape(shape, order="F" if fortran_order else "C")
-
-
-class _Budget:
-    """What may be built from a file: a pickle can name one part again and again, lists of lists of it as well."""
-
-    def __init__(self, file_bytes: int):
-        self.left = 16 * file_bytes + 2**16
-
-    def spend(self, amount: int) -> None:
-        self.left -= amount
-        if self.left < 0:
+    def build(value: Any) -> Any:
+        nonlocal left
+        built = value.built() if isinstance(value, _Recorded) else value
+        left -= 1 + getattr(built, "nbytes", 0)
+        if left < 0:
             raise ValueError("it expands to many times its own size")
+        if isinstance(built, list | tuple):
+            return type(built)(map(build, built))
+        if isinstance(built, np.ndarray | np.generic | bool | int | float):
+            return built
+        raise ValueError(f"a {type(built).__name__}")
+
+    return build(value)
 
 
-def _built(value: Any, budget: _Budget) -> Any:
-    budget.spend(1)
-    if isinstance(value, list | tuple):
-        return type(value)(_built(item, budget) for item in value)
-    if isinstance(value, _Parts):
-        array = _array_of(value)
-        budget.spend(array.nbytes)
-        return array
-    if isinstance(value, bool | int | float):
-        return value
-    raise ValueError(f"a {type(value).__name__}")
+def read_arrays(path: str | Path, content: bytes | None = None) -> Any:
+    """The arrays of numbers in a pickle: one array, or lists and tuples of arrays and numbers.
 
-
-def _array_of(value: _Parts) -> np.ndarray:
-    if value.kind == "array":
-        return _array(value.state)
-    if value.kind == "jax array":
-        _, _, state, _ = value.arguments
-        return _array(state)
-    if value.kind == "buffer":
-        data, dtype, shape, order, *axes = value.arguments
-        array = np.frombuffer(_as_bytes(data), dtype=_as_dtype(dtype))
-        if axes and axes[0] is not None:
-            return array.reshape(shape).transpose(axes[0])
-        return array.reshape(shape, order=order)
-    if value.kind == "scalar":
-        dtype, data = value.arguments
-        return np.frombuffer(_as_bytes(data), dtype=_as_dtype(dtype))[0]
-    raise ValueError(f"a {value.kind}")
-
-
-def read_arrays(path: str | Path) -> Any:
-    """What a pickle holds, if that is an array of numbers or lists, tuples or numbers around such arrays.
-
-    jax arrays come back as numpy arrays. Arrays may be read-only. Raises DataError, naming the file, if it is missing,
-    cut short, no pickle, or holds anything else; no function or class that the file names is imported or called.
+    ``content`` is the content of the file, if it was read already. jax arrays become numpy arrays. Arrays may be
+    read-only. Raises DataError, naming the file, if it is missing, damaged or no pickle, or holds anything else. No
+    function or class that the file names is imported or called.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is not a regular file.")
     try:
-        if path.exists() and not path.is_file():
-            raise DataError(f"{path}: is not a regular file.")
-        with open(path, "rb") as file:
-            return _built(_ArrayUnpickler(file, path).load(), _Budget(path.stat().st_size))
+        with open(path, "rb") if content is None else BytesIO(content) as file:
+            return _built(_ArrayUnpickler(file, path).load(), file.tell())
     except DataError:
         raise
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    except Exception as error:  # A damaged pickle can fail in any way: each opcode has its own.
+    except Exception as error:  # Every opcode of a damaged pickle fails in its own way.
         raise DataError(
             f"{path}: not a pickle of arrays, or cut short ({type(error).__name__}: {error}). Write it again."
         ) from error
 
 
-def read_members(file: BinaryIO, path: Path | str, members: list[tuple[str, ...]]) -> list[np.ndarray]:
-    """Arrays out of the nested dicts in a pickle: ``members`` lists their keys, from the outermost dict on.
+def read_array(path: str | Path, content: bytes | None = None) -> np.ndarray:
+    """As ``read_arrays``, as one array: lists and tuples of arrays of one shape are stacked. Raises DataError."""
+    try:
+        array = np.asarray(read_arrays(path, content))
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{path}: holds arrays of different shapes where one array is needed.") from error
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{path}: holds no array of numbers.")
+    return array
 
-    The pickle may hold text, numbers and arrays beside them. Only the wanted arrays are built, so that a file takes
-    little more memory than its own size. It may be one of Python 2. Raises DataError, naming ``path`` and the member,
-    as ``read_arrays`` does, and if there is no such member or it is no array of numbers.
+
+def read_members(file: BinaryIO, path: Path | str, members: list[tuple[str, ...]]) -> list[np.ndarray]:
+    """Arrays in the nested dicts of a pickle, also one of Python 2; ``members`` lists the keys, the outermost first.
+
+    Other members may be text, numbers and arrays. They are not built, so that reading takes little more memory than the
+    file has bytes. Raises DataError, naming ``path`` and the member, as ``read_arrays`` does and if a member is missing
+    or no array of numbers.
     """
     try:
         value = _ArrayUnpickler(file, path).load()
@@ -175,7 +163,7 @@ def read_members(file: BinaryIO, path: Path | str, members: list[tuple[str, ...]
         raise
     except Exception as error:
         raise DataError(f"{path}: not a pickle, or cut short ({type(error).__name__}: {error}).") from error
-    found = []
+    arrays = []
     for keys in members:
         name = "".join(f"[{key!r}]" for key in keys)
         inner = value
@@ -184,25 +172,11 @@ def read_members(file: BinaryIO, path: Path | str, members: list[tuple[str, ...]
                 raise DataError(f"{path}: holds no {name}.")
             inner = inner[key]
         try:
-            array = np.asarray(_built(inner, _Budget(file.tell())))
+            array = np.asarray(_built(inner, file.tell()))
         except Exception as error:  # The parts may be anything.
             raise DataError(f"{path}: {name} is no array of numbers ({error}).") from error
-        if array.dtype.kind not in "biuf":
-            raise DataError(f"{path}: {name} is no array of numbers.")
-        found.append(array)
-    return found
-
-
-def read_array(path: str | Path) -> np.ndarray:
-    """The array in a pickle; a list or tuple of equally shaped arrays or numbers is stacked. Raises DataError."""
-    value = read_arrays(path)
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise DataError(f"{path}: holds arrays of different shapes where one array is needed.") from error
-    if array.dtype.kind not in "biuf":
-        raise DataError(f"{path}: holds no array of numbers.")
-    return array
+        arrays.append(array)
+    return arrays
 
 
 def write_arrays(path: str | Path, arrays: Any) -> None:

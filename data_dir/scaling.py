@@ -1,19 +1,21 @@
-"""Maps that bring a data set into the range that a network works in, from the numbers in its files and back.
+"""Channels and labels in the range that a network works in.
 
-Inputs are standardised where a config asks for it. Labels of a regression are mapped where its network, which ends in
-tanh, could not reach them.
+A config can ask for standardised channels. Labels of a regression are mapped if tanh, the end of its network, cannot
+reach them.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from data_dir.storage import DataError
 
 # tanh reaches its ends -1 and 1 for infinite arguments alone.
 REACH = 0.9
+# A channel lies off zero if its mean is more than so many of its standard deviations.
+OFFSET_RATIO = 3
 # Of the data that are read at once.
 _CHUNK_BYTES = 2**26
 
@@ -29,14 +31,14 @@ class Standardisation(NamedTuple):
         return (data - self.mean) * self.scale
 
     def record(self) -> dict[str, list[float]]:
-        """As config.json of a run keeps it: the same numbers come out of it."""
+        """The numbers as JSON keeps them, for config.json of a run."""
         return {name: values.tolist() for name, values in self._asdict().items()}
 
 
 def standardisation_of(data: Float[np.ndarray, "n L C"], rows: np.ndarray | None = None) -> Standardisation:
-    """Mean 0 and standard deviation 1 for every channel, over the time steps of some rows; of all if None.
+    """Mean 0 and standard deviation 1 for every channel over the time steps of ``rows``, by default of all.
 
-    Memory-mapped data are read in chunks, twice. A channel that varies by no more than the rounding of its mean is
+    Reads memory-mapped data twice, in chunks. A channel that varies by no more than the rounding of its mean counts as
     constant: its scale is 1.
     """
     rows = np.arange(len(data)) if rows is None else np.asarray(rows)
@@ -56,26 +58,57 @@ def standardisation_of(data: Float[np.ndarray, "n L C"], rows: np.ndarray | None
     return Standardisation(mean.astype(np.float32), scale.astype(np.float32))
 
 
+def constant_channels(data: Float[np.ndarray, "n L C"], mask: Bool[np.ndarray, "n L"] | None = None) -> list[int]:
+    """The channels that do not change within any series; ``mask`` says which time steps belong to a series."""
+    where = True if mask is None else mask[:, :, None]
+    low, high = (find(data, axis=1, where=where, initial=end) for find, end in ((np.min, np.inf), (np.max, -np.inf)))
+    return np.flatnonzero((low == high).all(axis=0)).tolist()
+
+
+def offset_channels(
+    data: Float[np.ndarray, "n L C"], mask: Bool[np.ndarray, "n L"] | None = None
+) -> dict[int, tuple[float, float]]:
+    """Mean and standard deviation of the channels that lie off zero by ``OFFSET_RATIO``; ``mask`` as above.
+
+    Channels that are constant in every series are left out.
+    """
+    off = {}
+    for channel in sorted(set(range(data.shape[2])) - set(constant_channels(data, mask))):
+        values = data[:, :, channel] if mask is None else data[:, :, channel][mask]
+        mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+        if abs(mean) > OFFSET_RATIO * deviation:
+            off[channel] = mean, deviation
+    return off
+
+
+def offsets_text(offsets: dict[int, tuple[float, float]]) -> str:
+    """The channels of ``offset_channels`` in words: the farthest one with its numbers."""
+    channel = max(offsets, key=lambda channel: abs(offsets[channel][0]) / max(offsets[channel][1], 1e-300))
+    mean, deviation = offsets[channel]
+    listed = f"channel{'s' if len(offsets) > 1 else ''} {', '.join(map(str, offsets))}"
+    return f"{listed} far off zero: channel {channel} lies at {mean:.4g} ± {deviation:.2g}"
+
+
 class LabelMap(NamedTuple):
-    """label = centre + unit * output: a squared error of outputs times unit^2 is one of labels."""
+    """label = centre + unit * output. A squared error of outputs times unit^2 is a squared error of labels."""
 
     centre: float
     unit: float
 
     def to_outputs(self, labels: np.ndarray) -> np.ndarray:
-        """What the network should give for labels."""
-        return (np.asarray(labels, dtype=np.float64) - self.centre) / self.unit
+        """The outputs (float32) that the network should give for labels."""
+        return ((np.asarray(labels, dtype=np.float64) - self.centre) / self.unit).astype(np.float32)
 
     def to_labels(self, outputs: np.ndarray) -> np.ndarray:
-        """The labels that outputs stand for."""
+        """The labels that outputs mean."""
         return self.centre + self.unit * outputs
 
 
 def label_map_of(parts: Iterable[np.ndarray]) -> LabelMap | None:
-    """The map of the range of all labels to [-REACH, REACH]; None if all of them lie in [-1, 1] already.
+    """The map from the range of all labels to [-REACH, REACH]; None if all labels lie in [-1, 1] already.
 
-    The range is that of the whole set, as in PPG-DaLiA, so that it is the same for every seed. Raises DataError for
-    labels that are all the same.
+    The range is taken over the whole set, as in PPG-DaLiA, so that every seed has the same map. Raises DataError if all
+    labels are equal.
     """
     bounds = [bound for labels in parts for bound in (float(labels.min()), float(labels.max()))]
     low, high = min(bounds), max(bounds)

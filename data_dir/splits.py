@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from common.files import replacing
 from data_dir.storage import DataError, read_json
 
 PARTS = ("train", "validation", "test")
@@ -19,32 +20,28 @@ def split_by_seed(n: int, seed: int) -> Split:
     """The published split of ``n`` rows: 70 % train, 15 % validation, the rest test.
 
     With ``key = PRNGKey(seed)``, ``data_key = split(key, 4)[0]`` and ``order = permutation(split(data_key)[0], n)``,
-    the train rows are the first int(0.7 n) of ``order``, the validation rows those up to int(0.85 n).
-
-    Generator and bits are those that jax uses by default since 0.5, whatever the process has configured (generator,
-    partitionable bits); 64-bit types make no difference.
+    the train rows are the first int(0.7 n) of ``order``, the validation rows those up to int(0.85 n). Generator and
+    bits are jax's defaults since 0.5, whatever the process has configured.
 
     Returns int64 arrays that partition range(n). Raises DataError if a part would be empty (n < 4) or for a seed
     outside [0, 2^32).
     """
-    order = _order(n, seed)
-    first, second = int(n * 0.7), int(n * 0.85)
-    split = dict(zip(PARTS, (order[:first], order[first:second], order[second:]), strict=True))
+    split = dict(zip(PARTS, np.split(_order(n, seed), [int(n * 0.7), int(n * 0.85)]), strict=True))
     empty = [part for part, rows in split.items() if len(rows) == 0]
     if empty:
         raise DataError(
-            f"{n} samples are too few to split 70/15/15: nothing is left for {' and '.join(empty)}. "
-            "A random split needs at least 4 samples."
+            f"{n} samples are too few to split 70/15/15: {' and '.join(empty)} would be empty. A random split needs at "
+            "least 4 samples."
         )
     return split
 
 
 def split_as_original(original_idxs: Sequence[np.ndarray], n: int, seed: int) -> Split:
-    """The parts that the archive itself made of ``n`` stored rows: its train, validation and test rows.
+    """The train, validation and test rows that the archive itself made of ``n`` stored rows.
 
-    Where it has no validation rows, as everywhere in the UEA archive, 3 of 17 of the train rows, drawn by ``seed``,
-    become them: the 15 : 70 of the split by seed. Raises DataError if the rows are not three lists of distinct rows, or
-    if a part would be empty.
+    The UEA archive has no validation rows. Then 3 of 17 of the train rows, drawn by ``seed``, become validation rows:
+    the 15 : 70 of the split by seed. Raises DataError if the rows are not three lists of distinct rows, or if a part
+    would be empty.
     """
     if len(original_idxs) != 3:
         raise DataError(f"{len(original_idxs)} lists of rows where train, validation and test are needed.")
@@ -65,7 +62,7 @@ def checked_split(parts: dict[str, Iterable[int]], n: int, may_be_empty: Sequenc
     for part in PARTS:
         rows = np.asarray(parts[part])
         if rows.size == 0:
-            rows = np.empty(0, dtype=np.int64)
+            rows = np.empty(0, dtype=np.int64)  # An empty list has no type.
             if part not in may_be_empty:
                 raise DataError(f"no rows for {part}.")
         if rows.ndim != 1 or rows.dtype.kind not in "iu":
@@ -77,7 +74,7 @@ def checked_split(parts: dict[str, Iterable[int]], n: int, may_be_empty: Sequenc
         raise DataError(f"row {outside[0]} is not one of the {n} samples.")
     values, counts = np.unique(together, return_counts=True)
     if counts.max() > 1:
-        raise DataError(f"row {values[counts > 1][0]} is named more than once.")
+        raise DataError(f"row {values[counts > 1][0]} occurs more than once.")
     return split
 
 
@@ -86,26 +83,22 @@ def write_index_file(path: Path, dataset_name: str, n: int, splits: dict[int, Sp
 
     The same arguments give the same bytes. The file appears in one piece.
     """
-    lines = [
+    seeds = (
         f'    "{seed}": {{\n'
         + ",\n".join(f'      "{part}": {json.dumps(split[part].tolist())}' for part in PARTS)
         + "\n    }"
         for seed, split in splits.items()
-    ]
+    )
     head = f'{{\n  "dataset": {json.dumps(dataset_name)},\n  "n_samples": {n},\n  "seeds": {{\n'
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(head + ",\n".join(lines) + "\n  }\n}\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(head + ",\n".join(seeds) + "\n  }\n}\n", encoding="utf-8")
 
 
 def read_index_file(path: str | Path, dataset_name: str, n: int, seed: int) -> Split:
-    """The rows that an index file names for a seed.
+    """The rows of a seed in an index file.
 
-    Raises DataError, naming the file, if it is not sound, is that of another set or another number of samples, or does
-    not name the seed.
+    Raises DataError, naming the file, if it is damaged, if it is for another set or number of samples, and if it does
+    not have the seed.
     """
     path = Path(path)
     content = read_json(path)
@@ -116,8 +109,8 @@ def read_index_file(path: str | Path, dataset_name: str, n: int, seed: int) -> S
         )
     seeds = content.get("seeds")
     if not isinstance(seeds, dict) or not isinstance(seeds.get(str(seed)), dict):
-        there = ", ".join(seeds) if isinstance(seeds, dict) else "none"
-        raise DataError(f"{path}: names no rows for seed {seed}; it has {there}.")
+        listed = ", ".join(seeds) if isinstance(seeds, dict) else "none"
+        raise DataError(f"{path}: names no rows for seed {seed}; it has {listed}.")
     try:
         return checked_split(seeds[str(seed)], n)
     except (DataError, ValueError) as error:

@@ -1,24 +1,22 @@
-"""Where the data lie, how a folder is written in one piece, and the error that every user mistake ends in."""
+"""The folders of the data, and the error that every mistake of a user ends in."""
 
 import argparse
-import errno
 import json
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from common.scratch import former_of, scratch_folder
+from common import folders
 
 DEFAULT_DATA_DIR = Path(__file__).resolve().parent
 
 
 class DataError(ValueError):
-    """Something is wrong with a data file, or with what was asked of it; the message names the file and the way out."""
+    """A data file or a request for data is wrong. The message names the file and what to do."""
 
 
 def raw_folder(data_dir: str | Path, raw_dir: str | Path | None = None) -> Path:
-    """The folder of the UEA archive's own files: ``UEA`` in ``raw_dir``, which is ``data_dir``/raw if not given."""
+    """The folder of the UEA archive's own files: ``UEA`` in ``raw_dir``, by default ``data_dir``/raw."""
     return (Path(data_dir) / "raw" if raw_dir is None else Path(raw_dir)) / "UEA"
 
 
@@ -28,7 +26,7 @@ def processed_folder(data_dir: str | Path) -> Path:
 
 
 def script_command(script: str, data_dir: str | Path, *options: str, raw_dir: str | Path | None = None) -> str:
-    """The command line that runs a script of this package on ``data_dir``, as error messages print it."""
+    """The command line that runs a script of this package on ``data_dir``, for error messages."""
     command = f"python data_dir/{script} {' '.join(options)}".rstrip()
     if Path(data_dir).resolve() != DEFAULT_DATA_DIR:
         command += f" --data_dir {data_dir}"
@@ -38,13 +36,13 @@ def script_command(script: str, data_dir: str | Path, *options: str, raw_dir: st
 
 
 def add_folder_options(parser: argparse.ArgumentParser) -> None:
-    """Adds --data_dir and --raw_dir, which the scripts that handle raw files share."""
+    """Adds --data_dir and --raw_dir, which all scripts that read or write raw files take."""
     parser.add_argument("--data_dir", type=Path, default=DEFAULT_DATA_DIR, help="default: %(default)s")
     parser.add_argument("--raw_dir", type=Path, help="folder of the raw files; default: raw in the data_dir")
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in a file. Raises DataError if it cannot be read or is none."""
+    """The JSON object in a file. Raises DataError if the file cannot be read or holds no JSON object."""
     if path.exists() and not path.is_file():
         raise DataError(f"{path}: is not a regular file.")
     try:
@@ -58,49 +56,14 @@ def read_json(path: Path) -> dict:
 
 @contextmanager
 def new_folder(target: Path, *, keep: Callable[[Path], bool] | None = None) -> Iterator[Path]:
-    """Yields a temporary folder beside ``target`` that takes its place once the block ends without an error.
-
-    After an error, or if the process is killed, ``target`` is what it was before. Several processes may write the same
-    target: the last one wins, or the first one where ``keep(target)`` says that what is there by now may stay. The
-    temporary folder's name starts with a dot; see ``common.scratch``. Raises DataError if something cannot be written
-    (a full disk).
-    """
+    """``common.folders.new_folder``, which raises DataError if something cannot be written (a full disk)."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(target) as fresh:
+        with folders.new_folder(target, keep=keep) as fresh:
             yield fresh
-            _put_in_place(fresh, target, keep)
     except OSError as error:
-        # Failed writes carry no file name. A name that lies elsewhere is that of a file being read.
+        # A failed write carries no file name. A name outside of the folder belongs to a file that was read.
         if error.filename is None or Path(error.filename).is_relative_to(target.parent):
             raise DataError(
-                f"{target}: cannot be written ({error.strerror or error}). Nothing of it was kept; what was there "
-                "before still is."
+                f"{target}: cannot be written ({error.strerror or error}). The folder is as it was before."
             ) from error
         raise
-
-
-def _put_in_place(fresh: Path, target: Path, keep: Callable[[Path], bool] | None) -> None:
-    former = former_of(fresh)
-    try:
-        while not _moved(fresh, target):
-            if keep is not None and keep(target):
-                break
-            shutil.rmtree(former, ignore_errors=True)
-            with suppress(FileNotFoundError):  # Another process may have just moved it away.
-                target.rename(former)
-    finally:
-        if former.exists() and not target.exists():
-            former.rename(target)
-        shutil.rmtree(former, ignore_errors=True)
-
-
-def _moved(folder: Path, target: Path) -> bool:
-    """Renames ``folder``; False if a folder that is not empty has the name already."""
-    try:
-        folder.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        return False
-    return True

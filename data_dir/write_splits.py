@@ -1,16 +1,16 @@
-"""Writes the rows that train, validate and test for the five published seeds.
+"""Writes the train, validation and test rows of the five published seeds.
 
     python data_dir/write_splits.py [--datasets NAME ...] [--seeds N ...] [--data_dir DIR] [--output_dir DIR]
 
 writes splits.json beside the processed files of every set (or DIR/NAME.json). ``split`` in a config takes the path of
-such a file, and running the command again gives the same bytes. Sets that were cut beforehand (ppg) have no such rows.
+such a file. The command always writes the same bytes. Sets that hold three parts (ppg) have no such rows.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-if not __package__:  # Run as a script: Python put this folder on the path, the imports below want the one above.
+if not __package__:  # Run as a script: Python puts this folder on the path, the imports below need its parent.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data_dir.datasets import count_samples, processed_datasets
@@ -21,7 +21,7 @@ from data_dir.storage import DEFAULT_DATA_DIR, DataError
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status, 1 if any set failed."""
     parser = argparse.ArgumentParser(description="Write the rows of the published splits.")
-    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="default: every processed set that is not cut")
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="default: every set that holds no three parts")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", default=list(PUBLISHED_SEEDS))
     parser.add_argument("--output_dir", type=Path, metavar="DIR", help="default: beside the processed files")
     parser.add_argument("--data_dir", type=Path, default=DEFAULT_DATA_DIR, help="default: %(default)s")
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
             folder, n = count_samples(options.data_dir, name)
             if n is None:
                 if options.datasets:
-                    raise DataError(f"{folder}: was cut into parts beforehand and is not split by seed.")
+                    raise DataError(f"{folder}: holds three parts and is not split by seed.")
                 continue
             splits = {seed: split_by_seed(n, seed) for seed in options.seeds}
             path = folder / "splits.json" if options.output_dir is None else options.output_dir / f"{name}.json"

@@ -1,7 +1,7 @@
 """One echo, drawn: python examples/echo.py [--output figures/echo.png]
 
-Six nonlinear oscillators follow a drive; the loss pulls their last positions to zero. Left: one oscillator on its way
-out, and the two echoes that run back over the same drive while the error nudges them apart. Right: the gradient read
+Six nonlinear oscillators follow a drive. The loss is the square of their last positions. Left: one oscillator in the
+free pass, and the two echoes, which run back over the same drive while the error nudges them apart. Right: the gradient
 from the echoes against backpropagation through time, for every parameter and every drive.
 """
 
@@ -22,7 +22,7 @@ from models.NonlinHRU import SaturatingOscillators
 from models.rhel.hamiltonian import flow, leapfrog
 
 LENGTH, OSCILLATORS, SHOWN = 300, 6, 2
-VISIBLE_NUDGE = 0.004  # far larger than training uses, so that the echoes part visibly
+VISIBLE_NUDGE = 0.004  # far larger than in training, so that the figure shows two different echoes
 
 
 def problem():
@@ -43,7 +43,7 @@ def problem():
 
 
 def echo(hamiltonian, drives, incoming, amplitude):
-    """Positions of one echo, at the times of the free pass that it retraces."""
+    """Positions of one echo, by the step of the free pass that it retraces."""
     rest = jnp.zeros(OSCILLATORS)
     (q, p), _ = flow(hamiltonian, (rest, rest), drives)
 
@@ -70,7 +70,7 @@ def gradients(hamiltonian, drives):
 
 
 def draw(output: Path) -> float:
-    """Writes the figure; returns the largest relative error of a leaf."""
+    """Writes the figure; returns the largest relative error of a parameter or of the drives."""
     hamiltonian, drives, incoming = problem()
     free = evolve(hamiltonian, drives)
     figure = Figure(figsize=(10, 3.6), layout="constrained")
@@ -103,7 +103,7 @@ def draw(output: Path) -> float:
 
 
 def main(arguments=None):
-    """Parses the command line, draws, says where the figure is."""
+    """Parses the command line, draws, and prints the path of the figure."""
     parser = argparse.ArgumentParser(description="Draw one echo and the gradient read from it.")
     parser.add_argument("--output", type=Path, default=Path("outputs/examples/echo.png"), help="the PNG to write")
     output = parser.parse_args(arguments).output

@@ -1,16 +1,17 @@
 """How exact must a machine be that learns by echoes? python examples/imperfect_echo.py [--quick]
 
-Compares the gradient of `models.physics.imperfect.ImperfectRHEL` with exact reverse mode of the same free pass, one
-imperfection at a time, in float64: six blocks of LinHRU and NonlinHRU on BasicMotions (real, bundled), and the six
-oscillators of continuous_time.py, each from 8 seeds: of the parameters, of the batch or the input, and of all that an
-imperfection draws. Then trains small networks by imperfect echoes, from one seed. Writes to the output folder
+The command compares the gradient of `models.physics.imperfect.ImperfectRHEL` with exact reverse mode of the same free
+pass, in float64, for one imperfection at a time. The systems are six blocks of LinHRU and NonlinHRU on BasicMotions
+(real, bundled) and the six oscillators of oscillators.py. There are 8 seeds, of the parameters, of the batch or the
+input, and of the random numbers of an imperfection. Then the command trains small networks by imperfect echoes, from
+one seed. It writes into the output folder
 
-    imperfect_echo.png    one panel for each imperfection: 1 - cosine of the parameter that fares worst, the median over
-                          the seeds as a line, all seeds as a band
+    imperfect_echo.png    one panel per imperfection: 1 - cosine of the parameter with the smallest cosine, the median
+                          over the seeds as a line, all seeds as a band
     results.json          cosine and relative error of every parameter of every block and seed, tolerances, accuracies
 
-and prints a table of tolerances, median and range over the seeds: up to which strength every parameter's cosine stays
-above 0.99.
+and prints a table of tolerances, median and range over the seeds. A tolerance is the strength up to which the cosine of
+every parameter stays above 0.99.
 """
 
 import argparse
@@ -28,9 +29,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from continuous_time import OUTPUT
-from continuous_time import make_problem as make_toy
 from matplotlib.figure import Figure
+from oscillators import OUTPUT
+from oscillators import make_problem as make_toy
 from tqdm import tqdm
 
 import train
@@ -47,18 +48,16 @@ from runs import compilation_cache
 
 DATASET, SEED = "BasicMotions", 2345
 HIDDEN_DIM = SSM_DIM = 8
-SEEDS = 8
-"""Of the comparison of gradients: SEED and those after it."""
-BATCH_SIZE = 8
+SEEDS, BATCH_SIZE = 8, 8  # the seeds of the comparison of gradients are SEED and the numbers after it
 TOY, TOY_STEPS = "six oscillators", 200
 EPSILONS = {"ε = 0.1": 0.1, "ε = 1": 1.0}
 GOOD_COSINE = 0.99
 
 
 class Sweep(NamedTuple):
-    """An imperfection, the strengths of it that are looked at and those that are trained with.
+    """An imperfection with the strengths that are compared and the strengths that are trained with.
 
-    `machine(strength, steps of the sequence)`: the fields of the machine that differ from the ideal one.
+    `machine(strength, steps of the sequence)`: the fields of the machine that differ from the ideal machine.
     """
 
     title: str
@@ -69,58 +68,42 @@ class Sweep(NamedTuple):
     more_is_better: bool = False
 
 
+def of(field, convert=float):
+    """The machine that differs from the ideal machine in one field."""
+    return lambda strength, _: {field: convert(strength)}
+
+
 def powers(first, last, points=9):
     """Strengths from 10^first to 10^last."""
     return np.logspace(first, last, points)
 
 
 BITS = np.asarray([16.0, 14, 12, 10, 8, 6, 4, 2])
+TINY, SMALL, NUDGES, ERROR = powers(-7, 0), powers(-3, 0.5), powers(-3, 1), "error / largest drive"
 SWEEPS = {
-    "epsilon": Sweep("finite nudges", "ε", lambda x, _: {"epsilon": x}, powers(-3, 1), (0.1, 1.0, 10.0)),
+    "epsilon": Sweep("finite nudges", "ε", of("epsilon"), NUDGES, (0.1, 1.0, 10.0)),
     "one-sided": Sweep(
-        "one-sided nudges", "ε", lambda x, _: {"epsilon": x, "asymmetry": 1.0}, powers(-3, 1), (0.01, 0.1, 1.0)
+        "one-sided nudges", "ε", lambda x, _: {"epsilon": x, "asymmetry": 1.0}, NUDGES, (0.01, 0.1, 1.0)
     ),
-    "noise": Sweep(
-        "thermal noise in p and q",
-        "kick a step / size of state",
-        lambda x, _: {"noise": x},
-        powers(-7, 0),
-        (1e-2, 1.0),
-    ),
-    "flip amplitude": Sweep(
-        "flip: amplitude", "relative error of -p", lambda x, _: {"flip_amplitude": x}, powers(-3, 0.5), (0.1, 1.0)
-    ),
-    "flip phase": Sweep("flip: phase", "angle", lambda x, _: {"flip_phase": x}, powers(-3, 0.5), (0.1, 1.0)),
-    "drift": Sweep(
-        "parameters differ between the echoes", "relative", lambda x, _: {"drift": x}, powers(-7, 0), (1e-1, 1.0)
-    ),
-    "replay": Sweep(
-        "input replayed, errors differ",
-        "error / largest drive",
-        lambda x, _: {"replay": x},
-        powers(-7, 0),
-        (1e-1, 1.0),
-    ),
-    "recording": Sweep(
-        "input replayed, same errors", "error / largest drive", lambda x, _: {"recording": x}, powers(-4, 1), (0.1, 1.0)
-    ),
-    "readout bits": Sweep(
-        "quantised readout", "bits", lambda x, _: {"readout_quantum": quantum(x)}, BITS, (8.0, 6.0, 4.0), True
-    ),
-    "nudge bits": Sweep(
-        "quantised nudge", "bits", lambda x, _: {"nudge_quantum": quantum(x)}, BITS, (8.0, 6.0, 4.0), True
-    ),
+    "noise": Sweep("thermal noise in p and q", "kick a step / size of state", of("noise"), TINY, (1e-2, 1.0)),
+    "flip amplitude": Sweep("flip: amplitude", "relative error of -p", of("flip_amplitude"), SMALL, (0.1, 1.0)),
+    "flip phase": Sweep("flip: phase", "angle", of("flip_phase"), SMALL, (0.1, 1.0)),
+    "drift": Sweep("parameters differ between the echoes", "relative", of("drift"), TINY, (1e-1, 1.0)),
+    "replay": Sweep("input replayed, errors differ", ERROR, of("replay"), TINY, (1e-1, 1.0)),
+    "recording": Sweep("input replayed, same errors", ERROR, of("recording"), powers(-4, 1), (0.1, 1.0)),
+    "readout bits": Sweep("quantised readout", "bits", of("readout_quantum", quantum), BITS, (8.0, 6.0, 4.0), True),
+    "nudge bits": Sweep("quantised nudge", "bits", of("nudge_quantum", quantum), BITS, (8.0, 6.0, 4.0), True),
     "damping": Sweep(
-        "friction", "γT over the sequence", lambda x, steps: {"damping": x / steps}, powers(-3, 1, 13), (0.1, 1.0, 3.0)
+        "friction", "γT over the sequence", lambda x, n: {"damping": x / n}, powers(-3, 1, 13), (0.1, 1.0, 3.0)
     ),
 }
 
-# All nudges are rounded to nothing: what is learnt without any gradient from the echoes.
+# All nudges are rounded to zero. The training then uses no gradient from the echoes.
 CONTROL = Sweep("no nudges", "", lambda *_: {"nudge_quantum": 4.0}, np.asarray([]), (0.0,))
 
 
 def machine(sweep, strength, steps, epsilon):
-    """The imperfect echo and its reference. All strengths are arrays: a problem is compiled once for all sweeps."""
+    """The imperfect echo and its reference. All strengths are arrays, so that a problem is compiled once."""
     changed = {"epsilon": epsilon} | sweep.machine(strength, steps)
     epsilon = jnp.asarray(changed.pop("epsilon"), float)
     strengths = {field.name: jnp.asarray(changed.get(field.name, 0.0), float) for field in fields(EchoImperfection)}
@@ -131,15 +114,11 @@ def machine(sweep, strength, steps, epsilon):
 # The gradients that are compared
 
 
-class Problem(NamedTuple):
-    """`gradient(learning algorithm)`, every array with an axis of seeds in front, and the number of steps."""
-
-    gradient: Callable
-    steps: int
+# A problem is a pair: `gradient(learning algorithm)`, whose arrays have a first axis of seeds; the number of steps.
 
 
 def over_seeds(gradient, problems, seeds):
-    """`gradient(problem, learning algorithm)` for all problems, one of a seed each, in one compiled program."""
+    """`gradient(problem, learning algorithm)` for the problems of all seeds, in one compiled program."""
     problems = jax.tree.map(lambda *x: jnp.stack(x), *problems)
 
     @eqx.filter_jit
@@ -154,7 +133,7 @@ def over_seeds(gradient, problems, seeds):
 
 
 def toy_problem(seeds):
-    """The gradient of masses, springs and couplings: the trapezoidal rule of the loss, from rest."""
+    """The gradient of masses, springs and couplings. The loss is a trapezoidal rule; the system starts from rest."""
     ends = np.arange(1, TOY_STEPS + 1) / TOY_STEPS
 
     def sampled(seed):
@@ -170,29 +149,19 @@ def toy_problem(seeds):
         weights = discretised.step * jnp.ones(TOY_STEPS).at[-1].set(0.5)
 
         def loss(hamiltonian):
-            there = eqx.tree_at(lambda x: x.hamiltonian, discretised, hamiltonian)
-            positions = evolve(there, drives, learning_algorithm=algorithm)
+            changed = eqx.tree_at(lambda x: x.hamiltonian, discretised, hamiltonian)
+            positions = evolve(changed, drives, learning_algorithm=algorithm)
             return 0.5 * weights @ (positions[:, OUTPUT] - targets) ** 2
 
         return jax.grad(loss)(discretised.hamiltonian)
 
-    return Problem(over_seeds(gradient, [sampled(seed) for seed in range(len(seeds))], seeds), TOY_STEPS)
+    return over_seeds(gradient, [sampled(seed) for seed in range(len(seeds))], seeds), TOY_STEPS
 
 
 def make_network(dataset, model_name, num_blocks, key):
     """A network and its state, without dropout."""
-    return create_model(
-        model_name,
-        dataset.data_dim,
-        dataset.label_dim,
-        HIDDEN_DIM,
-        num_blocks,
-        SSM_DIM,
-        classification=True,
-        dropout_rate=0.0,
-        remat=False,
-        key=key,
-    )
+    sizes = (dataset.data_dim, dataset.label_dim, HIDDEN_DIM, num_blocks, SSM_DIM)
+    return create_model(model_name, *sizes, classification=True, dropout_rate=0.0, remat=False, key=key)
 
 
 def network_problem(dataset, model_name, num_blocks, steps, seeds):
@@ -220,13 +189,14 @@ def network_problem(dataset, model_name, num_blocks, steps, seeds):
         return eqx.filter_grad(loss)(eqx.combine(arrays, static))
 
     problems = [sampled(int(seed)) for seed in seeds]
-    return Problem(over_seeds(gradient, problems, seeds), problems[0][1].shape[1])
+    return over_seeds(gradient, problems, seeds), problems[0][1].shape[1]
 
 
 def compare(problem, sweep, strength, epsilon):
     """{parameter: (cosine of every seed, relative error of every seed)}."""
-    echo, exact = machine(sweep, strength, problem.steps, epsilon)
-    found, reference = (jax.tree.map(np.asarray, problem.gradient(algorithm)) for algorithm in (echo, exact))
+    gradient, steps = problem
+    echo, exact = machine(sweep, strength, steps, epsilon)
+    found, reference = (jax.tree.map(np.asarray, gradient(algorithm)) for algorithm in (echo, exact))
     seeds = range(len(jax.tree.leaves(found)[0]))
     by_seed = [agreement_by_leaf(*(jax.tree.map(lambda x, i=i: x[i], y) for y in (found, reference))) for i in seeds]
     return {
@@ -236,9 +206,9 @@ def compare(problem, sweep, strength, epsilon):
 
 
 def tolerance(strengths, cosines):
-    """The strength at which the worst cosine falls below `GOOD_COSINE`, between two points on logarithmic axes.
+    """The strength at which the smallest cosine falls below `GOOD_COSINE`, interpolated on logarithmic axes.
 
-    None: it is below from the first. The last strength: it never falls.
+    None: the cosine is below from the first strength on. The last strength: the cosine never falls below.
     """
     lost = np.log10(np.maximum(1 - np.asarray(cosines), 1e-17)) - np.log10(1 - GOOD_COSINE)
     bad = np.flatnonzero(~(lost <= 0))  # NaN is bad
@@ -254,7 +224,7 @@ def tolerance(strengths, cosines):
 def tolerances_of(strengths, cosines):
     """{"median", "worst", "best"} of the tolerances of all seeds; `cosines`: (strength, seed)."""
     values = [tolerance(strengths, of_seed) for of_seed in np.transpose(cosines)]
-    # From the seed that tolerates least. None is worse than every strength.
+    # The seed with the smallest tolerance comes first. None is worse than every strength.
     ordered = sorted(values, key=lambda x: -1 if x is None else abs(np.log(x / strengths[0])))
     middle = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
     median = None if None in middle else float(np.sqrt(np.prod(middle)))
@@ -286,7 +256,7 @@ def accuracy(dataset, model_name, sweep, strength, num_steps):
     return result.test_metric, result.history[-1].train_loss
 
 
-# What is shown
+# Output
 
 
 def draw(curves, accuracies):
@@ -305,10 +275,8 @@ def draw(curves, accuracies):
         trained = accuracies.get(part, {})
         for (name, values), height in zip(trained.items(), (0.97, 0.89), strict=False):
             words = ", ".join(f"{100 * y[0]:.0f} % at {x:g}" if y is not None else f"none at {x:g}" for x, y in values)
-            axes.text(
-                *(0.03, height, f"{name}: {words}"),
-                **{"transform": axes.transAxes, "va": "top", "fontsize": "x-small", "color": f"C{names.index(name)}"},
-            )
+            style = {"va": "top", "fontsize": "x-small", "color": f"C{names.index(name)}"}
+            axes.text(0.03, height, f"{name}: {words}", transform=axes.transAxes, **style)
         axes.set(title=sweep.title, xlabel=sweep.label, ylim=(1e-12, 1e3 if trained else 4))
         if sweep.more_is_better:
             axes.set_xscale("linear")
@@ -316,15 +284,13 @@ def draw(curves, accuracies):
     figure.supylabel("1 - cosine with the exact gradient, of the parameter that fares worst")
     for axes in panels[len(curves) :]:
         axes.axis("off")
-    handles, labels = next(
-        axes.get_legend_handles_labels() for axes, part in zip(panels, curves, strict=False) if part == "noise"
-    )
+    handles, labels = panels[list(curves).index("noise")].get_legend_handles_labels()
     panels[-1].legend(handles, labels, loc="center", title="test accuracies after training: in the panels")
     return figure
 
 
 def measure(options, progress):
-    """Every number: rows, curves, tolerances and accuracies."""
+    """Every number: rows, curves and accuracies."""
     names = ("LinHRU",) if options.quick else ("LinHRU", "NonlinHRU")
     blocks, steps, stride = (2, 30, 3) if options.quick else (6, None, 1)
     dataset = create_dataset(options.data_dir, DATASET, seed=SEED, time=False)
@@ -336,7 +302,7 @@ def measure(options, progress):
         (part, name, epsilon)
         for part in SWEEPS
         for name in problems
-        for epsilon in (EPSILONS if "epsilon" not in SWEEPS[part].machine(1.0, 1) else ["ε swept"])
+        for epsilon in (["ε swept"] if part in ("epsilon", "one-sided") else EPSILONS)
     ]
     trainings = [
         (part, name, strength)
@@ -355,20 +321,44 @@ def measure(options, progress):
                     found = compare(problems[name], SWEEPS[part], strength, EPSILONS.get(epsilon, 1.0))
                 cosines.append(np.min([cosine for cosine, _ in found.values()], axis=0))
                 about = {"imperfection": part, "strength": float(strength), "problem": name, "epsilon": epsilon}
-                rows.append(
-                    about
-                    | {"parameters": {k: dict(zip(("cosine", "error"), x, strict=True)) for k, x in found.items()}}
-                )
+                parameters = {path: {"cosine": cosine, "error": error} for path, (cosine, error) in found.items()}
+                rows.append(about | {"parameters": parameters})
             curves[part][name, epsilon] = strengths, cosines
             bar.update()
         for part, name, strength in trainings:
             bar.set_description(f"training, {part}, {name}")
-            reached = accuracy(
-                dataset, name, SWEEPS.get(part, CONTROL), strength, 20 if options.quick else options.num_steps
-            )
+            steps = 20 if options.quick else options.num_steps
+            reached = accuracy(dataset, name, SWEEPS.get(part, CONTROL), strength, steps)
             accuracies.setdefault(part, {}).setdefault(name, []).append((strength, reached))
             bar.update()
     return rows, curves, accuracies
+
+
+def print_tolerances(tolerances, stride):
+    """A row per imperfection, a column per problem."""
+    print(
+        f"every parameter's cosine stays above {GOOD_COSINE} up to (median over the seeds [worst, best]; * the largest "
+        "strength tried; -: at no strength):"
+    )
+    columns = list(dict.fromkeys(key for found in tolerances.values() for key in found))
+    table = [["", *columns]]
+    for part, found in tolerances.items():
+        sweep, row = SWEEPS[part], []
+        for key in columns:
+            values = found.get(key, {}).values()
+            cells = ["-" if x is None else f"{x:.2g}" + "*" * (x == sweep.strengths[::stride][-1]) for x in values]
+            row.append(f"{cells[0]} [{', '.join(cells[1:])}]" if cells else "")
+        table.append([f"{sweep.title} ({sweep.label})", *row])
+    print(aligned(table))
+
+
+def print_accuracies(accuracies):
+    """A line per imperfection and model."""
+    print("\ntest accuracy (last training loss) of one seed with ε = 0.1, at a strength; control: all nudges are zero")
+    for part, found in accuracies.items():
+        for name, values in found.items():
+            words = [f"{x:g}: {'not finite' if y is None else f'{100 * y[0]:.0f} % ({y[1]:.3f})'}" for x, y in values]
+            print(f"{part:16}{name:12}  " + "  ".join(words))
 
 
 def main(arguments=None):
@@ -393,45 +383,15 @@ def main(arguments=None):
         part: {f"{name}, {epsilon}": tolerances_of(*curve) for (name, epsilon), curve in found.items()}
         for part, found in curves.items()
     }
-    print(
-        f"every parameter's cosine stays above {GOOD_COSINE} up to (median over the seeds [worst, best]; * the largest "
-        "strength tried; -: nowhere):"
-    )
-    columns = list(dict.fromkeys(key for found in tolerances.values() for key in found))
-    table = [["", *columns]]
-    for part, found in tolerances.items():
-        last = SWEEPS[part].strengths[:: 3 if options.quick else 1][-1]
-
-        def cell(key, found=found, last=last):
-            if key not in found:
-                return ""
-            median, *ends = ("-" if x is None else f"{x:.2g}" + "*" * int(x == last) for x in found[key].values())
-            return f"{median} [{', '.join(ends)}]"
-
-        table.append([f"{SWEEPS[part].title} ({SWEEPS[part].label})", *map(cell, columns)])
-    print(aligned(table))
-    print("\ntest accuracy (last training loss) of one seed with ε = 0.1, at a strength; control: all nudges are zero")
-    for part, found in accuracies.items():
-        for name, values in found.items():
-            print(
-                f"{part:16}{name:12}"
-                + "".join(
-                    f"  {x:g}: {'not finite' if y is None else f'{100 * y[0]:.0f} % ({y[1]:.3f})'}" for x, y in values
-                )
-            )
+    print_tolerances(tolerances, stride=3 if options.quick else 1)
+    print_accuracies(accuracies)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     versions = {name: version(name) for name in ("jax", "equinox", "numpy")}
-    results = {
-        "options": settings,
-        "versions": {"python": platform.python_version(), **versions},
-        "tolerances": tolerances,
-        "accuracies": accuracies,
-        "rows": rows,
-    }
+    results = {"options": settings, "versions": {"python": platform.python_version(), **versions}}
+    results |= {"tolerances": tolerances, "accuracies": accuracies, "rows": rows}
     with replacing(options.output_dir / "imperfect_echo.png") as path:
         draw(curves, accuracies).savefig(path, dpi=110, format="png")
-    with replacing(options.output_dir / "results.json") as path:
-        write_json(path, results)
+    write_json(options.output_dir / "results.json", results)
     print(f"written: {options.output_dir}")
     return results
 

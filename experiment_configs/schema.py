@@ -1,37 +1,43 @@
-"""What an experiment config may say, and the one place where it is checked.
+"""The fields of an experiment config, and the one place where they are checked.
 
-`load_config` reads a file, `ExperimentConfig.replace` lays the command line over it; both end in the same validation
-and report every problem at once with file, field, value and what is allowed. Numbers and booleans may be written as
-strings ("0.0001", "True"), as the published files do.
+`load_config` reads a file, `ExperimentConfig.replace` lays the command line over it. Both end in the same validation,
+which reports every problem at once with file, field, value and what is allowed. Numbers and booleans may be written as
+strings ("0.0001", "True"), as the published files do. The options of a unit are the ones that the unit declares.
 """
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from data_dir.names import nearest_name
+from models.create import MODELS, options_of_models
+from models.layer import AbstractHRULayer, Option, unit_options
+from models.load import UnitError, load_unit
 
-from . import LEARNING_ALGORITHMS, MODEL_NAMES, scheduler
+from . import LEARNING_ALGORITHMS, scheduler
 
 DEFAULT_OUTPUT_DIR = "outputs"
-# Names in use elsewhere for fields of this project.
-_ALSO_CALLED = {
-    "learning_rate": "lr",
-    "scheduler": "lr_scheduler",
-    "dataset": "dataset_name",
-    "model": "model_name",
-    "algorithm": "learning_algorithm",
-    "seed": "seeds",
-    "steps": "num_steps",
-    "dropout": "dropout_rate",
-    "standardize": "standardise",
-    "normalise": "standardise",
-    "normalize": "standardise",
-}
+# Other names that people use for these fields.
+_ALSO_CALLED = dict(learning_rate="lr", scheduler="lr_scheduler", dataset="dataset_name", model="model_name")
+_ALSO_CALLED |= dict(algorithm="learning_algorithm", seed="seeds", steps="num_steps", dropout="dropout_rate")
+_ALSO_CALLED |= dict.fromkeys(("standardize", "normalise", "normalize"), "standardise")
 
 
 class ConfigError(ValueError):
@@ -56,96 +62,98 @@ def _unquote(value: Any) -> Any:
 
 
 _Unquoted = BeforeValidator(_unquote)
-_Flag = Annotated[bool, Field(strict=True, description="true or false"), _Unquoted]
-_Count = Annotated[
-    int, Field(strict=True, gt=0, lt=2**31, description="a positive whole number below 2147483648"), _Unquoted
-]
-_Size = Annotated[
-    int, Field(strict=True, gt=0, le=2**20, description="a positive whole number, at most 1048576"), _Unquoted
-]
-_Blocks = Annotated[
-    int, Field(strict=True, gt=0, le=1000, description="a positive whole number, at most 1000"), _Unquoted
-]
-_Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32), _Unquoted]
-_Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, description="a positive number"), _Unquoted]
-_NO_NUL = r"^[^\x00]*$"  # which no path can have
-_Folder = Annotated[str, Field(strict=True, pattern=_NO_NUL, description="the path of a folder")]
+_Flag = Annotated[bool, Strict(), _Unquoted]
+_Int = Annotated[int, Strict(), _Unquoted]
+_Float = Annotated[float, Strict(), _Unquoted]
+_IntOrNull = Annotated[Annotated[int, Strict()] | None, _Unquoted]
+_FloatOrNull = Annotated[Annotated[float, Strict()] | None, _Unquoted]
+_Path = Annotated[str, Strict(), StringConstraints(pattern=r"^[^\x00]*$")]  # a path has no NUL
+
+
+def _flag(*default: bool) -> Any:
+    return Field(*default, description="true or false")
+
+
+def _count(*default: int | None, most: int = 2**31 - 1, otherwise: str = "") -> Any:
+    below = "below 2147483648" if most == 2**31 - 1 else f"at most {most}"
+    described = "a positive whole number" + (otherwise or f"{' ' if most == 2**31 - 1 else ', '}{below}")
+    return Field(*default, gt=0, le=most, description=described)
+
+
+def _positive(*default: float | None, otherwise: str = "") -> Any:
+    return Field(*default, gt=0, allow_inf_nan=False, description=f"a positive number{otherwise}")
 
 
 class ExperimentConfig(BaseModel):
-    """One experiment: a model, a data set, and how the one is trained on the other.
+    """One experiment: a model, a data set, and how the model is trained on the data set.
 
-    A file must have the fields without a default: they are those of the published files. `defaults` tells which of the
-    others it left out. The defaults of the whole project stand here.
+    A file must have the fields without a default: they are the fields of the published files. `defaults` tells which of
+    the others it left out. The defaults of the whole project stand here. `config_class` adds the options of the units.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model_name: Literal[MODEL_NAMES] = Field(description=f"one of {', '.join(MODEL_NAMES)}")
-    dataset_name: str = Field(strict=True, min_length=1, pattern=_NO_NUL, description="the name of a data set")
-    learning_algorithm: Literal[LEARNING_ALGORITHMS] = Field(
-        LEARNING_ALGORITHMS[0], description=f"one of {', '.join(LEARNING_ALGORITHMS)}"
+    unit_class: ClassVar[type[AbstractHRULayer] | None] = None  # your own unit, imported
+
+    unit: Annotated[str | None, Strict()] = Field(
+        None, description="null, or the Python file and the class of your own unit, as my_unit.py:MyLayer"
     )
-    seeds: tuple[_Seed, ...] = Field(
+    model_name: str = Field(
+        strict=True, pattern=r"^[\w-]+$", description=f"one of {', '.join(MODELS)}, or with unit a name of your own"
+    )
+    dataset_name: _Path = Field(min_length=1, description="the name of a data set")
+    learning_algorithm: str = Field(
+        LEARNING_ALGORITHMS[0],
+        pattern=f"^({'|'.join(LEARNING_ALGORITHMS)})$",
+        description=f"one of {', '.join(LEARNING_ALGORITHMS)}",
+    )
+    seeds: tuple[Annotated[_Int, Field(ge=0, lt=2**32)], ...] = Field(
         min_length=1, description="a list of different whole numbers from 0 to 4294967295, at least one"
     )
-    data_dir: _Folder
-    output_parent_dir: _Folder
+    data_dir: _Path = Field(description="the path of a folder")
+    output_parent_dir: _Path = Field(description="the path of a folder")
 
     # training
-    lr: _Positive
+    lr: _Float = _positive()
     lr_scheduler: str = Field(strict=True, description=scheduler.ALLOWED)
-    num_steps: _Count
-    print_steps: _Count
-    batch_size: _Count
+    num_steps: _Int = _count()
+    print_steps: _Int = _count()
+    batch_size: _Int = _count()
     metric: Literal["accuracy", "mse"] = Field(description="accuracy or mse")
-    grad_clip: Annotated[
-        _Positive | None, Field(description="a positive number, or null for gradients of any norm"), _Unquoted
-    ] = None
-    skip_nonfinite: Annotated[
-        int, Field(strict=True, ge=0, lt=2**31, description="a whole number, 0 or more, below 2147483648"), _Unquoted
-    ] = 0
-    checkpoint_steps: Annotated[
-        _Count | None, Field(description="a positive whole number, or null for evaluations alone"), _Unquoted
-    ] = None
+    grad_clip: _FloatOrNull = _positive(None, otherwise=", or null for gradients of any norm")
+    skip_nonfinite: _Int = Field(0, ge=0, lt=2**31, description="a whole number, 0 or more, below 2147483648")
+    checkpoint_steps: _IntOrNull = _count(None, otherwise=", or null for evaluations alone")
 
     # data
-    classification: _Flag
-    time: _Flag
-    output_step: Annotated[
-        _Count | None, Field(description="a positive whole number, or null for that of the data"), _Unquoted
-    ] = Field(default_factory=lambda fields: 1 if fields["classification"] else None)
-    split: str = Field(
-        "seed",
-        strict=True,
-        min_length=1,
-        pattern=_NO_NUL,
-        description='"seed", "original", or the path of an index file',
+    classification: _Flag = _flag()
+    time: _Flag = _flag()
+    output_step: _IntOrNull = Field(
+        default_factory=lambda fields: 1 if fields["classification"] else None,
+        gt=0,
+        lt=2**31,
+        description="a positive whole number, or null for the value of the data",
     )
-    inmemory: _Flag = False
-    standardise: _Flag = False
+    split: _Path = Field("seed", min_length=1, description='"seed", "original", or the path of an index file')
+    inmemory: _Flag = _flag(False)
+    standardise: _Flag = _flag(False)
 
     # model
-    num_blocks: _Blocks
-    hidden_dim: _Size
-    ssm_dim: _Size
-    complex_ssm: _Flag = Field(default_factory=lambda fields: fields["model_name"] == "LinHRU")
-    train_steps: _Flag = True
-    epsilon: Annotated[
-        _Positive | None, Field(description="a positive number, or null for infinitesimal nudges"), _Unquoted
-    ] = None
-    step_init: Annotated[
-        Annotated[float, Field(strict=True, gt=0, lt=1)] | None,
-        Field(description="a number between 0 and 1, or null for the model's own choice"),
-        _Unquoted,
-    ] = None
-    gate: _Flag = False
-    damping: _Flag = False
+    num_blocks: _Int = _count(most=1000)
+    hidden_dim: _Int = _count(most=2**20)
+    ssm_dim: _Int = _count(most=2**20)
+    train_steps: _Flag = _flag(True)
+    epsilon: _FloatOrNull = _positive(None, otherwise=", or null for infinitesimal nudges")
     batchnorm: Literal["ema", "batch"] = Field("batch", description="ema or batch")
-    dropout_rate: Annotated[
-        float, Field(strict=True, ge=0, le=0.999, description="a number from 0 to 0.999"), _Unquoted
-    ] = 0.05
-    remat: _Flag = True
+    dropout_rate: _Float = Field(0.05, ge=0, le=0.999, description="a number from 0 to 0.999")
+    remat: _Flag = _flag(True)
+
+    @field_validator("model_name")
+    @classmethod
+    def _model_exists(cls, name, info):
+        own = info.data.get("unit") is not None
+        if (name in MODELS) == own:
+            raise ValueError("a model of this project, and not of your own unit" if own else "no such model")
+        return name
 
     @field_validator("seeds")
     @classmethod
@@ -167,45 +175,32 @@ class ExperimentConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fields_agree(self):
-        for clash, field, reason in (
-            (self.classification and self.metric != "accuracy", "metric", "classification is measured by accuracy"),
-            (not self.classification and self.metric != "mse", "metric", "a regression is measured by mse"),
-            (
-                self.classification and self.output_step != 1,
-                "output_step",
-                "a classification has one output per sequence: output_step is 1",
-            ),
-            (
-                self.complex_ssm and self.model_name == "NonlinHRU",
-                "complex_ssm",
-                "NonlinHRU is real: complex_ssm is false there",
-            ),
-            (
-                self.step_init is not None and self.model_name == "LinHRU",
-                "step_init",
-                "only NonlinHRU has it; LinHRU draws one step per oscillator: leave it out or null",
-            ),
-            (self.gate and self.model_name == "LinHRU", "gate", "only NonlinHRU has it: leave it out or false"),
-            (
-                self.damping and self.model_name == "NonlinHRU",
-                "damping",
-                "only LinHRU has it: leave it out or false",
-            ),
-            (
-                self.damping and self.learning_algorithm == "ReversibleBPTT",
-                "damping",
-                "ReversibleBPTT does not differentiate it: false, or RHEL or BPTT",
-            ),
-        ):
-            if clash:
-                raise ValueError(_Clash(field, getattr(self, field), reason))
+        if self.classification and self.metric != "accuracy":
+            raise self._clash("metric", "classification is measured by accuracy")
+        if not self.classification and self.metric != "mse":
+            raise self._clash("metric", "a regression is measured by mse")
+        if self.classification and self.output_step != 1:
+            raise self._clash("output_step", "a classification has one output per sequence: output_step is 1")
+        own = self._unit_options()
+        for name, owners in options_of_models().items():
+            if name not in own and getattr(self, name) not in (None, False):
+                raise self._clash(name, f"only {' and '.join(owners)} has it: leave it out, null or false")
+        for name, option in own.items():
+            if getattr(self, name) and option.algorithms and self.learning_algorithm not in option.algorithms:
+                ways = " or ".join(option.algorithms)
+                raise self._clash(name, f"{self.learning_algorithm} does not differentiate it: false, or {ways}")
         try:
             self.learning_rate()
         except scheduler.SchedulerError as error:
-            raise ValueError(
-                _Clash("lr_scheduler", self.lr_scheduler, f"{error}; allowed is {scheduler.ALLOWED}")
-            ) from error
+            raise self._clash("lr_scheduler", f"{error}; allowed is {scheduler.ALLOWED}") from error
         return self
+
+    def _clash(self, field: str, reason: str) -> ValueError:
+        return ValueError(f"{field} is {json.dumps(getattr(self, field))}: {reason}")
+
+    def _unit_options(self) -> dict[str, Option]:
+        unit = self.unit_class or MODELS.get(self.model_name)
+        return {} if unit is None else unit_options(unit)
 
     def learning_rate(self):
         """Give what an optax optimiser takes as its learning rate: a float or an optax schedule."""
@@ -214,11 +209,10 @@ class ExperimentConfig(BaseModel):
     def model_options(self) -> dict:
         """Give the keyword arguments of `models.create_model` that the config decides."""
         names = (
-            *("model_name", "hidden_dim", "num_blocks", "ssm_dim", "classification", "output_step"),
-            *("learning_algorithm", "epsilon", "complex_ssm", "train_steps", "step_init", "gate", "damping"),
-            *("batchnorm", "dropout_rate", "remat"),
+            *("hidden_dim", "num_blocks", "ssm_dim", "classification", "output_step", "learning_algorithm", "epsilon"),
+            *("train_steps", "batchnorm", "dropout_rate", "remat", *self._unit_options()),
         )
-        return {name: getattr(self, name) for name in names}
+        return {"model_name": self.unit_class or self.model_name} | {name: getattr(self, name) for name in names}
 
     def data_options(self) -> dict:
         """Give the keyword arguments of `data_dir.datasets.create_dataset` but the seed."""
@@ -243,36 +237,68 @@ class ExperimentConfig(BaseModel):
 
         **Raises:** `ConfigError`, naming `source`, if the changed config is not valid.
         """
-        return validate({**self.model_dump(exclude_unset=True), **changes}, source)
+        fields = {**self.model_dump(exclude_unset=True), **changes}
+        return validate(fields, source, own_units=self.unit is not None and fields["unit"] == self.unit)
 
 
-class _Clash(str):
-    """Fields that do not fit each other: the message of a validator that looks at the whole config."""
+@lru_cache
+def config_class(unit: type[AbstractHRULayer] | None) -> type[ExperimentConfig]:
+    """The config of a unit: `ExperimentConfig` with the options of all models and of this unit as fields.
 
-    def __new__(cls, field, value, reason):
-        return super().__new__(cls, f"{field} is {json.dumps(value)}: {reason}")
+    The options of other units are null or false. A number that is left out is null, and the unit has its own default.
+    """
+    own = {} if unit is None else unit_options(unit)
+    options = {name: next(iter(owners.values())) for name, owners in options_of_models().items()} | own
+    fields = {name: _option_field(option, name in own) for name, option in options.items()}
+    known = create_model("ExperimentConfig", __base__=ExperimentConfig, **fields)
+    known.unit_class = None if unit in MODELS.values() else unit
+    return known
 
 
-def validate(fields: Mapping[str, Any], source: str) -> ExperimentConfig:
+def _option_field(option: Option, own: bool) -> tuple[Any, Any]:
+    if option.kind is bool:
+        return _Flag, _flag(own and option.default)
+    limits = {"gt": option.above, "lt": option.below, "allow_inf_nan": False}
+    limits = {name: limit for name, limit in limits.items() if abs(limit) < math.inf}
+    described = f"{option.allowed()}, or null for the default of the unit"
+    return _IntOrNull if option.kind is int else _FloatOrNull, Field(None, description=described, **limits)
+
+
+def validate(fields: Mapping[str, Any], source: str, *, own_units: bool = False) -> ExperimentConfig:
     """Check the fields of a config; `source` says in messages where they come from.
 
-    **Raises:** `ConfigError` with every problem found.
+    A config may name a unit of the user's own, which is Python code. Only with `own_units` it is imported, and run.
+
+    **Raises:** `ConfigError` with every problem.
     """
+    unit, name = MODELS.get(str(fields.get("model_name"))), fields.get("unit")
+    if isinstance(name, str):
+        if not own_units:
+            raise ConfigError(
+                f"{source}: unit is {json.dumps(name)}: this is Python code, which is not run unasked: read it, then "
+                "allow it with --own_units"
+            )
+        try:
+            unit = load_unit(name)
+        except UnitError as error:
+            raise ConfigError(f"{source}: {error}") from error
     try:
-        return ExperimentConfig.model_validate(dict(fields))
+        return config_class(unit).model_validate(dict(fields))
     except ValidationError as error:
-        found = error.errors(include_url=False)
+        problems = error.errors(include_url=False)
         # A default that depends on a bad field is no problem of its own.
-        found = [problem for problem in found if problem["type"] != "default_factory_not_called"]
-        problems = dict.fromkeys(_describe(problem, fields) for problem in found)
-        raise ConfigError(f"{source}: " + "; ".join(problems)) from None
+        problems = [problem for problem in problems if problem["type"] != "default_factory_not_called"]
+        known = config_class(unit).model_fields
+        texts = dict.fromkeys(_describe(problem, fields, known) for problem in problems)
+        raise ConfigError(f"{source}: " + "; ".join(texts)) from None
 
 
-def load_config(path: str | Path, model_name: str | None = None) -> ExperimentConfig:
+def load_config(path: str | Path, model_name: str | None = None, *, own_units: bool = False) -> ExperimentConfig:
     """Read and check one config file.
 
-    The model is `model_name`, or else the folder that the file lies in (`.../LinHRU/EigenWorms.json`); a file that
-    names its model must name that one. A file that names no data set is for the set of its own name.
+    The model is `model_name`, or else the folder of the file (`.../LinHRU/EigenWorms.json`). If the file has the field
+    model_name, it must be the same. A file without dataset_name is for the set with the name of the file. `own_units`
+    as for `validate`.
 
     **Raises:** `ConfigError` for a file that is missing, is not JSON (with line and column), repeats a field, lacks
     one, or holds one that is unknown, of the wrong type or impossible.
@@ -290,13 +316,14 @@ def load_config(path: str | Path, model_name: str | None = None) -> ExperimentCo
         raise ConfigError(f"{path}: not a config: {error}") from None
     if not isinstance(fields, dict):
         raise ConfigError(f"{path}: a config is a JSON object of fields, not {json.dumps(fields)[:60]}")
-    if model_name is None and path.resolve().parent.name in MODEL_NAMES:
-        model_name = path.resolve().parent.name
+    folder = path.resolve().parent.name
+    if model_name is None and (folder in MODELS or fields.get("unit") is not None):
+        model_name = folder
     if model_name is not None and fields.setdefault("model_name", model_name) != model_name:
         raise ConfigError(
             f"{path}: model_name is {json.dumps(fields['model_name'])}, but this is a file of {model_name}"
         )
-    return validate({"dataset_name": path.stem, **fields}, str(path))
+    return validate({"dataset_name": path.stem, **fields}, str(path), own_units=own_units)
 
 
 def config_path(config_dir: str | Path, model_name: str, dataset_name: str) -> Path:
@@ -324,12 +351,11 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict:
     return fields
 
 
-def _describe(problem: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
-    """Put one finding of pydantic into words: field, value as it was given, what is allowed."""
+def _describe(problem: Mapping[str, Any], fields: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """Put one error of pydantic into words: field, value as it was given, what is allowed."""
     if not problem["loc"]:
         return str(problem["ctx"]["error"])
     name, *items = problem["loc"]
-    known = ExperimentConfig.model_fields
     if problem["type"] == "missing":
         return f"missing field {name}: {known[name].description}"
     value = fields[name]

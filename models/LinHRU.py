@@ -1,17 +1,16 @@
 """The linear Hamiltonian recurrent unit (Eq. 17): independent harmonic oscillators, a leapfrog LinOSS."""
 
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
+from typing_extensions import override
 
-from .layer import AbstractHRULayer, init_ports
+from .layer import AbstractHRULayer, Option
 from .normalisation import standardised
 from .physics.damping import respond_damped
-from .rhel.echo import RHEL, AbstractLearningAlgorithm
 from .rhel.hamiltonian import AbstractHamiltonian
 from .stack import HRU, HRUBlock
 
@@ -27,20 +26,20 @@ class LinearOscillators(AbstractHamiltonian):
     A: Float[Array, " P"]
     step: Float[Array, " P"]
 
+    @override
     def kinetic(self, p):
-        """step * p^2 / 2, summed."""
         return 0.5 * jnp.sum(self.step * p**2)
 
+    @override
     def potential(self, q, drive):
-        """step * (A q^2 / 2 - q v), summed."""
         return jnp.sum(self.step * q * (0.5 * self.A * q - drive))
 
+    @override
     def kinetic_contrast(self, p, dp):
-        """2 step p dp, summed."""
         return 2 * jnp.sum(self.step * p * dp)
 
+    @override
     def potential_contrast(self, q, dq, drive):
-        """2 step dq (A q - v), summed."""
         return 2 * jnp.sum(self.step * dq * (self.A * q - drive))
 
 
@@ -51,84 +50,47 @@ class LinHRULayer(AbstractHRULayer):
     parts, B = [Re B; Im B] and C = [Re C, -Im C] (the sign is part of the stored C).
 
     With `damping`, each oscillator has a gamma >= 0, by which its position and momentum shrink: by
-    exp(-gamma step / 2) in a step. See `physics.damping`. It needs RHEL or BPTT. A stored gamma below 0 counts as 0. It
-    has no gradient, as an A at or below 0 has none; a gamma of exactly 0 still has one, for units that start undamped.
+    exp(-gamma step / 2) in a step. See `physics.damping`. A stored gamma below 0 counts as 0. It has no gradient, as an
+    A at or below 0 has none; a gamma of exactly 0 still has one, for units that start undamped.
     """
 
     A: Float[Array, " ssm_dim"]
     step: Float[Array, " ssm_dim"]
     gamma: Float[Array, " ssm_dim"] | None
-    B: Float[Array, "P H"]
-    C: Float[Array, "H P"]
-    D: Float[Array, " H"]
-    learning_algorithm: AbstractLearningAlgorithm
-    train_steps: bool = eqx.field(static=True)
 
     def __init__(
         self,
         hidden_dim: int,
         ssm_dim: int,
         *,
-        complex_ssm: bool = True,
-        train_steps: bool = True,
-        damping: bool = False,
-        learning_algorithm: AbstractLearningAlgorithm | None = None,
+        complex_ssm: Annotated[bool, Option("complex oscillators: two real ones with one A and one step")] = True,
+        damping: Annotated[bool, Option("a damping for each oscillator", algorithms=("RHEL", "BPTT"))] = False,
         key: PRNGKeyArray,
+        **common: Any,
     ):
         A_key, step_key, ports_key = jax.random.split(key, 3)
+        super().__init__(hidden_dim, ssm_dim, copies=2 if complex_ssm else 1, key=ports_key, **common)
         self.A = jax.random.uniform(A_key, (ssm_dim,))
         self.step = jax.random.uniform(step_key, (ssm_dim,))
-        # A key of its own, so that the other parameters are those of the undamped unit.
+        # gamma has its own key, so that damping leaves the initial values of the other parameters as they are.
         self.gamma = jax.random.uniform(jax.random.fold_in(key, 1), (ssm_dim,), maxval=0.1) if damping else None
-        self.B, self.C, self.D = init_ports(hidden_dim, ssm_dim, copies=2 if complex_ssm else 1, key=ports_key)
-        self.learning_algorithm = RHEL() if learning_algorithm is None else learning_algorithm
-        self.train_steps = train_steps
 
+    @override
     def hamiltonian(self) -> LinearOscillators:
-        """A through relu, step through the logistic function, both repeated for the imaginary part."""
-        A, step = jax.nn.relu(self.A), jax.nn.sigmoid(self.step)
-        if not self.train_steps:
-            step = jax.lax.stop_gradient(step)
-        copies = self.B.shape[0] // A.shape[0]
-        return LinearOscillators(A=jnp.tile(A, copies), step=jnp.tile(step, copies))
+        A, step = jax.nn.relu(self.A), self.trainable(jax.nn.sigmoid(self.step))
+        return LinearOscillators(A=self._for_both_parts(A), step=self._for_both_parts(step))
 
+    @override
     def __call__(self, inputs, standardisation=None):
-        """Outputs of the unit, from rest, to the inputs, or to what the standardisation makes of them."""
         if self.gamma is None:
             return super().__call__(inputs, standardisation)
         system = standardised(self.system(), standardisation)
-        gamma = jnp.where(self.gamma >= 0, self.gamma, 0)
-        gamma = jnp.tile(gamma, self.B.shape[0] // self.gamma.shape[0])
+        gamma = self._for_both_parts(jnp.where(self.gamma >= 0, self.gamma, 0))
         return respond_damped(self.learning_algorithm, system, 0.5 * gamma * system.hamiltonian.step, inputs)
 
-
-class LinHRUBlock(HRUBlock):
-    """The shared block around a `LinHRULayer`."""
-
-    unit: LinHRULayer
+    def _for_both_parts(self, x: Float[Array, " ssm_dim"]) -> Float[Array, " P"]:
+        """Repeated for the imaginary part, if the unit is complex."""
+        return jnp.tile(x, self.B.shape[0] // x.shape[0])
 
 
-class LinHRU(HRU):
-    """The shared stack of `LinHRUBlock`s. `options` are those of `models.stack.HRU`."""
-
-    def __init__(
-        self,
-        hidden_dim: int,
-        ssm_dim: int,
-        *,
-        complex_ssm=True,
-        train_steps=True,
-        damping=False,
-        learning_algorithm=None,
-        **options,
-    ):
-        unit = partial(
-            LinHRULayer,
-            hidden_dim,
-            ssm_dim,
-            complex_ssm=complex_ssm,
-            train_steps=train_steps,
-            damping=damping,
-            learning_algorithm=learning_algorithm,
-        )
-        super().__init__(unit, hidden_dim, block=LinHRUBlock, **options)
+LinHRU, LinHRUBlock = partial(HRU, LinHRULayer), HRUBlock

@@ -1,14 +1,14 @@
 """The nonlinear Hamiltonian recurrent unit (Eq. 18): independent oscillators with a saturating force, UnICORNN-like."""
 
 from functools import partial
+from typing import Annotated, Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
+from typing_extensions import override
 
-from .layer import AbstractHRULayer, init_ports
-from .rhel.echo import RHEL, AbstractLearningAlgorithm
+from .layer import AbstractHRULayer, Option
 from .rhel.hamiltonian import AbstractHamiltonian
 from .stack import HRU, HRUBlock
 
@@ -26,8 +26,8 @@ log_cosh.defjvps(lambda x_dot, _, x: x_dot * jnp.tanh(x))
 def log_cosh_contrast(x: Array, y: Array) -> Array:
     """log cosh(x + y) - log cosh(x - y), to full relative precision for small y and finite for every y.
 
-    It is 2 artanh(tanh x tanh y), which overflows where both tanh round to 1; there nothing is lost by subtracting,
-    with log cosh x = |x| - log(1 + tanh |x|). So it is for the slopes, tanh(x + y) -+ tanh(x - y).
+    It is 2 artanh(tanh x tanh y), which overflows where both tanh round to 1. For large y the subtraction loses no
+    digits, with log cosh x = |x| - log(1 + tanh |x|). The slopes, tanh(x + y) -+ tanh(x - y), use the same two forms.
     """
     product, small = jnp.tanh(x) * jnp.tanh(y), jnp.abs(y) < 1
     ahead, behind = jnp.abs(x + y), jnp.abs(x - y)
@@ -59,21 +59,21 @@ class SaturatingOscillators(AbstractHamiltonian):
     alpha: Float[Array, " P"]
     step: Float[Array, " P"]
 
+    @override
     def kinetic(self, p):
-        """step * p^2 / 2, summed."""
         return 0.5 * jnp.sum(self.step * p**2)
 
+    @override
     def potential(self, q, drive):
-        """step * (alpha q^2 / 2 + log cosh(W q + v + b) / W), summed."""
         well = 0.5 * self.alpha * q**2
         return jnp.sum(self.step * (well + log_cosh(self.W_diag * q + drive + self.b) / self.W_diag))
 
+    @override
     def kinetic_contrast(self, p, dp):
-        """2 step p dp, summed."""
         return 2 * jnp.sum(self.step * p * dp)
 
+    @override
     def potential_contrast(self, q, dq, drive):
-        """step * (2 alpha q dq + `log_cosh_contrast` / W), summed."""
         saturated = log_cosh_contrast(self.W_diag * q + drive + self.b, self.W_diag * dq)
         return jnp.sum(self.step * (2 * self.alpha * q * dq + saturated / self.W_diag))
 
@@ -98,73 +98,34 @@ class NonlinHRULayer(AbstractHRULayer):
     c: Float[Array, " P"] | None
     alpha: Float[Array, " P"]
     step: Float[Array, ""]
-    B: Float[Array, "P H"]
-    C: Float[Array, "H P"]
-    D: Float[Array, " H"]
-    learning_algorithm: AbstractLearningAlgorithm
-    train_steps: bool = eqx.field(static=True)
 
     def __init__(
         self,
         hidden_dim: int,
         ssm_dim: int,
         *,
-        step_init: float = 0.1,
-        gate: bool = False,
-        train_steps: bool = True,
-        learning_algorithm: AbstractLearningAlgorithm | None = None,
+        step_init: Annotated[float, Option("first time step of all oscillators", above=0, below=1)] = 0.1,
+        gate: Annotated[bool, Option("a gate for each oscillator, which multiplies its time step")] = False,
         key: PRNGKeyArray,
+        **common: Any,
     ):
         if not 0 < step_init < 1:
-            raise ValueError(f"step_init must lie strictly between 0 and 1, got {step_init!r}")
+            raise ValueError(f"step_init must be a number between 0 and 1, got {step_init!r}")
         W_key, c_key, alpha_key, ports_key = jax.random.split(key, 4)
+        super().__init__(hidden_dim, ssm_dim, key=ports_key, **common)
         self.W_diag = _inverse_softplus(jax.random.uniform(W_key, (ssm_dim,), minval=0.5, maxval=1))
         self.b = jnp.zeros(ssm_dim)
         self.c = jax.random.uniform(c_key, (ssm_dim,), minval=-1, maxval=1) if gate else None
         self.alpha = _inverse_softplus(jax.random.uniform(alpha_key, (ssm_dim,), minval=0.1, maxval=1))
         self.step = _logit(jnp.asarray(step_init))
-        self.B, self.C, self.D = init_ports(hidden_dim, ssm_dim, key=ports_key)
-        self.learning_algorithm = RHEL() if learning_algorithm is None else learning_algorithm
-        self.train_steps = train_steps
 
+    @override
     def hamiltonian(self) -> SaturatingOscillators:
-        """W_diag and alpha through softplus, step through the logistic function and, if there is one, the gate."""
-        step = jax.nn.sigmoid(self.step)
-        if not self.train_steps:
-            step = jax.lax.stop_gradient(step)
+        step = self.trainable(jax.nn.sigmoid(self.step))
         gate = jnp.ones_like(self.b) if self.c is None else jax.nn.sigmoid(self.c)
         return SaturatingOscillators(
             W_diag=jax.nn.softplus(self.W_diag), b=self.b, alpha=jax.nn.softplus(self.alpha), step=step * gate
         )
 
 
-class NonlinHRUBlock(HRUBlock):
-    """The shared block around a `NonlinHRULayer`."""
-
-    unit: NonlinHRULayer
-
-
-class NonlinHRU(HRU):
-    """The shared stack of `NonlinHRUBlock`s. `options` are those of `models.stack.HRU`."""
-
-    def __init__(
-        self,
-        hidden_dim: int,
-        ssm_dim: int,
-        *,
-        step_init=0.1,
-        gate=False,
-        train_steps=True,
-        learning_algorithm=None,
-        **options,
-    ):
-        unit = partial(
-            NonlinHRULayer,
-            hidden_dim,
-            ssm_dim,
-            step_init=step_init,
-            gate=gate,
-            train_steps=train_steps,
-            learning_algorithm=learning_algorithm,
-        )
-        super().__init__(unit, hidden_dim, block=NonlinHRUBlock, **options)
+NonlinHRU, NonlinHRUBlock = partial(HRU, NonlinHRULayer), HRUBlock

@@ -1,24 +1,26 @@
 """Models by name."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from .LinHRU import LinHRU
-from .NonlinHRU import NonlinHRU
-from .rhel.echo import make_learning_algorithm
+from .layer import AbstractHRULayer, Option, unit_options
+from .LinHRU import LinHRULayer
+from .NonlinHRU import NonlinHRULayer
+from .rhel import make_learning_algorithm
 from .stack import HRU
 
-MODELS: dict[str, type[HRU]] = {"LinHRU": LinHRU, "NonlinHRU": NonlinHRU}
+MODELS: dict[str, type[AbstractHRULayer]] = {"LinHRU": LinHRULayer, "NonlinHRU": NonlinHRULayer}
+"""The unit of every model. A new model is one row here."""
+
 BATCHNORM_MODES = ("ema", "batch")
-DAMPED_ALGORITHMS = ("RHEL", "BPTT")
 
 
 def create_model(
-    model_name: str,
+    model_name: str | type[AbstractHRULayer],
     data_dim: int,
     label_dim: int,
     hidden_dim: int,
@@ -29,15 +31,12 @@ def create_model(
     output_step: int = 1,
     learning_algorithm: str = "RHEL",
     epsilon: float | None = None,
-    complex_ssm: bool = True,
     train_steps: bool = True,
-    step_init: float | None = None,
-    gate: bool = False,
-    damping: bool = False,
     batchnorm: Literal["ema", "batch"] = "batch",
     dropout_rate: float = 0.05,
     remat: bool = True,
     key: PRNGKeyArray,
+    **options: Any,
 ) -> tuple[HRU, eqx.nn.State]:
     """A model and its initial BatchNorm state.
 
@@ -45,28 +44,24 @@ def create_model(
     out_axes=(0, None))`, as model(x, state, key) -> (output, state): logits (label_dim,) for classification, else
     (L // output_step, label_dim) through tanh.
 
+    - `model_name`: a name of `MODELS`, or the class of your own unit.
     - `learning_algorithm`, `epsilon`: see `models.rhel`. The forward pass is the same for all algorithms.
-    - `complex_ssm` concerns LinHRU alone: Eq. 18 of NonlinHRU is real.
-    - `damping` concerns LinHRU alone: a damping of its own for each oscillator, differentiated by RHEL or BPTT.
-    - `step_init` (default 0.1) and `gate` concern NonlinHRU alone.
     - `train_steps=False` freezes the time steps, whatever the algorithm.
     - `remat`: compute the feed-forward part of a block again in the backward pass instead of keeping it.
-    - `batchnorm`: "ema" reproduces the published code, "batch" normalises by the batch at hand while training.
+    - `batchnorm`: "ema" reproduces the published code, "batch" normalises by the current batch in training.
+    - `options`: those that the `__init__` of the unit declares. LinHRU has complex_ssm (true by default) and damping;
+      NonlinHRU has step_init (0.1) and gate. None stands for the default.
 
-    Raises `ValueError` for unknown names and impossible sizes.
+    Raises `ValueError` for unknown names, impossible sizes, and options that the unit does not have.
     """
-    if model_name not in MODELS:
-        raise ValueError(f"unknown model_name {model_name!r}; one of {', '.join(MODELS)}")
+    if isinstance(model_name, str) and model_name not in MODELS:
+        raise ValueError(
+            f"unknown model_name {model_name!r}; one of {', '.join(MODELS)}, or the class of your own unit"
+        )
     if batchnorm not in BATCHNORM_MODES:
         raise ValueError(f"unknown batchnorm {batchnorm!r}; one of {', '.join(BATCHNORM_MODES)}")
-    sizes = {
-        "data_dim": data_dim,
-        "label_dim": label_dim,
-        "hidden_dim": hidden_dim,
-        "num_blocks": num_blocks,
-        "ssm_dim": ssm_dim,
-        "output_step": output_step,
-    }
+    sizes = {"data_dim": data_dim, "label_dim": label_dim, "hidden_dim": hidden_dim, "num_blocks": num_blocks}
+    sizes |= {"ssm_dim": ssm_dim, "output_step": output_step}
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
@@ -77,30 +72,49 @@ def create_model(
         )
     if not (0 <= dropout_rate < 1 and math.isfinite(dropout_rate)):
         raise ValueError(f"dropout_rate must lie in [0, 1), got {dropout_rate!r}")
-    if damping and (model_name != "LinHRU" or learning_algorithm not in DAMPED_ALGORITHMS):
-        raise ValueError(
-            f"damping is an option of LinHRU, trained by {' or '.join(DAMPED_ALGORITHMS)}, "
-            f"not of {model_name} by {learning_algorithm}"
-        )
-    if model_name == "NonlinHRU":
-        unit_options = {"gate": gate} | ({} if step_init is None else {"step_init": step_init})
-    elif step_init is not None or gate:
-        raise ValueError(f"step_init and gate are options of NonlinHRU, not of {model_name}")
-    else:
-        unit_options = {"complex_ssm": complex_ssm, "damping": damping}
-    return eqx.nn.make_with_state(MODELS[model_name])(
-        sizes["hidden_dim"],
-        sizes["ssm_dim"],
-        **unit_options,
-        train_steps=train_steps,
-        learning_algorithm=make_learning_algorithm(learning_algorithm, epsilon),
-        data_dim=sizes["data_dim"],
-        label_dim=sizes["label_dim"],
-        num_blocks=sizes["num_blocks"],
+    algorithm = make_learning_algorithm(learning_algorithm, epsilon)
+    unit = MODELS[model_name] if isinstance(model_name, str) else model_name
+    return eqx.nn.make_with_state(HRU)(
+        unit,
+        **sizes,
         classification=classification,
-        output_step=sizes["output_step"],
         batchnorm=batchnorm,
         dropout_rate=dropout_rate,
         remat=remat,
+        learning_algorithm=algorithm,
+        train_steps=train_steps,
+        **_checked(options, unit, learning_algorithm),
         key=key,
     )
+
+
+def options_of_models() -> dict[str, dict[str, Option]]:
+    """The options of every unit of `MODELS`: name of the option -> name of the model -> option."""
+    table: dict[str, dict[str, Option]] = {}
+    for model_name, unit in MODELS.items():
+        for name, option in unit_options(unit).items():
+            table.setdefault(name, {})[model_name] = option
+    return table
+
+
+def _checked(options: dict[str, Any], unit: type[AbstractHRULayer], algorithm: str) -> dict[str, Any]:
+    """The options that are given, without those of other units that are None or False. Raises `ValueError`."""
+    declared, others = unit_options(unit), options_of_models()
+    unit_name = next((name for name, known in MODELS.items() if known is unit), unit.__name__)
+    given = {}
+    for name, value in options.items():
+        option, owners = declared.get(name), others.get(name, {})
+        if option is None and not owners:
+            raise ValueError(f"unknown option {name}: {unit_name} has {', '.join(declared) or 'no options'}")
+        if value is None or (option is None and value is False):
+            continue
+        works_with = (option or next(iter(owners.values()))).algorithms
+        if option is None or (value is not False and works_with and algorithm not in works_with):
+            owner, other = unit_name if option else " and ".join(owners), unit_name
+            if works_with:
+                owner, other = f"{owner}, trained by {' or '.join(works_with)}", f"{unit_name} by {algorithm}"
+            raise ValueError(f"{name} is an option of {owner}, not of {other}")
+        if not option.allows(value):
+            raise ValueError(f"{name} must be {option.allowed()}, got {value!r}")
+        given[name] = value
+    return given

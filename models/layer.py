@@ -3,14 +3,21 @@
 Legend: H features of the layer (hidden_dim), P oscillators, L steps.
 """
 
+import inspect
+import math
 from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, get_type_hints
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
+from typing_extensions import override
 
 from .normalisation import Standardisation, standardised
-from .rhel.batching import sees_whole_batch
+from .rhel import RHEL
+from .rhel.batching import batched_at_once
 from .rhel.hamiltonian import AbstractHamiltonian
 from .rhel.system import AbstractLearningAlgorithm, AbstractSystem
 
@@ -23,35 +30,92 @@ class LinearPorts(AbstractSystem):
     C: Float[Array, "H P"]
     D: Float[Array, " H"]
 
+    @override
     def drive(self, inputs: Float[Array, "L H"]) -> Float[Array, "L P"]:
-        """B u_t."""
         return inputs @ self.B.T
 
+    @override
     def readout(self, positions: Float[Array, "L P"], inputs: Float[Array, "L H"]) -> Float[Array, "L H"]:
-        """C q_{t+1} + D u_t."""
         return _readout((self.C, self.D), positions, inputs)
 
 
-@sees_whole_batch
+@batched_at_once
 def _readout(C_and_D, positions, inputs):
     C, D = C_and_D
     return positions @ C.T + D[None, None] * inputs
 
 
+@dataclass(frozen=True)
+class Option:
+    """What a unit says about one of its options: `step: Annotated[float, Option("first time step", above=0)] = 0.1`.
+
+    The name, the type and the default come from the signature, see `unit_options`. `algorithms`: the learning
+    algorithms that the option works with; all if empty.
+    """
+
+    purpose: str = ""
+    above: float = -math.inf
+    below: float = math.inf
+    algorithms: tuple[str, ...] = ()
+    kind: type = bool
+    default: Any = None
+
+    def allowed(self) -> str:
+        """The allowed values, in words."""
+        if self.kind is bool:
+            return "true or false"
+        number = "a whole number" if self.kind is int else "a number"
+        if math.isfinite(self.above) and math.isfinite(self.below):
+            return f"{number} between {self.above:g} and {self.below:g}"
+        return (
+            number
+            + (f" above {self.above:g}" if math.isfinite(self.above) else "")
+            + (f" below {self.below:g}" if math.isfinite(self.below) else "")
+        )
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value has the kind and lies in the range of this option."""
+        if self.kind is bool or isinstance(value, bool):
+            return self.kind is bool and isinstance(value, bool)
+        kinds = int | np.integer if self.kind is int else int | float | np.number
+        return isinstance(value, kinds) and self.above < value < self.below
+
+
 class AbstractHRULayer(eqx.Module):
     """A trainable unit: raw parameters, the constraints that turn them into a Hamiltonian, and the ports.
 
-    A new unit subclasses this, declares its parameters, and writes `hamiltonian`.
+    A new unit is a subclass that declares its own parameters, writes `hamiltonian`, and draws the parameters in
+    `__init__(self, hidden_dim, ssm_dim, *, its options, key, **common)`, which passes `common` on to this class.
+    `examples/custom_hamiltonian.py` is one.
     """
 
-    B: eqx.AbstractVar[Float[Array, "P H"]]
-    C: eqx.AbstractVar[Float[Array, "H P"]]
-    D: eqx.AbstractVar[Float[Array, " H"]]
-    learning_algorithm: eqx.AbstractVar[AbstractLearningAlgorithm]
+    B: Float[Array, "P H"]
+    C: Float[Array, "H P"]
+    D: Float[Array, " H"]
+    learning_algorithm: AbstractLearningAlgorithm
+    train_steps: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        ssm_dim: int,
+        *,
+        copies: int = 1,
+        learning_algorithm: AbstractLearningAlgorithm | None = None,
+        train_steps: bool = True,
+        key: PRNGKeyArray,
+    ):
+        self.B, self.C, self.D = init_ports(hidden_dim, ssm_dim, copies=copies, key=key)
+        self.learning_algorithm = RHEL() if learning_algorithm is None else learning_algorithm
+        self.train_steps = train_steps
 
     @abstractmethod
     def hamiltonian(self) -> AbstractHamiltonian:
         """The energy at the present parameters; every constraint on them is applied here."""
+
+    def trainable(self, step: Array) -> Array:
+        """The time step, without a gradient if `train_steps` is false."""
+        return step if self.train_steps else jax.lax.stop_gradient(step)
 
     def system(self) -> LinearPorts:
         """The Hamiltonian at the present parameters, with its ports."""
@@ -60,8 +124,29 @@ class AbstractHRULayer(eqx.Module):
     def __call__(
         self, inputs: Float[Array, "L H"], standardisation: Standardisation | None = None
     ) -> Float[Array, "L H"]:
-        """Outputs of the unit, from rest, to the inputs, or to what the standardisation makes of them."""
+        """Outputs of the unit, from rest, to the inputs; with a standardisation, to the standardised inputs."""
         return self.learning_algorithm(standardised(self.system(), standardisation), inputs)
+
+
+def unit_options(unit: type[AbstractHRULayer]) -> dict[str, Option]:
+    """The options of a unit by name: the keyword arguments of its `__init__` that have a default.
+
+    `train_steps` and `learning_algorithm`, which every unit has, are not among them.
+    """
+    hints = get_type_hints(unit.__init__, include_extras=True)
+    common = inspect.signature(AbstractHRULayer.__init__).parameters
+    options = {}
+    for name, parameter in inspect.signature(unit.__init__).parameters.items():
+        if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty or name in common:
+            continue
+        declared = next((x for x in getattr(hints.get(name), "__metadata__", ()) if isinstance(x, Option)), Option())
+        kind = type(parameter.default)
+        if kind not in (bool, int, float):
+            raise TypeError(
+                f"{unit.__name__}: the option {name} has the default {parameter.default!r}: make it a number or a bool"
+            )
+        options[name] = replace(declared, kind=kind, default=parameter.default)
+    return options
 
 
 def init_ports(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .rhel.batching import sees_whole_batch
+from .rhel.batching import batched_at_once
 from .rhel.system import AbstractSystem
 
 
@@ -25,7 +25,7 @@ class Standardisation(NamedTuple):
         return _standardise(self, x)
 
 
-@sees_whole_batch
+@batched_at_once
 def _standardise(standardisation, x):
     return (x - standardisation.mean[None, None]) * standardisation.scale[None, None]
 
@@ -118,7 +118,7 @@ def _moments(x, axis_name):
     return mean, jax.lax.pmean(variances + (means - mean) ** 2, axis_name)
 
 
-@sees_whole_batch
+@batched_at_once
 def _moments_of_sequence(_, x: Float[Array, "L batch H"]) -> Float[Array, "2 batch H"]:
     mean = jnp.mean(x, axis=0)
     return jnp.stack([mean, jnp.mean((x - mean[None]) ** 2, axis=0)])

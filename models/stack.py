@@ -1,13 +1,13 @@
 """The network around a unit: the block, the stack of blocks with its encoder and decoder.
 
 A network acts on one sequence (L, ..) under `jax.vmap(..., axis_name="batch")`, over which BatchNorm averages. Inside,
-what is wide (L, H) passes through functions that see the whole batch, time first: so nothing is transposed on its way
-from one to the next, and every product contracts over the batch.
+what is wide (L, H) passes through functions that get the whole batch at once, time first: so nothing is transposed on
+its way from one to the next, and every product contracts over the batch.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -18,11 +18,11 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
 from .layer import AbstractHRULayer
 from .normalisation import BatchNorm
-from .rhel.batching import sees_whole_batch
-from .rhel.system import stretch_length, walk
+from .rhel.batching import batched_at_once
+from .rhel.stretches import scan_stretches, stretch_length
 
 
-@sees_whole_batch
+@batched_at_once
 def _affine(layer: eqx.nn.Linear, x: Float[Array, "L batch in"]) -> Float[Array, "L batch out"]:
     """The same linear layer at every step."""
     return x @ layer.weight.T + layer.bias[None, None]
@@ -83,7 +83,7 @@ def _random_words(key: PRNGKeyArray, size: int) -> UInt32[Array, " size"]:
     return threefry_2x32(jax.random.key_data(key).ravel()[:2], jnp.arange(size + size % 2, dtype=jnp.uint32))[:size]
 
 
-@sees_whole_batch
+@batched_at_once
 def _feed_forward(feed_forward, x, *keys):
     if not feed_forward.remat:
         return feed_forward.of_stretch(x, *keys)
@@ -95,7 +95,7 @@ def _feed_forward(feed_forward, x, *keys):
 
     # A loop, and not only a checkpoint: XLA would find the two computations of one array to be the same, and keep it.
     length = stretch_length(x.shape[1] * x.shape[2])
-    return walk(lambda _, steps, __: (None, of_stretch(arrays, steps), None), None, (x, *keys), length)[1]
+    return scan_stretches(lambda _, steps: (None, of_stretch(arrays, steps)), None, (x, *keys), length)[1]
 
 
 class HRUBlock(eqx.Module):
@@ -130,8 +130,7 @@ class HRUBlock(eqx.Module):
 class HRU(eqx.Module):
     """Linear encoder -> blocks -> mean over time, or every output_step-th position -> linear decoder.
 
-    `unit` makes the unit of one block from `key=`; this is where a unit of one's own is plugged in. `block` is the
-    class of the blocks.
+    Every block has a unit of its own, `unit(hidden_dim, ssm_dim, **unit_options, key=..)`.
     """
 
     encoder: eqx.nn.Linear
@@ -144,8 +143,8 @@ class HRU(eqx.Module):
         self,
         unit: Callable[..., AbstractHRULayer],
         hidden_dim: int,
+        ssm_dim: int,
         *,
-        block: type[HRUBlock] = HRUBlock,
         data_dim: int,
         label_dim: int,
         num_blocks: int,
@@ -155,12 +154,13 @@ class HRU(eqx.Module):
         dropout_rate: float = 0.05,
         remat: bool = True,
         key: PRNGKeyArray,
+        **unit_options: Any,
     ):
         encoder_key, decoder_key, *block_keys = jax.random.split(key, num_blocks + 2)
         self.encoder = eqx.nn.Linear(data_dim, hidden_dim, key=encoder_key)
         self.blocks = [
-            block(
-                unit(key=unit_key),
+            HRUBlock(
+                unit(hidden_dim, ssm_dim, **unit_options, key=unit_key),
                 hidden_dim=hidden_dim,
                 batchnorm=batchnorm,
                 dropout_rate=dropout_rate,

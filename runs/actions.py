@@ -87,7 +87,9 @@ def duration(seconds: float) -> str:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     part = getattr(arguments, "split", "test")
-    found = prediction.evaluate_run(arguments.evaluate, part=part, data_dir=getattr(arguments, "data_dir", None))
+    found = prediction.evaluate_run(
+        arguments.evaluate, part=part, data_dir=getattr(arguments, "data_dir", None), own_units=arguments.own_units
+    )
     run, then, now, differences = found.run, found.recorded, found.recomputed, found.differences()
     equal = then == now
     print(
@@ -104,7 +106,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     output = getattr(arguments, "output", None)
-    written = prediction.predict_file(arguments.run, arguments.predict, output, overwrite=arguments.overwrite)
+    written = prediction.predict_file(
+        arguments.run, arguments.predict, output, overwrite=arguments.overwrite, own_units=arguments.own_units
+    )
     if written.warning is not None:
         print(f"run_experiment.py: warning: {written.warning}", file=sys.stderr)
     print(f"{written.path}: {written.series} series, by {title(written.run.config)} ({arguments.run})")

@@ -18,8 +18,8 @@ OVERRIDES = (
 )
 # The flags that --evaluate and --predict read. Training and --plan read all flags but those of these two alone.
 KEPT_RUN_FLAGS = {
-    "evaluate": {"evaluate", "split", "data_dir", "compilation_cache"},
-    "predict": {"predict", "run", "output", "overwrite", "compilation_cache"},
+    "evaluate": {"evaluate", "split", "data_dir", "own_units", "compilation_cache"},
+    "predict": {"predict", "run", "output", "overwrite", "own_units", "compilation_cache"},
 }
 STATUS = (
     "Exit status: 0; 1 if a run failed, or if the metric, the loss or an output differs for --evaluate; 2 if the "
@@ -70,8 +70,9 @@ def _add_training(flags) -> None:
     add(
         "--model_name",
         **several,
-        choices=(*MODEL_NAMES, ALL),
-        help=f"one or several models (default: {MODEL_NAMES[0]})",
+        metavar="NAME",
+        help=f"one or several of {', '.join(MODEL_NAMES)}, {ALL}; with --own_units, other folders of configs, too "
+        f"(default: {MODEL_NAMES[0]})",
     )
     add(
         "--dataset_name",
@@ -103,6 +104,11 @@ def _add_training(flags) -> None:
     add("--checkpoint_steps", type=_positive, metavar="N", help="steps from one checkpoint to the next")
     add("--skip_nonfinite", type=_whole, metavar="N", help="most steps to skip because they are not finite")
     no = {"action": "store_true", "default": False}
+    add(
+        "--own_units",
+        **no,
+        help="import and run the Python file that a config, or the config.json of a run, names as its unit",
+    )
     add("--tensorboard", **no, help="write event files too; needs tensorboardX")
     add("--double_precision", **no, help="compute in float64")
     add("--overwrite", **no, help="start runs anew even if they are finished, or replace the file of predictions")
@@ -134,6 +140,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, checked: a flag that would have no effect is an error."""
     flags = parser()
     arguments = flags.parse_args(argv)
+    for name in () if arguments.own_units else getattr(arguments, "model_name", ()):
+        if name not in (*MODEL_NAMES, ALL):
+            flags.error(
+                f"argument --model_name: invalid choice: {name!r}: choose from {', '.join(MODEL_NAMES)}, {ALL}; your "
+                "own unit needs --own_units"
+            )
     given = {name for name, value in vars(arguments).items() if value != flags.get_default(name)}
     use = next((name for name in KEPT_RUN_FLAGS if name in arguments), None)
     if use is None:

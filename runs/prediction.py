@@ -79,15 +79,18 @@ class Predictions(NamedTuple):
     warning: str | None
 
 
-def evaluate_run(folder: str | Path, *, part: str = "test", data_dir: str | None = None) -> Reproduction:
+def evaluate_run(
+    folder: str | Path, *, part: str = "test", data_dir: str | None = None, own_units: bool = False
+) -> Reproduction:
     """Compute the metric, the loss and the outputs for one part of the data again, on the rows that the run used.
 
-    `part` is one of "train", "validation" and "test"; `data_dir` takes the place of the recorded one.
+    `part` is one of "train", "validation" and "test"; `data_dir` takes the place of the recorded one. `own_units`
+    allows to import the Python file that the run names as its unit.
 
     **Raises:** `RunError` for a folder that holds no finished run; `DataError` if the data cannot be had, or are no
     longer what the run was trained on.
     """
-    with _kept_run(folder) as run:
+    with _kept_run(folder, own_units) as run:
         recorded = _recorded(run.folder, part)
         dataset = _dataset(run, data_dir)
         arguments = (run.trained, run.state, getattr(dataset, part))
@@ -98,7 +101,12 @@ def evaluate_run(folder: str | Path, *, part: str = "test", data_dir: str | None
 
 
 def predict_file(
-    folder: str | Path, file: str | Path, output: str | Path | None = None, *, overwrite: bool = False
+    folder: str | Path,
+    file: str | Path,
+    output: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    own_units: bool = False,
 ) -> Predictions:
     """Predict for every series of a file, and write the predictions as CSV.
 
@@ -121,7 +129,7 @@ def predict_file(
         raise DataError(f"{output}: is there and not a regular file. --output names another file.")
     if output.exists() and (not overwrite or output.samefile(file)):
         raise DataError(f"{output}: is there already. --output names another file, --overwrite replaces it.")
-    with _kept_run(folder) as run:
+    with _kept_run(folder, own_units) as run:
         series = _opened_series(file, run)
         with replacing(output) as temporary, open(temporary, "w", encoding="utf-8", newline="") as table:
             csv.writer(table, lineterminator="\n").writerows(_rows(run, predictions(run, series, file)))
@@ -164,13 +172,13 @@ def _outputs(model, state, x: Float[Array, "batch L data_dim"]) -> Float[Array, 
 
 
 @contextmanager
-def _kept_run(folder: str | Path):
+def _kept_run(folder: str | Path, own_units: bool):
     """Within the block jax has the precision of the run."""
     folder = Path(folder)
     record = read_record(folder)
-    config = validate(record["config"], source=str(folder / files.CONFIG))
+    config = validate(record["config"], source=str(folder / files.CONFIG), own_units=own_units)
     with jax.enable_x64(record["precision"] == "float64"):
-        trained, state = load_trained(folder)
+        trained, state = load_trained(folder, unit=config.unit_class)
         trained = eqx.nn.inference_mode(trained)
         model = of_raw_series(trained, record, folder / files.CONFIG)
         yield KeptRun(folder, record, config, trained, model, state)

@@ -100,7 +100,7 @@ def _load(arguments: argparse.Namespace, dataset_name: str) -> Iterator[Experime
     overrides = [changes | {"learning_algorithm": algorithm} for algorithm in algorithms] or [changes]
     for model in _expanded(given.get("model_name", MODEL_NAMES[:1]), MODEL_NAMES):
         path = config_path(arguments.config_dir, model, dataset_name)
-        config = load_config(path, model)
+        config = load_config(path, model, own_units=arguments.own_units)
         if config.dataset_name != dataset_name:
             raise ConfigError(
                 f'{path}: dataset_name is "{config.dataset_name}": allowed is the name of the file, {dataset_name}'

@@ -1,4 +1,7 @@
-"""Strictness shared by all tests."""
+"""Strictness shared by all tests, and one folder for what they compile."""
+
+import os
+import tempfile
 
 import jax
 import pytest
@@ -9,17 +12,34 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _compiled_elsewhere(tmp_path_factory):
-    """What a command compiles is kept in a temporary folder, never in the user's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        yield
+COMPILED = "TESTS_COMPILED_FOLDER"
+"""Names the folder that keeps what the tests compile, for all workers and for the commands that tests start."""
+
+
+def pytest_configure(config):
+    """Keep what is compiled in a temporary folder, never in the user's. The first process makes it and removes it."""
+    if COMPILED not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="tests_compiled_")
+        os.environ[COMPILED] = folder.name
+        config.add_cleanup(lambda: (os.environ.pop(COMPILED), folder.cleanup()))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ[COMPILED]
+    jax.config.update("jax_compilation_cache_dir", os.environ[COMPILED])
+    # The many small programs take most of the time together.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+LONGEST = ("examples", "runs", "models")
+"""Folders whose files take longest. They come first, so that the workers end together."""
+
+
+def pytest_collection_modifyitems(items):
+    """Order the tests by folder. Within a folder they keep their order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.parent.name) if item.path.parent.name in LONGEST else 3)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_compiled_is_kept():
-    """A process has a limited number of memory maps, and every compiled program takes some."""
+    """A process has a limited number of memory maps, and every compiled program takes some. The folder keeps it."""
     yield
     jax.clear_caches()
 

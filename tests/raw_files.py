@@ -1,11 +1,12 @@
-"""Raw files of a toy set, a disk that fills up, and what lies in a folder."""
+"""Raw and processed files of a toy set, a full disk, and the files in a folder."""
 
+import pickle
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_dir.process_uea import raw_files
+from data_dir.processing.uea import raw_files
 
 HEADER = "@problemName toy\n@timeStamps false\n@univariate false\n@classLabel true a b\n@data\n"
 
@@ -29,6 +30,15 @@ def put_raw(data_dir: Path, name: str = "Toy", train: str = HEADER + TRAIN, test
     (folder / f"{name}_TRAIN{suffix}").write_text(train)
     (folder / f"{name}_TEST{suffix}").write_text(test)
     return raw_files(data_dir, name)
+
+
+def store(data_dir: Path, name: str = "Toy", collection: str = "UEA", **arrays) -> Path:
+    """Writes arrays as the published scripts do."""
+    folder = data_dir / "processed" / collection / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, array in arrays.items():
+        (folder / f"{file}.pkl").write_bytes(pickle.dumps(array))
+    return folder
 
 
 def files_below(folder: Path) -> list[str]:

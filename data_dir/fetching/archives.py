@@ -14,7 +14,7 @@ from data_dir.storage import DataError
 
 # Far above any set of the archive (EigenWorms unpacks to 0.4 GB), far below what fills a disk unnoticed.
 MAX_UNPACKED_BYTES = 4 * 2**30
-# What zipfile and the decoders raise at damage. Among ValueError: names that are no text, and sizes below 0.
+# What zipfile and the decoders raise at damage. ValueError: names that are no text, and sizes below 0.
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
     *(NotImplementedError, RuntimeError, ValueError, OverflowError),
@@ -25,7 +25,7 @@ _DAMAGE = (
 def opened_zip(archive: Path) -> Iterator[zipfile.ZipFile]:
     """Opens a zip archive of which no member is a link or would leave its folder.
 
-    Raises DataError, naming the archive and the member, if one is; and, in the block too, if the archive is damaged.
+    Raises DataError, naming the archive and the member, if a member is; and, in the block too, for a damaged archive.
     """
     try:
         with zipfile.ZipFile(archive) as zip_file:
@@ -44,15 +44,15 @@ def opened_zip(archive: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def extract_files(archive: Path, members: dict[str, str], folder: Path) -> None:
-    """Unpacks members of a zip archive into ``folder``; ``members`` maps the name there to that in the archive.
+    """Unpacks members of a zip archive into ``folder``; ``members`` maps file names to names in the archive.
 
-    Raises DataError, naming the archive and the member, as ``opened_zip`` does, if a member is absent, or if together
-    they unpack to over ``MAX_UNPACKED_BYTES``; whoever calls throws ``folder`` away then.
+    Raises DataError as ``opened_zip`` does, if a member is missing, or if together they unpack to over
+    ``MAX_UNPACKED_BYTES``. The caller then removes ``folder``.
     """
     with opened_zip(archive) as zip_file:
-        absent = sorted(set(members.values()) - set(zip_file.namelist()))
-        if absent:
-            raise DataError(f"{archive}: there is no member {absent[0]!r}.")
+        missing = sorted(set(members.values()) - set(zip_file.namelist()))
+        if missing:
+            raise DataError(f"{archive}: has no member {missing[0]!r}.")
         # zipfile never yields more bytes of a member than file_size announces.
         if sum(zip_file.getinfo(member).file_size for member in members.values()) > MAX_UNPACKED_BYTES:
             raise DataError(f"{archive}: the files wanted from it unpack to over {MAX_UNPACKED_BYTES} bytes.")
@@ -62,20 +62,20 @@ def extract_files(archive: Path, members: dict[str, str], folder: Path) -> None:
 
 
 def series_members(archive: Path, name: str) -> dict[str, str]:
-    """The members that hold the series of a set: NAME_TRAIN and NAME_TEST, ts and arff, in whatever folder.
+    """The members that hold the series of a set: NAME_TRAIN and NAME_TEST, ts and arff, in any folder.
 
-    Descriptions, the files of single channels and all else are left out. Raises DataError as ``opened_zip`` does, if a
-    file occurs twice, and if there is no pair of train and test file.
+    Raises DataError as ``opened_zip`` does, if the archive has a file twice, and if it has no train and test file of
+    one format.
     """
+    pairs = [{f"{name}_{part}{suffix}" for part in ("TRAIN", "TEST")} for suffix in (".ts", ".arff")]
     members: dict[str, str] = {}
-    wanted = {f"{name}_{part}{suffix}" for part in ("TRAIN", "TEST") for suffix in (".ts", ".arff")}
     with opened_zip(archive) as zip_file:
         for member in zip_file.namelist():
             file = PureWindowsPath(member).name
-            if file in wanted:
+            if file in set.union(*pairs):
                 if file in members:
                     raise DataError(f"{archive}: holds {file} twice, as {members[file]!r} and {member!r}.")
                 members[file] = member
-    if not any({f"{name}_TRAIN{suffix}", f"{name}_TEST{suffix}"} <= members.keys() for suffix in (".ts", ".arff")):
+    if not any(pair <= members.keys() for pair in pairs):
         raise DataError(f"{archive}: holds no {name}_TRAIN with {name}_TEST, both .ts or both .arff.")
     return members

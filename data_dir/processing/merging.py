@@ -15,9 +15,9 @@ class MergedSet:
     """The rows of a set.
 
     ``data`` (n, L, C) float32, all finite; ``lengths`` (n,), the steps of a series before its padding with zeros;
-    ``classes`` (n,) index ``class_names``. ``original`` holds the rows of the train and of the test file. The rest is
-    what a reader should know: ``duplicates`` rows left out, ``in_both_files`` series that occur in both files,
-    ``conflicts`` the class names of each series that has several, ``missing`` values.
+    ``classes`` (n,) index ``class_names``. ``original`` holds the rows of the train and of the test file.
+    ``duplicates`` counts the rows left out, ``in_both_files`` the series that occur in both files, ``missing`` the
+    missing values; ``conflicts`` lists the class names of each series that has several.
     """
 
     data: np.ndarray
@@ -37,33 +37,21 @@ class MergedSet:
 
 
 def merge(train: RawSeries, test: RawSeries, *, unequal_length: str = REFUSE, missing: str = REFUSE) -> MergedSet:
-    """Puts the rows of both files together, drops repeated ones, and sorts them as ``numpy.unique(axis=0)`` does.
+    """Puts the rows of both files together, drops repeated rows, and sorts them as ``numpy.unique(axis=0)`` does.
 
-    Of equal series the first stays, with its label; one that occurs in both files counts as train. Series of unequal
-    length are refused or padded with zeros at the end, missing values refused or imputed: by linear interpolation
-    within the channel, and by the nearest value at its ends. Raises DataError if anything is refused, if a channel has
-    no value at all, and if there are fewer than two classes. Classes are numbered by scikit-learn's LabelEncoder.
+    Of equal series the first stays, with its label; a series in both files counts as train. Series of unequal length
+    are refused or padded with zeros at the end. Missing values are refused or imputed: by linear interpolation within
+    the channel, and by the nearest value at its ends. Raises DataError if anything is refused, if a channel has no
+    value at all, and if there are fewer than two classes. Class numbers follow scikit-learn's LabelEncoder.
     """
-    from sklearn.preprocessing import LabelEncoder  # slow to import, and only sets processed anew need it
+    from sklearn.preprocessing import LabelEncoder  # slow to import, and only new sets need it
 
-    if train.data.shape[2] != test.data.shape[2]:
-        raise DataError(f"series of {test.data.shape[2]} channels, but the train file has {train.data.shape[2]}.")
-    lengths = np.concatenate([train.lengths, test.lengths])
-    if lengths.min() < lengths.max() and unequal_length != PAD:
-        raise DataError(
-            f"series of unequal length: {train.lengths.min()} to {train.lengths.max()} time steps in the train file, "
-            f"{test.lengths.min()} to {test.lengths.max()} in the test file. --unequal_length pad fills up with zeros."
-        )
+    rows, lengths = _together(train, test, unequal_length)
     n_missing = train.missing + test.missing
     if n_missing and missing != IMPUTE:
         raise DataError(f"{n_missing} values are missing. --missing impute interpolates them.")
-    shape = (len(lengths), lengths.max(), train.data.shape[2])
-    rows = np.full(shape, np.nan, dtype=np.float32)
-    rows[: len(train.data), : train.data.shape[1]] = train.data
-    rows[len(train.data) :, : test.data.shape[1]] = test.data
     if n_missing:
         _impute(rows, lengths)
-
     encoder = LabelEncoder()
     classes = encoder.fit_transform(np.concatenate([train.labels, test.labels]))
     class_names = [str(name) for name in encoder.classes_]
@@ -76,25 +64,36 @@ def merge(train: RawSeries, test: RawSeries, *, unequal_length: str = REFUSE, mi
     in_test = np.bincount(inverse[n_train:], minlength=len(first)) > 0
     seen = np.zeros((len(first), len(class_names)), dtype=bool)
     seen[inverse, classes] = True
-    data = rows[first]
-    del rows
-    kept = MergedSet(
-        data=data,
+    merged = MergedSet(
+        data=rows[first],
         lengths=lengths[first],
         classes=classes[first],
         class_names=class_names,
         original=(np.flatnonzero(in_train), np.flatnonzero(~in_train)),
         duplicates=len(inverse) - len(first),
         in_both_files=int((in_train & in_test).sum()),
-        conflicts=[
-            [class_names[column] for column in np.flatnonzero(row)]
-            for row in seen[np.flatnonzero(seen.sum(axis=1) > 1)]
-        ],
+        conflicts=[[class_names[column] for column in np.flatnonzero(row)] for row in seen if row.sum() > 1],
         missing=n_missing,
     )
     if lengths.min() < lengths.max():
-        data[~kept.mask] = 0
-    return kept
+        merged.data[~merged.mask] = 0
+    return merged
+
+
+def _together(train: RawSeries, test: RawSeries, unequal_length: str) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of both files (n, L, C), NaN after the end of a series, and the lengths (n,)."""
+    if train.data.shape[2] != test.data.shape[2]:
+        raise DataError(f"series of {test.data.shape[2]} channels, but the train file has {train.data.shape[2]}.")
+    lengths = np.concatenate([train.lengths, test.lengths])
+    if lengths.min() < lengths.max() and unequal_length != PAD:
+        raise DataError(
+            f"series of unequal length: {train.lengths.min()} to {train.lengths.max()} time steps in the train file, "
+            f"{test.lengths.min()} to {test.lengths.max()} in the test file. --unequal_length pad appends zeros."
+        )
+    rows = np.full((len(lengths), lengths.max(), train.data.shape[2]), np.nan, dtype=np.float32)
+    rows[: len(train.data), : train.data.shape[1]] = train.data
+    rows[len(train.data) :, : test.data.shape[1]] = test.data
+    return rows, lengths
 
 
 def _impute(rows: np.ndarray, lengths: np.ndarray) -> None:
@@ -102,21 +101,16 @@ def _impute(rows: np.ndarray, lengths: np.ndarray) -> None:
     for row, channel in np.argwhere(np.isnan(rows).any(axis=1)):
         values = rows[row, : lengths[row], channel]
         present = np.flatnonzero(~np.isnan(values))
-        if len(present) == len(values):
-            continue
         if not len(present):
-            raise DataError(
-                f"series {row + 1} of both files has no value in channel {channel}: nothing to impute from."
-            )
+            raise DataError(f"series {row + 1} of both files has no value in channel {channel} to interpolate from.")
         values[:] = np.interp(np.arange(len(values)), present, values[present])
 
 
 def sorted_unique_rows(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What ``numpy.unique(data, axis=0)`` finds in float32 ``data`` (n, ...), without its copies of the data.
+    """``return_index`` and ``return_inverse`` of ``numpy.unique(axis=0)`` for float32 data, with fewer copies.
 
-    Returns the position of the first occurrence of each distinct row, in the lexicographic order of their values, and
-    for every row the number of its distinct row: ``return_index`` and ``return_inverse`` of numpy.unique. NaN is equal
-    to itself and larger than any number.
+    They are the position of the first occurrence of each distinct row, in the lexicographic order of the values, and
+    for every row the number of its distinct row. NaN is equal to itself and larger than any number.
     """
     # The bits of a float, its sign bit flipped if positive and all flipped if negative, sort as the float does; written
     # most significant byte first, so do the bytes of a whole row. Adding 0 turns -0 into 0.

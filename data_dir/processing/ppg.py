@@ -1,11 +1,11 @@
-"""PPG-DaLiA: how a subject's recording becomes windows with labels. Pure functions; ``process_ppg.py`` runs them.
+"""PPG-DaLiA: how a subject's recording becomes windows with labels.
 
-Everything is cut in label units, so that the labels of a window belong to its samples by construction:
+All cuts are in label units, so that the labels of a window belong to its samples by construction:
 
     one label unit = 2 s = 128 samples at 64 Hz
     label j        = heart rate of the 8 s that end with unit j, i.e. of the samples [128 (j - 3), 128 (j + 1))
 
-The first three units end before 8 s have passed; they carry the first heart rate there is.
+The first three units end before 8 s have passed; they carry the first heart rate.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ CHANNELS = ("ACC_x", "ACC_y", "ACC_z", "BVP", "EDA", "TEMP")
 # Signal of the wrist -> (columns, how often a value is repeated to reach 64 Hz).
 SIGNALS = {"ACC": (3, 2), "BVP": (1, 1), "EDA": (1, 16), "TEMP": (1, 16)}
 REPEATED_LABELS = 3
-# The devices stop a moment apart. More than this many labels (8 s) between the signals' ends is no such moment.
+# The devices stop a moment apart. Signals that end further apart than this (8 s) do not belong together.
 MAX_LABELS_APART = 4
 ORDERS = tuple(permutations(PARTS))
 
@@ -85,20 +85,17 @@ def _scaled(values: np.ndarray, what: str) -> tuple[np.ndarray, tuple[float, flo
 
 
 def order_of(subject: int, seed: int) -> tuple[str, str, str]:
-    """In which order the three pieces follow each other in a subject's recording: one of the six, by ``seed``.
-
-    It depends on the seed and the subject's number alone, not on which other subjects there are.
-    """
+    """The order of the three pieces in a subject's recording, which depends on seed and subject alone."""
     return ORDERS[int(np.random.default_rng([seed, subject]).integers(len(ORDERS)))]
 
 
 def pieces(n: int, order: tuple[str, str, str]) -> dict[str, tuple[int, int]]:
     """Cuts ``n`` labels into contiguous pieces of 70 % (train), 15 % (validation) and the rest (test), in ``order``.
 
-    Returns (first label, label after the last) of each part.
+    Returns (first label, last label + 1) of each part.
     """
-    train, until_validation = int(n * 0.7), int(n * 0.85)
-    sizes = dict(zip(PARTS, (train, until_validation - train, n - until_validation), strict=True))
+    until_validation = int(n * 0.85)
+    sizes = {"train": int(n * 0.7), "validation": until_validation - int(n * 0.7), "test": n - until_validation}
     start, cut = 0, {}
     for part in order:
         cut[part] = (start, start + sizes[part])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ..rhel.echo import BPTT, RHEL, BareSystem, evolve
+from ..rhel import BPTT, RHEL, BareSystem, evolve
 from ..rhel.hamiltonian import AbstractHamiltonian
 from ..rhel.retrace import RETRACE_TOLERANCE, RetraceWarning, retrace_error, retrace_errors
 from .admissible import (

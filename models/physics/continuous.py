@@ -40,11 +40,15 @@ one instant; the signs are the same.
 from abc import abstractmethod
 from collections.abc import Callable
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
+
+try:
+    import diffrax
+except ImportError as error:
+    raise ImportError("the continuous-time echo needs diffrax: pip install 'rhel[continuous]'") from error
 
 from ..rhel.hamiltonian import AbstractHamiltonian, State
 from ..rhel.requirements import require_force_of_energies

@@ -1,22 +1,22 @@
 """Uniform damping of linear oscillators, and its exact gradient by echoes.
 
-The echo of a damped system is not its adjoint: it loses what the way back should regain (the paper's A.3.1). But where
-position and momentum of an oscillator shrink alike, by r = exp(-gamma dt / 2) a step, damping is a matter of units.
-With F the leapfrog of linear oscillators, which is linear in state and drive,
+The echo of a damped system is not its adjoint: it shrinks on the way back, where the adjoint grows (the paper's A.3.1).
+But if position and momentum of an oscillator shrink alike, by r = exp(-gamma dt / 2) a step, damping is a change of
+units. With F the leapfrog of linear oscillators, which is linear in state and drive,
 
     s_{t+1} = r F(s_t, v_t)      and      s_t = r^t x_t      give      x_{t+1} = F(x_t, r^-t v_t):
 
-in the gauge x the oscillators are conservative, driven by r^-t v_t and read by q_t = r^t x_t. There the echo is exact,
-in discrete time too, and gamma is differentiated through the two factors. In continuous time this is the oscillator
-q'' + gamma q' + (A + gamma^2 / 4) q = v: A is the square of the frequency that the damped oscillator rings at.
+in the gauge x the oscillators are conservative, driven by r^-t v_t and read by q_t = r^t x_t. In this gauge the echo is
+exact, also in discrete time, and gamma is differentiated through the two factors. In continuous time this is the
+oscillator q'' + gamma q' + (A + gamma^2 / 4) q = v: A is the square of the frequency of the damped oscillation.
 
-Within one gauge an echo that begins at x_L, r^-L times as large as x_0 may be, comes back to x_0 with the rounding of
-x_L: r^-L times one rounding is lost, long before r^-L leaves the range of the numbers. So the gauge begins anew every
-`CHUNK` steps, with the state reached, and only a chunk counts. The adjoint state passes on by the same factor.
+An echo in one gauge starts at x_L, which may be r^-L times as large as x_0, and returns to x_0 with the rounding error
+of x_L. So the error grows by r^-L, long before r^-L leaves the range of the numbers. Therefore the gauge starts again
+every `CHUNK` steps, from the current state. The adjoint state is scaled by the same factor there.
 
-A machine that is damped alike on its way back needs no gain for this. In the units of its echo, n steps after the flip,
-it is the same to replay the drive as r^(2n + 1) v_t, to nudge by a g_t as ever, and to weigh the difference of the
-energies by r^(-2n).
+A machine whose echo is damped in the same way needs no gain. In the units of its echo, n steps after the flip, it
+replays the drive as r^(2n + 1) v_t, nudges by a g_t as before, and multiplies the difference of the energies by
+r^(-2n).
 """
 
 import math
@@ -26,13 +26,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..rhel.echo import BPTT, RHEL, AbstractLearningAlgorithm, MeanAndHalfDifference, walk_back_accumulating
+from ..rhel.backprop import BPTT
+from ..rhel.echo import RHEL, Echo, MeanAndTangent
 from ..rhel.hamiltonian import AbstractHamiltonian, State, flow
 from ..rhel.retrace import RetraceProbe, miss
-from ..rhel.system import AbstractSystem, rest_state, walk
+from ..rhel.stretches import scan_stretches
+from ..rhel.system import AbstractLearningAlgorithm, AbstractSystem, rest_state
 
 CHUNK = 8
-"""Steps from one restart of the gauge to the next: few, for the digits; more than a few, for speed."""
+"""Steps from one restart of the gauge to the next. Fewer steps keep more digits; more steps are faster."""
 
 
 def respond_damped(
@@ -44,8 +46,8 @@ def respond_damped(
     """Outputs, from rest, of a system whose position and momentum shrink by exp(-rate) after every step.
 
     `rate` (gamma dt / 2) has the shape of a position, or is one number for all, and is differentiated like any
-    parameter. Of the sequence the drives and positions are kept. The echoes are carried as mean and half-difference and
-    the system is linear, so that `epsilon` has no part in it.
+    parameter. The drives and positions of the whole sequence are kept. `epsilon` is not used: the system is linear, and
+    every size of the nudges gives the same gradient.
 
     Raises `ValueError` for an empty sequence, a nonlinear system, and algorithms other than BPTT and RHEL as mean and
     half-difference; `RuntimeError` where exp(rate * CHUNK) would cost more than half of the digits.
@@ -68,25 +70,26 @@ def respond_damped(
     rest = rest_state(system, inputs)
     rate = jnp.broadcast_to(rate, rest[0].shape)
 
-    def chunk(state, drives, _):
+    def chunk(state, drives):
         steps = jnp.arange(len(drives), dtype=rate.dtype).reshape(-1, *[1] * rate.ndim)
         drives = drives * jnp.exp(rate[None] * steps)
         end, x = carry_on(system.hamiltonian, state, drives)
-        missed = miss(system.hamiltonian, state, drives) if probe else None
+        missed = miss(system.hamiltonian, state, drives)[None] if probe else None
         state = jax.tree.map(lambda x: x * jnp.exp(-rate * len(drives)), end)
-        return state, x * jnp.exp(-rate[None] * (steps + 1)), missed
+        return state, (x * jnp.exp(-rate[None] * (steps + 1)), missed)
 
-    _, positions, missed = walk(chunk, rest, system.drive(inputs), CHUNK)
+    _, (positions, missed) = scan_stretches(chunk, rest, system.drive(inputs), CHUNK)
     if probe:
-        probe.record(jnp.max(jnp.concatenate(missed)))
+        probe.record(jnp.max(missed))
     return system.readout(positions, inputs)
 
 
 def _flow_by_echo(hamiltonian: AbstractHamiltonian, state: State, drives: Array) -> tuple[State, Array]:
     """`flow`, differentiated by an echo from its end, also in the states it starts from and ends in.
 
-    The echo of (q, -p) moves with the roles exchanged: the half-difference of its momenta is the adjoint of q, that of
-    its positions the adjoint of p. So it begins with the gradient of the final state, and ends with that of the first.
+    In the echo of (q, -p) the roles are exchanged: the half-difference of the momenta is the adjoint of q, and the
+    half-difference of the positions the adjoint of p. It starts from the gradient of the final state, and ends with the
+    gradient of the first.
     """
     return _flow((hamiltonian, state, drives))
 
@@ -107,10 +110,9 @@ def _backwards(end, gradients, _, hamiltonian_state_drives):
     hamiltonian, _, drives = hamiltonian_state_drives
     (q_grad, p_grad), positions_grad = gradients
     q, p = end
-    echo = jax.tree.map(lambda x: x[None], ((q, p_grad), (-p, q_grad)))
-    # The units of the half-difference are free where nothing is of second order in it.
-    weight = jnp.full(1, -0.5, q.dtype)
-    ((_, p_grad), (_, q_grad)), _, hamiltonian_grad, drives_grad = walk_back_accumulating(
-        MeanAndHalfDifference(hamiltonian), weight, echo, drives[:, None], positions_grad[:, None]
+    moving = jax.tree.map(lambda x: x[None], ((q, p_grad), (-p, q_grad)))
+    echo = Echo(MeanAndTangent(hamiltonian), jnp.full(1, -0.5, q.dtype), "sequential")
+    ((_, p_grad), (_, q_grad)), _, hamiltonian_grad, drives_grad = echo.stretch(
+        moving, drives[:, None], positions_grad[:, None]
     )
     return hamiltonian_grad, (q_grad[0], p_grad[0]), drives_grad[:, 0]

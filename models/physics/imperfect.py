@@ -1,14 +1,13 @@
-"""The echo on a machine that is not ideal: what each imperfection does to the gradient.
+"""The echo on a machine that is not ideal: how each imperfection changes the gradient.
 
 A machine has no adjoint, no kept states and no coordinates without cancellation. It runs one system three times: the
-free pass, and from its flipped final state the two echoes, here over the whole sequence and one trajectory each. What
-is measured of an echo is its trace: the momenta before and after each kick and the position between. The gradient is
-read from the energies of the two traces (`models.rhel`, Eqs. 13-14), in the machine's nominal parameters.
+free pass, and the two echoes of `rhel.reference`, here with flaws. The machine measures the trace of each echo: the
+momenta before and after each kick and the position between. The gradient is computed from the energies of the two
+traces, with the nominal parameters of the machine.
 
-Every imperfection has one number, its strength. Each draws its own numbers, which do not depend on the other parts and
-their strengths. At 0 it changes no bit of any operation (where a whole program is
-compiled, the compiler may fuse, and so round, one with the part and one without it differently). The ideal machine
-without a simulation of its flaws is `models.rhel.RHEL`.
+Every imperfection has one number, its strength. Each draws its own random numbers, which do not depend on the other
+imperfections. At strength 0 it changes no bit of any operation; in a compiled program the compiler may fuse, and so
+round, differently. The ideal machine without a simulation of its flaws is `rhel.RHEL(literal=True)`.
 """
 
 from functools import partial
@@ -19,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt32
+from typing_extensions import override
 
+from ..rhel import reference
 from ..rhel.hamiltonian import AbstractHamiltonian, State, leapfrog
 from ..rhel.nudges import relative_amplitude
 from ..rhel.requirements import require_linear_readout
@@ -39,19 +40,20 @@ _ALLOWED = {
 
 
 def _require(what, value, allowed, range_in_words):
-    """Raises `ValueError` for a value, or values to be mapped over, that are known and not allowed."""
+    """Raises `ValueError` if a value, or one of several to be mapped over, is known and not allowed."""
     if not isinstance(value, jax.core.Tracer) and not np.all(allowed(np.asarray(value))):
         raise ValueError(f"{what} must be {range_in_words}, got {value}")
 
 
 class EchoImperfection(eqx.Module):
-    """The strengths of all imperfections. None: the machine has no such part. 0: it has, and it works.
+    """The strengths of all imperfections. None: the machine has no such part. 0: the part works perfectly.
 
-    "Size" is the largest position or final momentum of the free pass of a sequence, "drawn" is from a normal
-    distribution of that standard deviation, anew wherever a bit of the inputs or of the incoming gradient differs.
+    "Size" is the largest position or final momentum of the free pass of a sequence. "Drawn" means from a normal
+    distribution with this standard deviation. The numbers differ if any bit of the inputs or of the incoming gradient
+    differs.
 
     - `noise`: drawn kicks to position and momentum after every step of each echo, relative to the size. The free pass
-      is taken as measured: its own noise would be common to the echoes, which changes their difference at second order.
+      has no noise: its noise would be common to the echoes, and change their difference at second order.
     - `flip_amplitude`: the flip makes -(1 + x) p of the momentum p.
     - `flip_phase`: the flipped state (q, -p) is turned by this angle.
     - `drift`: drawn relative difference of every parameter between the two echoes, half of it in each.
@@ -64,7 +66,7 @@ class EchoImperfection(eqx.Module):
 
     Raises `ValueError` for a strength that is not finite or negative (the two of the flip may be negative, but the flip
     must turn the momentum: `flip_amplitude` > -1), and for an asymmetry above 1. Strengths that jax is tracing are not
-    looked at.
+    checked.
     """
 
     noise: Strength = None
@@ -101,10 +103,10 @@ class EchoImperfection(eqx.Module):
         return cos * q - sin * p, sin * q + cos * p
 
     def draws(self, key: PRNGKeyArray, hamiltonian: AbstractHamiltonian, drives: Float[Array, "time osc"]) -> dict:
-        """Standard normal numbers for each of the two echoes, stacked, by the name of what they are for.
+        """Standard normal numbers for the two echoes, stacked, by the name of the part that uses them.
 
-        All are drawn at once, since a call of the generator is long to compile: in rows of the size of the drives,
-        each from a key of its own, so that no part changes what another draws.
+        All are drawn at once, because every call of the generator takes long to compile. They are drawn in rows of the
+        size of the drives, each from a key of its own, so that no part changes the numbers of another.
         """
         parameters, unravel = ravel_pytree(eqx.filter(hamiltonian, eqx.is_inexact_array))
         rows = {"noise": 4, "drift": -(-parameters.size // drives.size), "replay": 2, "recording": 1}
@@ -146,10 +148,10 @@ class ImperfectRHEL(AbstractLearningAlgorithm):
 
     - `imperfection`: see `EchoImperfection`. Arrays as strengths serve one compiled program for all their values.
     - `epsilon`: size of the nudges, as in `models.rhel.RHEL`.
-    - `seed`: of what is drawn, a whole number.
+    - `seed`: a whole number, for the random numbers.
 
     Without imperfections it is RHEL(epsilon, literal=True) over one stretch, to rounding. The outputs are those of
-    `ImperfectBPTT` with the same imperfection. It does not train the strengths. Seeds, epsilons and strengths can be
+    `ImperfectBPTT` with the same imperfection. The strengths are not trained. Seeds, epsilons and strengths can be
     mapped over by `jax.vmap`, inside or outside of a gradient.
 
     Raises `ValueError` for an epsilon that is not positive and finite, a seed that is no whole number, and a readout
@@ -164,20 +166,20 @@ class ImperfectRHEL(AbstractLearningAlgorithm):
         _require("epsilon", self.epsilon, lambda x: (x > 0) & np.isfinite(x), "positive and finite")
         _require("the seed", self.seed, lambda x: np.issubdtype(x.dtype, np.integer), "a whole number")
 
+    @override
     def respond(self, system, inputs):
-        """Outputs of the system, from rest, to a batch of sequences."""
         require_linear_readout(system, inputs[:, 0])
         machine = jax.lax.stop_gradient(self)
         return jax.vmap(lambda x: _respond((system, x), machine), 1, 1)(inputs)
 
 
 class ImperfectBPTT(AbstractLearningAlgorithm):
-    """What `ImperfectRHEL` is to be compared with: reverse mode of its free pass, friction included."""
+    """The comparison for `ImperfectRHEL`: reverse mode of its free pass, friction included."""
 
     imperfection: EchoImperfection = EchoImperfection()
 
+    @override
     def respond(self, system, inputs):
-        """Outputs of the system, from rest, to a batch of sequences."""
         imperfection = jax.lax.stop_gradient(self.imperfection)
         return jax.vmap(lambda x: _free_pass(imperfection, system, x)[0], 1, 1)(inputs)
 
@@ -209,8 +211,8 @@ def _forwards(_, system_and_inputs, machine):
 def _tied(machine, outputs):
     """The outputs, as a function of every array of the machine, although no bit of them depends on most.
 
-    Under a vmap over a seed the way back differs from seed to seed. With outputs that do not, jax would hand the sum of
-    all incoming gradients to the way back of each.
+    Under a vmap over seeds the way back differs from seed to seed. If the outputs did not depend on the seed, jax would
+    hand the sum of all incoming gradients to the way back of each seed.
     """
     for leaf in jax.tree.leaves(eqx.filter(machine, eqx.is_array)):
         outputs = jnp.where(leaf == leaf, outputs, outputs)
@@ -244,9 +246,8 @@ def _backwards(residuals, outputs_grad, _, system_and_inputs, machine):
     def response(system_and_inputs):
         system, inputs = system_and_inputs
         drives = system.drive(inputs)
-        energies = jax.vmap(lambda error, trace: jax.vmap(partial(_energy, system.hamiltonian))(drives + error, trace))
-        plus, minus = energies(errors, trace)
-        return jnp.vdot(outputs_grad, system.readout(positions, inputs)) + weight * jnp.sum(plus - minus)
+        plus, minus = jax.vmap(partial(reference.energy, system.hamiltonian))(drives[None] + errors, trace)
+        return jnp.vdot(outputs_grad, system.readout(positions, inputs)) + weight * (plus - minus)
 
     return eqx.filter_grad(response)((system, inputs))
 
@@ -273,29 +274,18 @@ def _mixed(x: UInt32[Array, " n"]) -> UInt32[Array, " n"]:
 
 
 def _echo(imperfection, hamiltonian, end, drives, nudges, size, side, drawn):
-    """The drives of one echo, nudged by `side` times the nudges, and its trace, each (time, osc)."""
+    """The drives of one echo, nudged by `side` times the nudges, and its trace."""
+
+    def disturb(state, noise):
+        state = imperfection.damped(state)
+        if noise is None:
+            return state
+        return jax.tree.map(lambda x, number: x + imperfection.noise * size * number, state, noise)
+
     hamiltonian, drives = imperfection.drifted(hamiltonian, drawn), imperfection.replayed(drives, drawn)
-
-    def step(state, at_step):
-        drive, nudge, noise = at_step
-        q, p = state
-        p_before = p + side * nudge
-        (q, p_after), q_half = leapfrog(hamiltonian.velocity, hamiltonian.force, (q, p_before), drive)
-        state = imperfection.damped((q, p_after))
-        if noise is not None:
-            state = jax.tree.map(lambda x, number: x + imperfection.noise * size * number, state, noise)
-        return state, (p_before, q_half, p_after)
-
-    at_steps = (drives, nudges, drawn.get("noise"))
-    _, trace = jax.lax.scan(step, imperfection.flipped(end), at_steps, reverse=True)
+    start, noise = imperfection.flipped(end), drawn.get("noise")
+    _, (_, trace) = reference.echo(hamiltonian, start, drives, side * nudges, disturb, noise)
     return drives, trace
-
-
-def _energy(hamiltonian, drive, trace):
-    """Eq. 14 of one step."""
-    p_before, q_half, p_after = trace
-    kinetic = 0.5 * hamiltonian.kinetic(p_before) + 0.5 * hamiltonian.kinetic(p_after)
-    return kinetic + hamiltonian.potential(q_half, drive)
 
 
 def _quantised(x: PyTree, quantum: Strength, size: Array | None = None) -> PyTree:

@@ -1,81 +1,69 @@
-"""Reversible backpropagation: reverse mode whose states are computed again, backwards, instead of being kept.
+"""Backpropagation through time, and its reversible form, whose states are computed again instead of being kept.
 
 The leapfrog is exactly reversible, so the state before a step follows from the state after it. On the way back each
 step is differentiated on its own: exact for any Hamiltonian, with no nudge, and with as little memory as the echo. It
-is what the echo is to be compared with; but it needs the derivative of the step, which no machine gives.
+is the right comparison for the echo; but it needs the derivative of the step, which no machine gives.
 """
-
-from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
-from .hamiltonian import leapfrog
-from .system import (
-    AbstractLearningAlgorithm,
-    drives_of,
-    on_platform,
-    ports_gradient,
-    positions_gradient,
-    retracing,
-    segment_length,
-    walk,
-    with_hamiltonian_gradient,
-)
+from .free_pass import AbstractScanned, free_pass
+from .hamiltonian import AbstractHamiltonian, leapfrog
+from .way_back import AbstractRetracing, AbstractWayBack
 
 
-class ReversibleBPTT(AbstractLearningAlgorithm):
+class BPTT(AbstractScanned):
+    """Backpropagation through time: reverse mode of the integrator. It keeps all states."""
+
+    @override
+    def run(self, system, inputs, schedule):
+        return free_pass(system, inputs, schedule)[0]
+
+
+class ReversibleBPTT(AbstractRetracing):
     """Backpropagation through time with the states reconstructed step by step from the last one.
 
-    `chunk`, `scan` as in `models.rhel.RHEL`; the way back is sequential in either case.
+    `scan` concerns the free pass; the way back is sequential.
     """
 
-    scan: str = eqx.field(default="auto", static=True)
-    chunk: int | None = eqx.field(default=None, static=True)
-
-    def respond(self, system, inputs):
-        """Outputs of the system, from rest, to a batch of sequences."""
-        return on_platform(self.scan, self.chunk, system, inputs, partial(retracing, _walk_back, system, inputs))
+    @override
+    def way_back(self, hamiltonian, positions_grad, steps, size, schedule):
+        return _ReverseMode(hamiltonian), positions_grad
 
 
-def _walk_back(system, inputs, kept, outputs_grad, scan, stretch):
-    """Gradients of the system, summed over the batch, and of the inputs (time, batch, in)."""
-    ends, _ = kept
-    parameters, static = eqx.partition(system.hamiltonian, eqx.is_inexact_array)
+class _ReverseMode(AbstractWayBack):
+    """It carries the state and the adjoint state."""
 
-    def forward_step(parameters, state, drive):
-        hamiltonian = eqx.combine(parameters, static)
-        return jax.vmap(lambda *x: leapfrog(hamiltonian.velocity, hamiltonian.force, *x)[0])(state, drive)
+    hamiltonian: AbstractHamiltonian
 
-    def step(carry, drive_and_grad):
-        (q, p), adjoint, total = carry
-        drive, position_grad = drive_and_grad
-        q_before, p_before = forward_step(parameters, (q, -p), drive)
-        before = (q_before, -p_before)
-        _, pull_back = jax.vjp(forward_step, parameters, before, drive)
-        more, adjoint, drive_grad = pull_back((adjoint[0] + position_grad, adjoint[1]))
-        return (before, adjoint, jax.tree.map(jnp.add, total, more)), (q, drive_grad)
+    @override
+    def begin(self, end):
+        return end, jax.tree.map(jnp.zeros_like, end)
 
-    def back(carry, steps, _):
-        (state, adjoint, total), system_grad = carry
-        inputs, outputs_grad = steps
-        drives, positions_grad = drives_of(system, inputs), positions_gradient(system, inputs, outputs_grad, like=q)
-        carry, (positions, drives_grad) = jax.lax.scan(
-            step, (state, adjoint, total), (drives, positions_grad), reverse=True
-        )
-        more, inputs_grad = ports_gradient(system, inputs, positions, outputs_grad, drives_grad)
-        return (carry, jax.tree.map(jnp.add, system_grad, more)), inputs_grad, None
+    @override
+    def rejoin(self, moving, end):
+        return end, moving[1]
 
-    def segment(carry, steps, end):
-        (_, adjoint, total), system_grad = carry
-        carry, inputs_grad, _ = walk(back, ((end, adjoint, total), system_grad), steps, stretch, reverse=True)
-        return carry, inputs_grad, None
+    @override
+    def stretch(self, moving, drives, incoming):
+        parameters, static = eqx.partition(self.hamiltonian, eqx.is_inexact_array)
 
-    q, p = jax.tree.map(lambda x: x[-1], ends[-1])
-    start = ((q, p), jax.tree.map(jnp.zeros_like, (q, p)), jax.tree.map(jnp.zeros_like, parameters))
-    nothing = jax.tree.map(jnp.zeros_like, eqx.filter(system, eqx.is_inexact_array))
-    ((_, _, total), system_grad), inputs_grad, _ = walk(
-        segment, (start, nothing), (inputs, outputs_grad), segment_length(stretch), marks=ends, reverse=True
-    )
-    return with_hamiltonian_gradient(system_grad, total), inputs_grad
+        def forward_step(parameters, state, drive):
+            hamiltonian = eqx.combine(parameters, static)
+            return jax.vmap(lambda *x: leapfrog(hamiltonian.velocity, hamiltonian.force, *x)[0])(state, drive)
+
+        def step(carry, drive_and_incoming):
+            ((q, p), adjoint), total = carry
+            drive, incoming = drive_and_incoming
+            q_before, p_before = forward_step(parameters, (q, -p), drive)
+            before = (q_before, -p_before)
+            _, pull_back = jax.vjp(forward_step, parameters, before, drive)
+            more, adjoint, drive_grad = pull_back((adjoint[0] + incoming, adjoint[1]))
+            return ((before, adjoint), jax.tree.map(jnp.add, total, more)), (q, drive_grad)
+
+        zero = jax.tree.map(jnp.zeros_like, parameters)
+        (moving, total), (positions, drives_grad) = jax.lax.scan(step, (moving, zero), (drives, incoming), reverse=True)
+        return moving, positions, total, drives_grad

@@ -1,8 +1,8 @@
-"""Functions that see a whole batch although they are written, and called, for one sequence.
+"""Functions that are called for one sequence and run once for the whole batch.
 
-A custom gradient of one sequence, batched by `jax.vmap`, gives a gradient of the parameters for every sequence, which
-is summed afterwards: a batch of matrix products where one product would do, and as many copies of every parameter as
-there are sequences. Here the batch reaches the function as an axis of its own, so that it contracts over it.
+`jax.vmap` of a custom gradient computes the gradient of the parameters once for every sequence and sums afterwards: a
+batch of matrix products instead of one product, and one copy of every parameter for each sequence. Here the function
+gets the batch as an axis of its own, and its gradient contracts over it.
 
 Only a primitive sees vmap before differentiation. Its derivative is the derivative of `function`.
 """
@@ -18,11 +18,11 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, PyTree, Shaped
 
 
-def sees_whole_batch(function: Callable) -> Callable:
+def batched_at_once(function: Callable) -> Callable:
     """Turns f(shared, (time, batch, ..), ..) -> (time, batch, ..) into f(shared, (time, ..), ..) -> (time, ..).
 
-    Under `jax.vmap` over the sequences, nested or not, `function` is called once with all of them; under one over
-    `shared`, a pytree, it is itself mapped. It must treat the sequences independently.
+    Under `jax.vmap` over the sequences, nested or not, `function` is called once with all sequences. Under `jax.vmap`
+    over `shared`, a pytree, `function` is mapped too. It must treat the sequences independently.
     """
 
     @wraps(function)
@@ -42,10 +42,10 @@ def sees_whole_batch(function: Callable) -> Callable:
 
 
 def as_varying(x: Array, like: Array) -> Array:
-    """The array as one that may differ between devices wherever `like` does. It matters inside `jax.shard_map` alone.
+    """The array, marked as different on the devices on which `like` is. It matters only inside `jax.shard_map`.
 
-    There jax gives an array that does not vary over a mesh axis a gradient summed over that axis. A state that starts
-    from zeros varies as soon as a drive acts on it, so it has to start as varying.
+    In `jax.shard_map`, an array that does not vary over a mesh axis gets a gradient summed over that axis. A state of
+    zeros varies as soon as a drive acts on it, so it must start as varying.
     """
     missing = _varying(like) - _varying(x)
     return jax.lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
@@ -56,7 +56,7 @@ def _varying(x):
 
 
 def _equally_varying(tree):
-    """All arrays as varying over every mesh axis over which one of them varies."""
+    """All arrays, marked as varying over every mesh axis over which at least one of them varies."""
     leaves = jax.tree.leaves(tree)
     widest = frozenset().union(*map(_varying, leaves))
     if not widest:

@@ -1,7 +1,7 @@
 """Recurrent Hamiltonian Echo Learning: the gradient of a driven Hamiltonian system from forward passes alone.
 
 Pourcel & Ernoult, "Learning long range dependencies through time reversal symmetry breaking", NeurIPS 2025,
-arXiv 2506.05259. Symbols as in `models.hamiltonian`.
+arXiv 2506.05259. Symbols as in `rhel.hamiltonian`; the same in 40 lines, for one sequence, in `rhel.reference`.
 
 Derivation. Let s = (q, p), the free pass s_{t+1} = F(s_t, v_t; theta) with the leapfrog F, the loss L(q_1, .., q_L),
 and g_t = dL/dq_{t+1}. F is reversible: with the momentum flip R (p -> -p), R F R is the inverse of F, so the flow from
@@ -26,12 +26,13 @@ Three kinds of nudges:
   computes for any energy without a subtraction. Then d is linear in the nudges, a divides out, and the gradient has no
   error but rounding. The mean retraces the free pass and d is its tangent.
 - finite (`epsilon`). The error is O(epsilon^2), and zero for a linear system.
-- `literal`. Two trajectories and no mean: what a physical machine runs. The difference loses digits as rounding / a.
+- `literal`. Two trajectories and no mean, as in `rhel.reference`: what a physical machine runs. The difference loses
+  digits as rounding / a.
 
-Nothing of size time x oscillators outlives a short stretch of steps: the free pass keeps the inputs and one state in
-many; the echo walks back stretch by stretch and adds up the gradients. The mean of the pair goes on from a kept state
-wherever there is one, so that rounding errors, which a chaotic system multiplies, do not add up over the whole way
-back: float32 gradients are then those of float32 backpropagation. The literal pair has no such help; nor has a machine.
+No array of size time x oscillators outlives a short stretch of steps: see `rhel.way_back`. Where the free pass kept a
+state, the mean of the pair continues from that. So rounding errors, which a chaotic system multiplies, do not add up
+over the whole way back: float32 gradients are as good as those of float32 backpropagation. The literal pair has no such
+help; nor has a machine.
 """
 
 import math
@@ -40,62 +41,28 @@ from functools import partial
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
+from typing_extensions import override
 
-from .backprop import ReversibleBPTT
+from . import reference
 from .hamiltonian import AbstractHamiltonian, leapfrog, linear_recurrence, linear_step
-from .nudges import finite_nudges, per_sequence
-from .requirements import position_like, require_force_of_energies, require_hamiltonian
-from .system import (
-    BPTT,
-    SCANS,
-    AbstractLearningAlgorithm,
-    AbstractSystem,
-    BareSystem,
-    Scan,
-    drives_of,
-    on_platform,
-    one_sequence,
-    ports_gradient,
-    positions_gradient,
-    rest_state,
-    retracing,
-    segment_length,
-    walk,
-    with_hamiltonian_gradient,
-)
-
-__all__ = [
-    "BPTT",
-    "LEARNING_ALGORITHMS",
-    "RHEL",
-    "SCANS",
-    "AbstractLearningAlgorithm",
-    "AbstractSystem",
-    "BareSystem",
-    "ReversibleBPTT",
-    "evolve",
-    "make_learning_algorithm",
-    "rest_state",
-    "with_learning_algorithm",
-]
+from .nudges import finite_nudges
+from .requirements import require_force_of_energies
+from .way_back import AbstractRetracing, AbstractWayBack
 
 
-class RHEL(AbstractLearningAlgorithm):
+class RHEL(AbstractRetracing):
     """Recurrent Hamiltonian Echo Learning.
 
-    - `epsilon`: size of the nudges, relative to the state, see `models.rhel.nudges`. None, the default, means
-      infinitesimal nudges: the gradient is exact for every energy. A linear system, for which every size gives the same
-      gradient, has infinitesimal nudges in any case. If `literal`, None means 1e-2.
-    - `literal`: run two trajectories, as a physical machine does, instead of their mean and half-difference.
-    - `scan`: "sequential", "associative" (linear Hamiltonians only), or "auto", by platform.
-    - `chunk`: steps walked at a time, by default as the sizes and the platform want it. It moves results by rounding.
+    - `epsilon`: size of the nudges, relative to the state, see `rhel.nudges`. None, the default, means infinitesimal
+      nudges: the gradient is exact for every energy. A linear system, for which every size gives the same gradient, has
+      infinitesimal nudges in any case. If `literal`, None means 1e-2.
+    - `literal`: run two trajectories, as a physical machine does, one step after the other.
+    - `scan`, `chunk`: see `AbstractScanned`.
     """
 
     epsilon: float | None = eqx.field(default=None, static=True)
     literal: bool = eqx.field(default=False, static=True)
-    scan: Scan = eqx.field(default="auto", static=True)
-    chunk: int | None = eqx.field(default=None, static=True)
 
     def __check_init__(self):
         number = isinstance(self.epsilon, int | float) and not isinstance(self.epsilon, bool)
@@ -104,118 +71,71 @@ class RHEL(AbstractLearningAlgorithm):
                 f"epsilon must be a positive number or None for infinitesimal nudges, got {self.epsilon!r}"
             )
 
+    @override
     def respond(self, system, inputs):
-        """Outputs of the system, from rest, to a batch of sequences."""
         if not self.literal:
             require_force_of_energies(system.hamiltonian)
-        run = partial(retracing, partial(_echo, self), system, inputs)
-        return on_platform(self.scan, self.chunk, system, inputs, run)
+        return super().respond(system, inputs)
 
-    def _infinitesimal(self, system):
-        return not self.literal and (self.epsilon is None or system.hamiltonian.linear)
-
-
-LEARNING_ALGORITHMS = ("RHEL", "BPTT", "ReversibleBPTT")
-
-
-def make_learning_algorithm(name: str, epsilon: float | None = None) -> AbstractLearningAlgorithm:
-    """A learning algorithm by name. `epsilon` concerns RHEL alone. Raises `ValueError` for another name."""
-    if name == "RHEL":
-        return RHEL(epsilon)
-    if name == "BPTT":
-        return BPTT()
-    if name == "ReversibleBPTT":
-        return ReversibleBPTT()
-    raise ValueError(f"unknown learning_algorithm {name!r}; one of {', '.join(LEARNING_ALGORITHMS)}")
-
-
-def with_learning_algorithm(model: PyTree, algorithm: AbstractLearningAlgorithm) -> PyTree:
-    """The model with this learning algorithm in every unit; parameters and forward pass stay."""
-
-    def is_algorithm(node):
-        return isinstance(node, AbstractLearningAlgorithm)
-
-    return jax.tree.map(lambda node: algorithm if is_algorithm(node) else node, model, is_leaf=is_algorithm)
-
-
-def evolve(
-    hamiltonian: AbstractHamiltonian,
-    drives: Float[Array, "time osc"],
-    *,
-    learning_algorithm: str | AbstractLearningAlgorithm = "RHEL",
-    epsilon: float | None = None,
-    n_osc: int | None = None,
-) -> Float[Array, "time osc"]:
-    """Positions q_1, .., q_L of a Hamiltonian, from rest, under a sequence of drives.
-
-    Differentiable in reverse mode, by the learning algorithm, with respect to every floating-point array of the
-    Hamiltonian and to the drives. A position has the shape of a drive, or (n_osc,): then the potential says how a drive
-    of another shape acts on the oscillators. Raises `ValueError` for an empty sequence, an unknown algorithm and
-    energies that are not scalars or cannot be evaluated; `TypeError` for a Hamiltonian that is no
-    `AbstractHamiltonian`, for drives that are not one floating-point array, and for a parameter that is no field.
-    """
-    require_hamiltonian(hamiltonian)
-    if isinstance(learning_algorithm, str):
-        learning_algorithm = make_learning_algorithm(learning_algorithm, epsilon)
-    elif epsilon is not None:
-        raise ValueError("epsilon belongs to the learning algorithm that was given: RHEL(epsilon)")
-    return learning_algorithm(BareSystem(hamiltonian, n_osc), drives)
-
-
-# The echo pair
+    @override
+    def way_back(self, hamiltonian, positions_grad, steps, size, schedule):
+        if not self.literal and (self.epsilon is None or hamiltonian.linear):
+            pair, weight = MeanAndTangent(hamiltonian), jnp.full_like(size, -0.5)
+            return Echo(pair, weight, schedule.scan), positions_grad
+        epsilon = 1e-2 if self.epsilon is None else self.epsilon
+        nudges, weight = finite_nudges(positions_grad, steps, size, epsilon, schedule.stretch)
+        if self.literal:
+            return LiteralEcho(hamiltonian, weight), nudges
+        return Echo(MeanAndHalfDifference(hamiltonian), weight, schedule.scan), nudges
 
 
 class MeanAndHalfDifference(eqx.Module):
-    """(m, d): the echoes are m + d and m - d. No digits are lost however small d is."""
+    """(m, d): the echoes are m + d and m - d. No digits are lost, however small d is."""
 
     hamiltonian: AbstractHamiltonian
 
     def kinetic_contrast(self, hamiltonian, p):
+        """Kinetic energy of the plus echo minus that of the minus echo."""
         return hamiltonian.kinetic_contrast(*p)
 
     def potential_contrast(self, hamiltonian, q, drive):
+        """Potential energy of the plus echo minus that of the minus echo."""
         return hamiltonian.potential_contrast(*q, drive)
 
-    def start(self, x):
-        return x, jnp.zeros_like(x)
-
-    def restart(self, x, end):
-        return end, x[1]
-
-    def nudge(self, p, nudge):
-        return p[0], p[1] + nudge
-
-    def components(self, q, p, drives, nudges):
-        nothing = jnp.zeros_like(drives)
-        return [(q[0], p[0], drives, nothing), (q[1], p[1], nothing, nudges)]
-
-    def assembled(self, components):
-        return tuple(components)
-
     def velocity(self, p):
+        """Mean and half-difference of the velocities of the echoes."""
         d_mean, d_half = jax.grad(partial(self.kinetic_contrast, self.hamiltonian))(p)
         return 0.5 * d_half, 0.5 * d_mean
 
     def force(self, q, drive):
+        """Mean and half-difference of the forces on the echoes."""
         d_mean, d_half = jax.grad(partial(self.potential_contrast, self.hamiltonian))(q, drive)
         return -0.5 * d_half, -0.5 * d_mean
 
-    def mean_and_half_difference(self, x):
-        return x
+    def contrast(self, hamiltonian, drive, trace):
+        """Energy of one echo minus the energy of the other in a step. Its gradient at a fixed trace, times the weight,
+        is the gradient of the loss."""
+        p_before, q_half, p_after = trace
+        kinetic = 0.5 * self.kinetic_contrast(hamiltonian, p_before) + 0.5 * self.kinetic_contrast(hamiltonian, p_after)
+        return kinetic + self.potential_contrast(hamiltonian, q_half, drive)
 
 
 class MeanAndTangent(MeanAndHalfDifference):
     """(m, d) in the limit of infinitesimal nudges: m retraces the free pass, d is a tangent of it, of any size."""
 
+    @override
     def kinetic_contrast(self, hamiltonian, p):
         return 2 * jax.jvp(hamiltonian.kinetic, p[:1], p[1:])[1]
 
+    @override
     def potential_contrast(self, hamiltonian, q, drive):
         return 2 * jax.jvp(lambda q: hamiltonian.potential(q, drive), q[:1], q[1:])[1]
 
+    @override
     def velocity(self, p):
         return self._tangent(self.hamiltonian.velocity, p)
 
+    @override
     def force(self, q, drive):
         return self._tangent(lambda q: self.hamiltonian.force(q, drive), q)
 
@@ -230,166 +150,120 @@ class MeanAndTangent(MeanAndHalfDifference):
             ) from error
 
 
-class TwoTrajectories(MeanAndHalfDifference):
-    """Both echoes as they are, stacked: what a physical machine runs."""
+class Echo(AbstractWayBack):
+    """The echo pair of a batch of sequences, ((m, d) of the positions, (m, d) of the momenta), each (batch, osc).
 
-    def start(self, x):
-        return jnp.stack([x, x])
+    - `weight`: what the gradient of the contrast is multiplied by, for every sequence.
+    """
 
-    def restart(self, x, end):
-        return x
+    pair: MeanAndHalfDifference
+    weight: Float[Array, " batch"]
+    scan: str = eqx.field(static=True)
 
-    def nudge(self, p, nudge):
-        return p + jnp.stack([nudge, -nudge])
+    @override
+    def begin(self, end):
+        q, p = end
+        return (q, jnp.zeros_like(q)), (-p, jnp.zeros_like(p))
 
-    def components(self, q, p, drives, nudges):
-        return [(q[0], p[0], drives, nudges), (q[1], p[1], drives, -nudges)]
+    @override
+    def rejoin(self, moving, end):
+        (_, dq), (_, dp) = moving
+        return (end[0], dq), (-end[1], dp)
 
-    def assembled(self, components):
-        return jnp.stack(components, axis=1)
+    @override
+    def stretch(self, moving, drives, nudges):
+        by_scan = self._by_associative_scan if self.scan == "associative" else self._step_by_step
+        return by_scan(moving, drives, nudges)
 
-    def velocity(self, p):
-        return jax.vmap(self.hamiltonian.velocity)(p)
+    def _step_by_step(self, moving, drives, nudges):
+        """The trace of a step is read at once, for the whole batch, and not kept."""
 
-    def force(self, q, drive):
-        return jax.vmap(self.hamiltonian.force, in_axes=(0, None))(q, drive)
+        def step(carry, drive_and_nudge):
+            (q, p), total = carry
+            drive, nudge = drive_and_nudge
+            p_before = (p[0], p[1] + nudge)
+            after, q_half = jax.vmap(self._leapfrog)((q, p_before), drive)
+            more, drive_grad = self._readout(jax.vmap, drive, (p_before, q_half, after[1]))
+            return (after, jax.tree.map(jnp.add, total, more)), (q[0], drive_grad)
 
-    def mean_and_half_difference(self, x):
-        return 0.5 * (x[0] + x[1]), 0.5 * (x[0] - x[1])
+        zero = jax.tree.map(jnp.zeros_like, eqx.filter(self.pair.hamiltonian, eqx.is_inexact_array))
+        (moving, total), (positions, drives_grad) = jax.lax.scan(step, (moving, zero), (drives, nudges), reverse=True)
+        return moving, positions, total, drives_grad
 
+    def _by_associative_scan(self, moving, drives, nudges):
+        """For a linear Hamiltonian: all states first, then the trace of all steps is read at once."""
+        q_after, p_after = jax.vmap(self._states, (0, 1, 1), 1)(moving, drives, nudges)
 
-# The echo
+        def each_before(after, first):
+            return jax.tree.map(lambda x, start: jnp.concatenate([x[1:], start[None]]), after, first)
 
+        q, p = each_before(q_after, moving[0]), each_before(p_after, moving[1])
+        p_before = (p[0], p[1] + nudges)
+        q_half = jax.tree.map(lambda x, v: x + 0.5 * v, q, _each_step(self.pair.velocity)(p_before))
+        hamiltonian_grad, drives_grad = self._readout(_each_step, drives, (p_before, q_half, p_after))
+        first = jax.tree.map(lambda x: x[0], (q_after, p_after))
+        return first, q[0], hamiltonian_grad, drives_grad
 
-def _echo(algorithm, system, inputs, kept, outputs_grad, scan, stretch):
-    """Gradients of the system, summed over the batch, and of the inputs (time, batch, in), from the echo."""
-    ends, size = kept
-    q, p = jax.tree.map(lambda x: x[-1], ends[-1])
-    to_positions = partial(positions_gradient, system, like=q)
-    if algorithm._infinitesimal(system):
-        pair, nudges_of, weight = MeanAndTangent(system.hamiltonian), to_positions, jnp.full_like(size, -0.5)
-    else:
-        pair = (TwoTrajectories if algorithm.literal else MeanAndHalfDifference)(system.hamiltonian)
-        epsilon = 1e-2 if algorithm.epsilon is None else algorithm.epsilon
-        nudges_of, weight = finite_nudges(to_positions, inputs, outputs_grad, size, epsilon, stretch)
-    if scan == "associative":
-        walk_back = partial(_walk_back_contracting, pair, weight, _states_by_associative_scan)
-    elif _few_parameters(system, inputs):
-        walk_back = partial(walk_back_accumulating, pair, weight)
-    else:
-        walk_back = partial(_walk_back_contracting, pair, weight, _states_by_sequential_scan)
+    def _leapfrog(self, state, drive):
+        return leapfrog(self.pair.velocity, self.pair.force, state, drive)
 
-    def back(carry, steps, _):
-        state, (system_grad, hamiltonian_grad) = carry
-        inputs, outputs_grad = steps
-        drives, nudges = drives_of(system, inputs), nudges_of(inputs, outputs_grad)
-        state, positions, more_hamiltonian_grad, drives_grad = walk_back(state, drives, nudges)
-        more_system_grad, inputs_grad = ports_gradient(system, inputs, positions, outputs_grad, drives_grad)
-        more = (more_system_grad, more_hamiltonian_grad)
-        return (state, jax.tree.map(jnp.add, (system_grad, hamiltonian_grad), more)), inputs_grad, None
+    def _readout(self, each, drives, trace):
+        """Gradients of the Hamiltonian, summed, and of the drives, from the trace of one step or of many."""
 
-    def segment(carry, steps, end):
-        (q_pair, p_pair), total = carry
-        restarted = (pair.restart(q_pair, end[0]), pair.restart(p_pair, -end[1]))
-        carry, inputs_grad, _ = walk(back, (restarted, total), steps, stretch, reverse=True)
-        return carry, inputs_grad, None
+        def contrasts(hamiltonian, drives):
+            return each(partial(self.pair.contrast, hamiltonian))(drives, trace)
 
-    echo = (jax.vmap(pair.start)(q), jax.vmap(pair.start)(-p))
-    parameters = eqx.filter(system, eqx.is_inexact_array)
-    nothing = jax.tree.map(jnp.zeros_like, (parameters, parameters.hamiltonian))
-    (_, (system_grad, hamiltonian_grad)), inputs_grad, _ = walk(
-        segment, (echo, nothing), (inputs, outputs_grad), segment_length(stretch), marks=ends, reverse=True
-    )
-    return with_hamiltonian_gradient(system_grad, hamiltonian_grad), inputs_grad
+        value, pull_back = eqx.filter_vjp(contrasts, self.pair.hamiltonian, drives)
+        return pull_back(jnp.broadcast_to(self.weight, value.shape))
 
+    def _states(self, state, drives, nudges):
+        """The states of one sequence after every step back, in the order of time. m and d obey the same linear map:
+        the drives act on m, the nudges on d."""
+        ((q, dq), (p, dp)), zeros = state, jnp.zeros_like(drives)
+        (((_, qp), (_, pp)), (qv, pv)) = step_map, _ = linear_step(self.pair.hamiltonian, (q, p))
+        qp, pp, qv, pv = (entry[None] for entry in (qp, pp, qv, pv))
 
-# One stretch of the echo. Given the state that it starts from, drives and nudges (time, batch, osc), it returns the
-# state it ends in, the positions that the readout sees, and the gradients of the Hamiltonian and of the drives.
+        def flow(state, drives, nudges):
+            drives, nudges = drives[::-1], nudges[::-1]
+            forces = (qp * nudges + qv * drives, pp * nudges + pv * drives)
+            return jax.tree.map(lambda x: x[::-1], linear_recurrence(step_map, state, forces))
 
-
-def _contrast(pair, hamiltonian, drive, p_before, q_half, p_after):
-    """Energy of one echo minus the energy of the other in a step. Its gradient at a fixed trace, times the weight, is
-    the gradient of the loss."""
-    return (
-        0.5 * pair.kinetic_contrast(hamiltonian, p_before)
-        + pair.potential_contrast(hamiltonian, q_half, drive)
-        + 0.5 * pair.kinetic_contrast(hamiltonian, p_after)
-    )
+        (q, p), (dq, dp) = flow((q, p), drives, zeros), flow((dq, dp), zeros, nudges)
+        return (q, dq), (p, dp)
 
 
-def _few_parameters(system, inputs):
-    """Whether the gradient of the Hamiltonian is not much larger than a state, and may be carried along."""
-    size = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(system.hamiltonian, eqx.is_inexact_array)))
-    return size <= 8 * inputs.shape[1] * position_like(system, one_sequence(inputs)).size
-
-
-def walk_back_accumulating(pair, weight, state, drives, nudges):
-    """The gradient of the Hamiltonian is added up step by step, for every sequence: nothing else is kept."""
-
-    def step(carry, drive_and_nudge):
-        (q, p), total = carry
-        drive, nudge = drive_and_nudge
-        p_before = pair.nudge(p, nudge)
-        state, q_half = leapfrog(pair.velocity, pair.force, (q, p_before), drive)
-        trace = map(pair.mean_and_half_difference, (p_before, q_half, state[1]))
-        grad, drive_grad = eqx.filter_grad(lambda x: _contrast(pair, *x, *trace))((pair.hamiltonian, drive))
-        position, _ = pair.mean_and_half_difference(q)
-        return (state, jax.tree.map(jnp.add, total, grad)), (position, drive_grad)
-
-    parameters = eqx.filter(pair.hamiltonian, eqx.is_inexact_array)
-    total = jax.vmap(lambda _: jax.tree.map(jnp.zeros_like, parameters))(weight)
-    (state, total), (positions, drives_grad) = jax.lax.scan(
-        jax.vmap(step), (state, total), (drives, nudges), reverse=True
-    )
-    hamiltonian_grad = jax.tree.map(lambda x: jnp.sum(jax.vmap(jnp.multiply)(weight, x), axis=0), total)
-    return state, positions, hamiltonian_grad, per_sequence(jnp.multiply)(drives_grad, weight)
-
-
-def _walk_back_contracting(pair, weight, states_of, state, drives, nudges):
-    """The trace of the stretch is kept and contracted at once: right for matrices, and for machines with many cores."""
-    q_after, p_after = jax.vmap(partial(states_of, pair), (0, 1, 1), 1)(state, drives, nudges)
-
-    def each_before(after, first):
-        return jax.tree.map(lambda x, start: jnp.concatenate([x[1:], start[None]]), after, first)
-
-    q, p_before = each_before(q_after, state[0]), each_step(pair.nudge)(each_before(p_after, state[1]), nudges)
-    q_half = jax.tree.map(lambda x, v: x + 0.5 * v, q, each_step(pair.velocity)(p_before))
-    trace = [each_step(pair.mean_and_half_difference)(x) for x in (p_before, q_half, p_after)]
-
-    def weighted(hamiltonian_and_drives):
-        hamiltonian, drives = hamiltonian_and_drives
-        contrasts = each_step(partial(_contrast, pair, hamiltonian))(drives, *trace)
-        return jnp.sum(per_sequence(jnp.multiply)(contrasts, weight))
-
-    hamiltonian_grad, drives_grad = eqx.filter_grad(weighted)((pair.hamiltonian, drives))
-    positions, _ = each_step(pair.mean_and_half_difference)(q)
-    first = jax.tree.map(lambda x: x[0], (q_after, p_after))
-    return first, positions, hamiltonian_grad, drives_grad
-
-
-def each_step(function):
+def _each_step(function):
     """Maps a function of one sequence and step over (time, batch, ..)."""
     return jax.vmap(jax.vmap(function))
 
 
-def _states_by_sequential_scan(pair, state, drives, nudges):
-    """The states of one sequence after every step back, in the order of time."""
+class LiteralEcho(AbstractWayBack):
+    """The echoes of `rhel.reference` for a batch: two trajectories, (2, batch, osc). They rejoin no kept state."""
 
-    def step(state, drive_and_nudge):
-        q, p = state
-        drive, nudge = drive_and_nudge
-        state, _ = leapfrog(pair.velocity, pair.force, (q, pair.nudge(p, nudge)), drive)
-        return state, state
+    hamiltonian: AbstractHamiltonian
+    weight: Float[Array, " batch"]
 
-    return jax.lax.scan(step, state, (drives, nudges), reverse=True)[1]
+    @override
+    def begin(self, end):
+        q, p = end
+        return jax.tree.map(lambda x: jnp.stack([x, x]), (q, -p))
 
+    @override
+    def rejoin(self, moving, end):
+        return moving
 
-def _states_by_associative_scan(pair, state, drives, nudges):
-    """The same for a linear Hamiltonian: each member of the pair obeys the same linear map."""
-    (((_, qp), (_, pp)), (qv, pv)) = step_map, _ = linear_step(pair.hamiltonian, (drives[0], drives[0]))
-    qp, pp, qv, pv = (entry[None] for entry in (qp, pp, qv, pv))
-    found = []
-    for q, p, drive, nudge in pair.components(*state, drives[::-1], nudges[::-1]):
-        forces = (qp * nudge + qv * drive, pp * nudge + pv * drive)
-        found.append(jax.tree.map(lambda x: x[::-1], linear_recurrence(step_map, (q, p), forces)))
-    return tuple(pair.assembled(components) for components in zip(*found, strict=True))
+    @override
+    def stretch(self, moving, drives, nudges):
+        def echoes(states, drives, nudges):
+            nudges = jnp.stack([nudges, -nudges])
+            return jax.vmap(partial(reference.echo, self.hamiltonian), (0, None, 0))(states, drives, nudges)
+
+        def contrasts(hamiltonian, drives):
+            energies = jax.vmap(partial(reference.energy, hamiltonian), (None, 0))
+            plus, minus = jax.vmap(energies, (1, 2), 1)(drives, trace)
+            return plus - minus
+
+        moving, (positions, trace) = jax.vmap(echoes, 1, (1, 2))(moving, drives, nudges)
+        _, pull_back = eqx.filter_vjp(contrasts, self.hamiltonian, drives)
+        hamiltonian_grad, drives_grad = pull_back(self.weight)
+        return moving, 0.5 * (positions[0] + positions[1]), hamiltonian_grad, drives_grad

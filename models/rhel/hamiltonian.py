@@ -30,7 +30,7 @@ class AbstractHamiltonian(eqx.Module):
     """A separable energy H(q, p, drive) = kinetic(p) + potential(q, drive), time step folded in.
 
     A new system is the two methods `kinetic` and `potential`, both returning a scalar; its parameters are the array
-    fields of the module. Admissible are energies that are smooth, even in p, and conserve energy between drives.
+    fields of the module. An admissible energy is smooth, and its kinetic part is even in p.
 
     The two contrasts are the energy of one echo minus the energy of the other, in the coordinates (mean,
     half-difference). Only finite nudges use them. The defaults subtract two evaluations, which is right for every
@@ -125,8 +125,8 @@ def linear_step(hamiltonian: AbstractHamiltonian, like: State) -> tuple[tuple, t
 def linear_recurrence(step_map: tuple, state: State, forces: State) -> State:
     """States x_1, .., x_L of x_{t+1} = M x_t + f_t, M = `step_map` a 2x2 matrix per oscillator, constant in time.
 
-    An associative scan by doubling: in one pass every state takes over M^n times the state n steps before, n = 1, 2, 4,
-    .., so that log2(L) passes do it and M is squared instead of being copied for every step.
+    An associative scan by doubling. A pass adds to every state M^n times the state n steps before, n = 1, 2, 4, .. So
+    log2(L) passes suffice, and M is squared instead of being copied for every step.
     """
 
     first = _apply(step_map, state)

@@ -1,7 +1,7 @@
 """The size of finite nudges, chosen relative to the state of every sequence.
 
-The gradient does not depend on it but for its error, which grows as its square, and for rounding, which grows as its
-inverse. The default of `models.rhel.RHEL`, infinitesimal nudges, needs none of this.
+The size changes only the error of the gradient: the error of the method grows as the square of the size, the rounding
+error as its inverse. The default of `rhel.RHEL`, infinitesimal nudges, needs none of this.
 """
 
 from functools import partial
@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from .system import walk
+from .stretches import scan_stretches
 
 
 def per_sequence(operation):
@@ -30,24 +30,24 @@ def relative_amplitude(epsilon, size, squares, total):
     return jnp.where(together == 0, 0, jnp.where(amplitude == 0, jnp.nan, amplitude))
 
 
-def finite_nudges(to_positions, inputs, outputs_grad, size, epsilon, stretch):
+def finite_nudges(positions_grad, steps, size, epsilon, stretch):
     """The function of inputs and incoming gradient that gives the nudges, and the weight (batch,) of the contrast.
 
     The largest incoming gradient of a sequence is divided out first, so that its scale cancels. It and the amplitude
     are constants of a second derivative: the gradient depends on them by O(epsilon^2) only.
     """
-    largest = jax.vmap(lambda x: jnp.max(jnp.abs(x)), 1)(outputs_grad)
+    largest = jax.vmap(lambda x: jnp.max(jnp.abs(x)), 1)(steps[1])
     largest = jnp.where(largest == 0, 1, largest)
 
     def unscaled(inputs, outputs_grad):
-        return to_positions(inputs, per_sequence(jnp.divide)(outputs_grad, largest))
+        return positions_grad(inputs, per_sequence(jnp.divide)(outputs_grad, largest))
 
-    def add(sums, steps, _):
+    def add(sums, steps):
         nudges = unscaled(*steps)
-        return jax.tree.map(lambda x, y: x + jnp.sum(y, axis=0), sums, (nudges**2, nudges)), None, None
+        return jax.tree.map(lambda x, y: x + jnp.sum(y, axis=0), sums, (nudges**2, nudges)), None
 
-    nothing = jnp.zeros_like(to_positions(inputs[:1], outputs_grad[:1])[0])
-    (squares, total), _, _ = walk(add, (nothing, nothing), (inputs, outputs_grad), stretch)
+    zero = jnp.zeros_like(positions_grad(*(x[:1] for x in steps))[0])
+    (squares, total), _ = scan_stretches(add, (zero, zero), steps, stretch)
     amplitude = jax.vmap(partial(relative_amplitude, epsilon))(size, squares, total)
     largest, amplitude = jax.lax.stop_gradient((largest, amplitude))
     weight = jnp.where(amplitude == 0, 0, -0.5 * largest / jnp.where(amplitude == 0, 1, amplitude))

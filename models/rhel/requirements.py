@@ -1,6 +1,6 @@
-"""What the shapes, types and programs of a system tell about it, before it runs.
+"""Checks of a system by its shapes, types and traced methods, before it runs.
 
-Nothing here computes a number: methods are traced at the shapes of one step. What numbers tell is in `models.check`.
+The methods are traced at the shapes of one step; no number is computed. Checks with numbers are in `models.check`.
 """
 
 import equinox as eqx
@@ -25,7 +25,7 @@ def _one_step(inputs):
 
 
 def require_admissible(system: eqx.Module, inputs: Float[Array, "time in"]) -> None:
-    """Raises where the shapes and types of a system say that it cannot be run or differentiated.
+    """Raises if the shapes and types of a system do not allow it to run or to be differentiated.
 
     `TypeError` for drives that are not floating-point, a Hamiltonian that is no `AbstractHamiltonian`, and parameters
     that are no fields (`CapturedTracer`); `ValueError` for energies that are not scalars or cannot be evaluated.
@@ -57,7 +57,7 @@ def require_admissible(system: eqx.Module, inputs: Float[Array, "time in"]) -> N
 
 
 def require_hamiltonian(hamiltonian: object) -> None:
-    """Raises `TypeError` for what is no `AbstractHamiltonian`."""
+    """Raises `TypeError` if it is no `AbstractHamiltonian`."""
     if not isinstance(hamiltonian, AbstractHamiltonian):
         name = type(hamiltonian).__name__
         raise TypeError(
@@ -67,7 +67,7 @@ def require_hamiltonian(hamiltonian: object) -> None:
 
 
 class CapturedTracer(TypeError):
-    """A method uses an array that jax is tracing and that is no field: it would get no gradient, or a wrong one."""
+    """A method uses an array that jax is tracing and that is no field. Its gradient would be missing or wrong."""
 
 
 def _traced(method, module, *arguments):
@@ -93,7 +93,7 @@ def require_linear_readout(system: eqx.Module, inputs: Float[Array, "time in"]) 
         return jax.jvp(lambda positions: system.readout(positions, inputs), (positions,), (change,))[1]
 
     jaxpr = jax.make_jaxpr(derivative)(positions, positions, inputs).jaxpr
-    # A print of the positions is no use of them.
+    # An equation without outputs, such as a print of the positions, does not matter.
     jaxpr = jaxpr.replace(eqns=[equation for equation in jaxpr.eqns if equation.outvars])
     _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     if used[0]:

@@ -1,4 +1,4 @@
-"""How far the echo without nudges misses where the free pass started: unstable or chaotic dynamics show there."""
+"""The distance by which the echo without nudges misses the start of the free pass. It shows unstable dynamics."""
 
 import warnings
 from collections.abc import Callable
@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from typing_extensions import override
 
-from .echo import BPTT, AbstractLearningAlgorithm, AbstractSystem, rest_state, with_learning_algorithm
+from .backprop import BPTT
+from .evolve import with_learning_algorithm
 from .hamiltonian import AbstractHamiltonian, State, flow
+from .system import AbstractLearningAlgorithm, AbstractSystem, rest_state
 
 RETRACE_TOLERANCE = 1e-3
 
@@ -22,14 +25,14 @@ class RetraceWarning(UserWarning):
 def retrace_error(system: AbstractSystem, inputs: Float[Array, "time in"]) -> Float[Array, ""]:
     """How far the echo without nudges misses the rest state, relative to the largest position or momentum on the way.
 
-    It runs the whole way back from the final state. The gradient in mean and half-difference restarts at every chunk
-    and is less sensitive; the literal pair is as sensitive as this.
+    This echo runs the whole way back from the final state. The echo of `RHEL()` rejoins the kept states and is less
+    sensitive; the literal echo is as sensitive as this one.
     """
     return miss(system.hamiltonian, rest_state(system, inputs), system.drive(inputs))
 
 
 def miss(hamiltonian: AbstractHamiltonian, start: State, drives: Float[Array, "time osc"]) -> Float[Array, ""]:
-    """How far the flow from `start` and back misses it, relative to the largest number on the way. 0: exactly back."""
+    """How far the flow from `start` and back misses `start`, relative to the largest number on the way."""
     (q, p), positions = flow(hamiltonian, start, drives)
     scale = _largest(start, positions, p)
     (q, p), _ = flow(hamiltonian, (q, -p), drives[::-1])
@@ -42,16 +45,16 @@ def _largest(*arrays):
 
 
 class RetraceProbe(AbstractLearningAlgorithm):
-    """The free pass. On the way it hands the retrace error of the unit to `record`."""
+    """The free pass. It also hands the retrace error of the unit to `record`."""
 
     record: Callable = eqx.field(static=True)
 
+    @override
     def respond(self, system, inputs):
-        """Outputs of the system, from rest, to a batch of sequences."""
         return BPTT().respond(system, inputs)
 
+    @override
     def __call__(self, system, inputs):
-        """Outputs of the system, from rest, to a sequence."""
         self.record(retrace_error(system, inputs))
         return super().__call__(system, inputs)
 
@@ -59,9 +62,9 @@ class RetraceProbe(AbstractLearningAlgorithm):
 @eqx.filter_jit
 def _retrace_errors(model, state, x):
     def of_one(x):
-        found: list[Array] = []
-        with_learning_algorithm(model, RetraceProbe(found.append))(x, state, None)
-        return jnp.stack(found)
+        errors: list[Array] = []
+        with_learning_algorithm(model, RetraceProbe(errors.append))(x, state, None)
+        return jnp.stack(errors)
 
     return jax.vmap(of_one, axis_name="batch")(x)
 
@@ -71,8 +74,8 @@ def retrace_errors(
 ) -> Float[Array, "batch units"]:
     """`retrace_error` of every unit of a model without dropout, on a batch in training mode.
 
-    The echo of a damped unit runs in its gauge (`physics.damping`), which begins anew every few steps: the error is
-    the largest over these. Warns with `RetraceWarning` where an error exceeds `RETRACE_TOLERANCE`.
+    The echo of a damped unit runs in its gauge (`physics.damping`), which starts again every few steps: the error is
+    the largest of them. Warns with `RetraceWarning` where an error exceeds `RETRACE_TOLERANCE`.
     """
     result = _retrace_errors(model, state, x)
     for unit, error in enumerate(np.max(result, axis=0)):

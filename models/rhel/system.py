@@ -1,32 +1,21 @@
-"""A Hamiltonian with its ports, its free pass, and the walk through a sequence in stretches.
+"""A Hamiltonian with its ports, and what differentiates its response.
 
 What a user writes, a Hamiltonian and its ports, acts on one sequence. What runs it acts on a batch, time first: inputs
 (time, batch, in), drives and positions (time, batch, osc).
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
-from functools import partial
-from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
+from typing_extensions import override
 
-from .batching import as_varying, sees_whole_batch
-from .hamiltonian import AbstractHamiltonian, State, flow
-from .requirements import position_like, require_admissible, require_linear_readout
-
-Scan = Literal["auto", "sequential", "associative"]
-SCANS = ("auto", "sequential", "associative")
-
-SEGMENT = 128
-"""The free pass keeps one state in so many steps."""
-
-CACHED = 2**18
-"""On a CPU a stretch is no longer than to hold so many values of one quantity, which then stays in cache."""
+from .batching import as_varying, batched_at_once
+from .hamiltonian import AbstractHamiltonian, State
+from .requirements import position_like, require_admissible
 
 
 class AbstractSystem(eqx.Module):
@@ -59,16 +48,16 @@ class BareSystem(AbstractSystem):
     hamiltonian: AbstractHamiltonian
     n_osc: int | None = eqx.field(default=None, static=True)
 
+    @override
     def position_shape(self, drive_shape):
-        """The shape of a drive, or (n_osc,)."""
         return drive_shape if self.n_osc is None else (self.n_osc,)
 
+    @override
     def drive(self, inputs):
-        """The inputs."""
         return inputs
 
+    @override
     def readout(self, positions, inputs):
-        """The positions."""
         return positions
 
 
@@ -126,7 +115,7 @@ def one_sequence(inputs: Float[Array, "time batch in"]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((len(inputs), *inputs.shape[2:]), inputs.dtype)
 
 
-@sees_whole_batch
+@batched_at_once
 def _respond(algorithm_and_system, inputs):
     algorithm, system = algorithm_and_system
     return algorithm.respond(system, inputs)
@@ -149,184 +138,3 @@ def rest_state(system: AbstractSystem, inputs: Float[Array, "time in"]) -> State
     state = position_like(system, inputs)
     zeros = as_varying(jnp.zeros(state.shape, state.dtype), inputs)
     return zeros, zeros
-
-
-# Stretches
-
-
-def walk(body: Callable, carry: PyTree, steps: PyTree, length: int, *, marks: list | None = None, reverse=False):
-    """Walks through `steps` (time, ..) in stretches of `length`; what is left over is a stretch of its own, the last.
-
-    `body(carry, stretch of steps, mark) -> carry, outputs of the stretch, mark`. The outputs come joined along time,
-    the marks as a list that can be given, as `marks`, to another walk over as many steps. With `reverse` the last
-    stretch comes first, each with its steps in their order.
-    """
-    time = jax.tree.leaves(steps)[0].shape[0]
-    whole = time - time % length
-    cuts = [cut for cut in ((0, whole, length), (whole, time, time - whole)) if cut[0] < cut[1]]
-    marks = [None] * len(cuts) if marks is None else marks
-    found = []
-    for (start, stop, size), mark in list(zip(cuts, marks, strict=True))[:: -1 if reverse else 1]:
-        stacked = jax.tree.map(lambda x, i=start, j=stop, n=size: x[i:j].reshape((j - i) // n, n, *x.shape[1:]), steps)
-
-        def stretch(carry, xs):
-            carry, outputs, mark = body(carry, *xs)
-            return carry, (outputs, mark)
-
-        carry, results = jax.lax.scan(stretch, carry, (stacked, mark), reverse=reverse)
-        found.append(results)
-    outputs, marks = zip(*found[:: -1 if reverse else 1], strict=True)
-    outputs = jax.tree.map(
-        lambda *xs: jnp.concatenate([x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]) for x in xs]), *outputs
-    )
-    return carry, outputs, list(marks)
-
-
-def stretch_length(values: int, longest: int | None = None) -> int:
-    """Steps of a stretch that stays in the cache of a CPU if a step has so many values: at least 8.
-
-    With `longest`, that number or a power of 2 smaller. A batch of symbolic size, as `jax.export` takes it, has the
-    shortest stretches.
-    """
-    if not isinstance(values, int):
-        return 8
-    if longest is None:
-        return max(8, CACHED // max(1, values))
-    while longest > 8 and longest * values > CACHED:
-        longest //= 2
-    return longest
-
-
-def segment_length(stretch: int) -> int:
-    """Steps from one kept state to the next: `SEGMENT`, or a stretch if that is longer."""
-    return max(SEGMENT, stretch)
-
-
-def on_platform(scan: Scan, chunk: int | None, system: AbstractSystem, inputs: Array, run: Callable) -> PyTree:
-    """`run(scan, length of a stretch)`, both as given or as the platform wants them.
-
-    One step after the other in short stretches on a CPU; elsewhere long stretches, and the associative scan if the
-    system is linear. If several platforms are present, `lax.platform_dependent` selects the scan at lowering time.
-    """
-    state = position_like(system, one_sequence(inputs))
-    drives = jax.eval_shape(system.drive, one_sequence(inputs))
-    linear = system.hamiltonian.linear and drives.shape[1:] == state.shape
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least 1 step, got {chunk!r}")
-    if scan not in SCANS:
-        raise ValueError(f"unknown scan {scan!r}; one of {', '.join(SCANS)}")
-    if scan == "associative" and not linear:
-        raise ValueError(
-            "the associative scan needs a linear system with a drive for each oscillator; "
-            f"{type(system.hamiltonian).__name__} is not"
-        )
-    short = stretch_length(inputs.shape[1] * state.size, SEGMENT)
-    if scan == "associative":
-        return run("associative", chunk or SEGMENT)
-    if scan == "sequential" or all(device.platform == "cpu" for device in jax.devices()):
-        return run("sequential", chunk or short)
-    elsewhere = "associative" if linear else "sequential"
-    return jax.lax.platform_dependent(
-        cpu=lambda: run("sequential", chunk or short), default=lambda: run(elsewhere, chunk or SEGMENT)
-    )
-
-
-# The free pass
-
-
-def free_pass(system: AbstractSystem, inputs: Float[Array, "time batch in"], scan: str, stretch: int):
-    """Outputs; the states at the ends of the segments; the size of the states of every sequence.
-
-    The size is the largest of all positions and of the momenta at the ends of the segments. The forward pass of every
-    learning algorithm.
-    """
-
-    def advance(carry, inputs, _):
-        state, size = carry
-        run = jax.vmap(partial(flow, system.hamiltonian, scan=scan), (0, 1), (0, 1))
-        state, positions = run(state, drives_of(system, inputs))
-        return (state, jnp.maximum(size, _largest(positions, 1))), outputs_of(system, positions, inputs), None
-
-    def segment(carry, inputs, _):
-        (state, size), outputs, _ = walk(advance, carry, inputs, stretch)
-        return (state, jnp.maximum(size, _largest(state[1], 0))), outputs, state
-
-    rest = jax.vmap(lambda x: rest_state(system, x), 1)(inputs)
-    size = jnp.max(jnp.zeros_like(rest[0]), axis=range(1, rest[0].ndim))
-    (_, size), outputs, ends = walk(segment, (rest, size), inputs, segment_length(stretch))
-    return outputs, ends, size
-
-
-def _largest(x, batch_axis):
-    return jax.vmap(lambda x: jax.lax.stop_gradient(jnp.max(jnp.abs(x))), batch_axis)(x)
-
-
-# Gradients found on the way back
-
-
-def retracing(gradient: Callable, system: AbstractSystem, inputs: Array, scan: str, stretch: int) -> Array:
-    """The outputs of the free pass, with a gradient that walks back from its end.
-
-    `gradient(system, inputs, (ends, size), outputs_grad, scan, stretch)` -> those of the system, summed over the batch,
-    and of the inputs; `ends` and `size` as `free_pass` gives them.
-    """
-    require_linear_readout(system, one_sequence(inputs))
-    parameters, rest = eqx.partition(system, eqx.is_inexact_array)
-    constants, static = eqx.partition(rest, eqx.is_array)  # arrays of numbers that are no parameters, such as masks
-
-    def free(parameters, constants, inputs):
-        return free_pass(eqx.combine(parameters, constants, static), inputs, scan, stretch)
-
-    @jax.custom_vjp
-    def respond(*arguments):
-        return free(*arguments)[0]
-
-    def forwards(*arguments):
-        outputs, *kept = free(*arguments)
-        return outputs, (arguments, kept)
-
-    def backwards(residuals, outputs_grad):
-        (parameters, constants, inputs), kept = residuals
-        system = eqx.combine(parameters, constants, static)
-        system_grad, inputs_grad = gradient(system, inputs, kept, outputs_grad, scan, stretch)
-        return system_grad, None, inputs_grad
-
-    respond.defvjp(forwards, backwards)
-    return respond(parameters, constants, inputs)
-
-
-def positions_gradient(system, inputs, outputs_grad, *, like):
-    """Gradient of the positions (time, batch, osc) through the readout; `like`: one position of every sequence."""
-    nothing = jnp.broadcast_to(jnp.zeros_like(like), (len(inputs), *like.shape))
-    _, pull_back = jax.vjp(lambda positions: outputs_of(system, positions, inputs), nothing)
-    return pull_back(outputs_grad)[0]
-
-
-def ports_gradient(system, inputs, positions, outputs_grad, drives_grad):
-    """Gradients of the system and of the inputs through the ports, at given positions and gradient of the drives."""
-
-    def through_ports(system, inputs):
-        return outputs_of(system, positions, inputs), drives_of(system, inputs)
-
-    _, pull_back = eqx.filter_vjp(through_ports, system, inputs)
-    return pull_back((outputs_grad, drives_grad))
-
-
-def with_hamiltonian_gradient(system_grad: PyTree, hamiltonian_grad: PyTree) -> PyTree:
-    """Adds the gradient of the Hamiltonian to that of a system."""
-    total = jax.tree.map(jnp.add, system_grad.hamiltonian, hamiltonian_grad)
-    return eqx.tree_at(lambda system: system.hamiltonian, system_grad, total)
-
-
-class BPTT(AbstractLearningAlgorithm):
-    """Backpropagation through time: reverse mode of the integrator, all states kept.
-
-    `scan` and `chunk` as in `models.rhel.RHEL`.
-    """
-
-    scan: Scan = eqx.field(default="auto", static=True)
-    chunk: int | None = eqx.field(default=None, static=True)
-
-    def respond(self, system, inputs):
-        """Outputs of the system, from rest, to a batch of sequences."""
-        return on_platform(self.scan, self.chunk, system, inputs, lambda *how: free_pass(system, inputs, *how)[0])

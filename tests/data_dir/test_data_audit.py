@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from data_dir.datasets import create_dataset
 from data_dir.pickles import read_array
 from data_dir.processing.audit import (
     MIN_OVERLAP,
     ShiftedCopy,
     audit_rows,
     audit_series,
-    constant_channels,
     shifted_copies,
 )
+from data_dir.processing.merging import MergedSet
+from data_dir.scaling import constant_channels
 
 N, LENGTH = 5, 60
 
@@ -47,13 +47,13 @@ def test_the_defect_of_the_archives_converter_is_found(channels):
     assert f"from step {channels} on, equal on all {values} values" in finding["text"]
 
 
-@pytest.mark.parametrize("lag", range(LENGTH - MIN_OVERLAP + 1))
-def test_any_lag_is_found(lag):
-    long = noise(1, LENGTH + lag)[:, :, 0]
-    data = noise(3, seed=1)
-    data[:, :, 2], data[:, :, 0] = long[:, :LENGTH], long[:, lag:]
-    channel, of = (2, 0) if lag == 0 else (0, 2)  # of equal channels the later one is the copy
-    assert shifted_copies(data) == [ShiftedCopy(channel, of, lag, N * (LENGTH - lag))]
+def test_any_lag_is_found():
+    for lag in range(LENGTH - MIN_OVERLAP + 1):
+        long = noise(1, LENGTH + lag)[:, :, 0]
+        data = noise(3, seed=1)
+        data[:, :, 2], data[:, :, 0] = long[:, :LENGTH], long[:, lag:]
+        channel, of = (2, 0) if lag == 0 else (0, 2)  # of equal channels the later one is the copy
+        assert shifted_copies(data) == [ShiftedCopy(channel, of, lag, N * (LENGTH - lag))]
 
 
 def test_the_smallest_lag_counts():
@@ -121,19 +121,12 @@ def test_a_channel_far_off_zero_is_found():
 
 
 def test_findings_about_rows():
-    lengths = np.array([3, 3])
-    quiet = {"duplicates": 0, "in_both_files": 0, "conflicts": [], "missing": 0, "lengths": lengths}
-    assert list(audit_rows({"a": 5, "b": 6}, **quiet)) == []
-    assert kinds(audit_rows({"a": 4, "b": 6}, **quiet)) == ["small_classes"]
-    loud = {
-        "duplicates": 3,
-        "in_both_files": 1,
-        "conflicts": [["a", "b"]],
-        "missing": 7,
-        "lengths": np.array([2, 3]),
-        "header_differs": ["a.ts: more", "b.ts: less"],
-    }
-    findings = list(audit_rows({"a": 5}, **loud))
+    data, classes = np.zeros((2, 3, 1), np.float32), np.array([0, 1])
+    quiet = MergedSet(data, np.array([3, 3]), classes, ["a", "b"], (classes, classes), 0, 0, [], 0)
+    assert list(audit_rows(quiet, [5, 6])) == []
+    assert kinds(audit_rows(quiet, [4, 6])) == ["small_classes"]
+    loud = MergedSet(data, np.array([2, 3]), classes, ["a", "b"], (classes, classes), 3, 1, [["a", "b"]], 7)
+    findings = list(audit_rows(loud, [5, 6], ["a.ts: more", "b.ts: less"]))
     expected = ["header_counts", "missing_values", "unequal_length", "duplicate_rows", "conflicting_labels"]
     assert kinds(findings) == expected
     assert [finding["text"] for finding in findings] == [
@@ -145,10 +138,22 @@ def test_findings_about_rows():
     ]
 
 
-def test_basic_motions_is_clean(tmp_path):
-    create_dataset(tmp_path, "BasicMotions", seed=1, time=False)
-    data = read_array(tmp_path / "processed" / "UEA" / "BasicMotions" / "data.pkl")
-    assert list(audit_series(data)) == []
+def test_padding_is_not_looked_at():
+    data, mask = noise(2), np.arange(LENGTH) < np.where(np.arange(N) % 2, LENGTH, 10)[:, None]
+    data[:, :, 1] = data[:, :, 0] + 50
+    data[1, 40, 0] = 1e5  # after the end of the shorter series
+    data[~mask] = 0
+    offsets, scales = audit_series(data, mask)
+    assert [channel["channel"] for channel in offsets["channels"]] == [1]
+    assert offsets["channels"][0]["mean"] == pytest.approx(data[:, :, 1][mask].mean(dtype=float))
+    assert (scales["kind"], scales["largest"]["channel"]) == ("scale_differences", 0)
+    data[:, :, 1] = np.where(mask, 50, 0)
+    assert kinds(audit_series(data, mask)) == ["constant_channels"]
+    assert kinds(audit_series(data)) != ["constant_channels"]
+
+
+def test_basic_motions_is_clean(bundled):
+    assert list(audit_series(read_array(bundled / "processed" / "UEA" / "BasicMotions" / "data.pkl"))) == []
 
 
 def test_the_time_grows_with_the_length_and_no_faster(monkeypatch):

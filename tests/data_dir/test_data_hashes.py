@@ -1,17 +1,22 @@
 """The hash of a set's arrays, and arrays that are not those which the set was processed to."""
 
+import builtins
+import io
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from small_experiments import write_dataset
 
 from common import files
-from common.files import known_sha256, sha256_of
+from common.files import known_sha256, sha256_of, sha256_of_array
 from data_dir.datasets import create_dataset
-from data_dir.pickles import write_arrays
+from data_dir.pickles import read_array, write_arrays
 from data_dir.storage import DataError
+
+OPEN = open
 
 
 @pytest.fixture
@@ -53,6 +58,34 @@ def test_the_hash_is_that_of_the_arrays_whatever_file_seed_or_option(folder):
     assert load(folder).sha256 != first
 
 
+def test_the_order_in_memory_is_not_part_of_the_hash(folder):
+    first = load(folder).sha256
+    array = read_array(folder / "data.pkl")
+    assert sha256_of_array(np.asfortranarray(array)) == sha256_of_array(array)
+    write_arrays(folder / "data.pkl", np.asfortranarray(array))
+    assert load(folder).sha256 == first
+    (folder / "data.pkl").unlink()
+    np.save(folder / "data.npy", np.asfortranarray(array))
+    assert sha256_of(folder / "data.npy") != sha256_of_array(array), "the file has the other order"
+    assert load(folder).sha256 == first
+
+
+def test_every_pickle_is_read_once(folder, monkeypatch):
+    opened = []
+    for module in (builtins, io):
+        monkeypatch.setattr(
+            module, "open", lambda file, *rest, **more: opened.append(file) or OPEN(file, *rest, **more)
+        )
+    for described in (False, True):
+        if described:
+            describe(folder)
+        for seed in (1, 2):
+            opened.clear()
+            load(folder, seed)
+            pickles = [Path(file).name for file in opened if str(file).endswith(".pkl")]
+            assert sorted(pickles) == ["data.pkl", "labels.pkl", *["original_idxs.pkl"] * described]
+
+
 def test_one_bit_more_or_less_is_another_hash(folder):
     first = load(folder).sha256
     array = np.array(as_npy(folder, "data"))
@@ -90,7 +123,7 @@ def test_a_described_npy_file_that_was_changed_is_refused(folder):
 def test_an_array_that_lies_there_twice_is_refused(folder):
     describe(folder)
     np.save(folder / "data.npy", np.zeros((20, 8, 2), np.float32))
-    with pytest.raises(DataError, match=r"data\.npy: data\.pkl lies beside it. Remove the one"):
+    with pytest.raises(DataError, match=r"data\.npy: data\.pkl is beside it\. Remove the one"):
         load(folder)
     (folder / "data.npy").unlink()
     write_arrays(folder / "labels.pkl", np.eye(2)[np.arange(20) % 2][::-1].copy())

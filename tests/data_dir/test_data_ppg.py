@@ -1,4 +1,4 @@
-"""PPG-DaLiA: from the pickle of a subject to a training step, on recordings whose labels are a function of time."""
+"""PPG-DaLiA: from the pickle of a subject to a loss, on recordings whose labels are a function of time."""
 
 import os
 import pickle
@@ -8,9 +8,7 @@ import zipfile
 from io import BytesIO
 from pathlib import Path
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from raw_files import contents, files_below, full_disk
@@ -18,9 +16,11 @@ from raw_files import contents, files_below, full_disk
 import train
 from data_dir import process_ppg
 from data_dir.datasets import create_dataset
-from data_dir.npy import RowWriter, read_npy
+from data_dir.fetching import recordings
+from data_dir.npy import read_npy
 from data_dir.pickles import read_members
-from data_dir.processing import ppg
+from data_dir.processing import ppg, ppg_set
+from data_dir.processing.ppg_set import RowWriter
 from data_dir.splits import PARTS
 from data_dir.storage import DataError, read_json
 from models import create_model
@@ -79,7 +79,7 @@ def put(raw: Path, subjects=(1, 2), value=None, **changes) -> Path:
 
 
 def process(source: Path, data_dir: Path, subjects=(1, 2), **options) -> dict:
-    return process_ppg.process_ppg(source, data_dir, subjects=subjects, **{**SMALL, **options})
+    return ppg_set.process_ppg(source, data_dir, subjects=subjects, **{**SMALL, **options})
 
 
 def load(data_dir: Path, **options):
@@ -137,7 +137,7 @@ def test_the_pieces_are_70_15_15_and_cover_the_recording():
 
 
 def test_the_order_of_the_pieces_is_fixed_by_the_seed():
-    orders = [ppg.order_of(i, process_ppg.SEED) for i in process_ppg.SUBJECTS]
+    orders = [ppg.order_of(i, ppg_set.SEED) for i in recordings.SUBJECTS]
     assert orders[:4] == [
         ("validation", "train", "test"),
         ("test", "validation", "train"),
@@ -145,7 +145,7 @@ def test_the_order_of_the_pieces_is_fixed_by_the_seed():
         ("train", "validation", "test"),
     ]
     assert {ppg.order_of(i, 1) for i in range(60)} == set(ppg.ORDERS)
-    assert [ppg.order_of(i, 1) for i in process_ppg.SUBJECTS] != orders
+    assert [ppg.order_of(i, 1) for i in recordings.SUBJECTS] != orders
 
 
 def test_a_window_that_ends_after_its_recording_is_an_error():
@@ -190,8 +190,8 @@ def test_an_error_in_scaled_labels_becomes_one_in_bpm(tmp_path):
         assert len(scale) == getattr(dataset, part).size
     path = tmp_path / "processed" / "PPG" / "ppg" / "dataset.json"
     for change, message in [
-        ({"subjects": {"S1": {}}}, "subjects and windows are not told soundly"),
-        ({"windows": {part: {"subject": [1]} for part in PARTS}}, "tells of 1 windows in the train part, which has 38"),
+        ({"subjects": {"S1": {}}}, "subjects or windows are damaged"),
+        ({"windows": {part: {"subject": [1]} for part in PARTS}}, "lists 1 windows in the train part, which has 38"),
     ]:
         path.write_text(str({**info, **change}).replace("(", "[").replace(")", "]").replace("'", '"'))
         with pytest.raises(DataError, match=rf"dataset\.json: {message}"):
@@ -213,9 +213,9 @@ def test_the_zip_says_the_same_as_the_folder(tmp_path, monkeypatch, nested):
         with zipfile.ZipFile(archive, "w") as file:
             file.write(tmp_path / "data.zip", "data.zip")
     assert process(archive, tmp_path / "zip")["processed_files"] == expected
-    assert process_ppg.find_source(tmp_path) == archive
+    assert recordings.find_source(tmp_path) == archive
     if nested:
-        monkeypatch.setattr(process_ppg, "MAX_INNER_BYTES", (tmp_path / "data.zip").stat().st_size - 1)
+        monkeypatch.setattr(recordings, "MAX_INNER_BYTES", (tmp_path / "data.zip").stat().st_size - 1)
         with pytest.raises(DataError, match=r"ppg\+dalia\.zip, member 'data\.zip': unpacks to over"):
             process(archive, tmp_path / "zip")
         assert not list(tmp_path.glob(".*")), "nothing is left"
@@ -223,7 +223,7 @@ def test_the_zip_says_the_same_as_the_folder(tmp_path, monkeypatch, nested):
     archive.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"ppg\+dalia\.zip: not a sound zip archive"):
         process(archive, tmp_path / "zip")
-    assert process_ppg.find_source(tmp_path / "raw") == folder
+    assert recordings.find_source(tmp_path / "raw") == folder
 
 
 def test_a_pickle_that_is_damaged_within_a_zip_or_too_large_is_refused(tmp_path, monkeypatch):
@@ -231,7 +231,7 @@ def test_a_pickle_that_is_damaged_within_a_zip_or_too_large_is_refused(tmp_path,
     blob = python2_pickle(subject())
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("S1/S1.pkl", blob)
-    monkeypatch.setattr(process_ppg, "MAX_PICKLE_BYTES", len(blob) - 1)
+    monkeypatch.setattr(recordings, "MAX_PICKLE_BYTES", len(blob) - 1)
     with pytest.raises(DataError, match=r"ppg\.zip, member S1/S1\.pkl: unpacks to over"):
         process(archive, tmp_path, subjects=(1,))
     monkeypatch.undo()
@@ -384,7 +384,7 @@ def test_the_command_names_absent_subjects_and_the_way_by_hand(tmp_path, capsys)
     assert process_ppg.main(arguments) == 1
     error = capsys.readouterr().err
     assert "of the subjects S3, S5, S6, S7, S8, S9, S10, S11, S12, S13, S14, S15." in error
-    assert "--subjects goes on with those that are there: 1 2 4." in error
+    assert "--subjects takes those that it holds: 1 2 4." in error
     assert process_ppg.main([*arguments, "--source", str(tmp_path / "absent.zip")]) == 1
     assert "absent.zip: no such file or folder" in capsys.readouterr().err
     assert process_ppg.main([*arguments, "--seed", "-1"]) == 1
@@ -396,7 +396,7 @@ def test_the_command_processes_whole_recordings(tmp_path, capsys):
     source = put(tmp_path / "elsewhere", (3,), n=2640)
     assert process_ppg.main(["--data_dir", str(tmp_path), "--source", str(source.parent), "--subjects", "3"]) == 0
     out = capsys.readouterr().out
-    order = " - ".join(ppg.order_of(3, process_ppg.SEED))
+    order = " - ".join(ppg.order_of(3, ppg_set.SEED))
     assert f"S3: 2640 labels, cut as {order}; windows: train 38, validation 1, test 1" in out
     dataset = load(tmp_path, time=True)
     assert dataset.train._data.shape == (38, 49920, 6)
@@ -404,15 +404,14 @@ def test_the_command_processes_whole_recordings(tmp_path, capsys):
     assert dataset.label_dim == 1
 
 
-def test_from_the_raw_pickle_to_a_training_step(tmp_path):
+def test_from_the_raw_pickle_to_a_loss(tmp_path):
     process(put(tmp_path), tmp_path)
     dataset = load(tmp_path, time=True)
     model, state = create_model(
         "LinHRU", dataset.data_dim, 1, 4, 1, 4, classification=False, output_step=128, key=jax.random.key(0)
     )
-    optimiser = train.adam(1e-3)
-    start = train.TrainingState(model, state, optimiser.init(eqx.filter(model, eqx.is_inexact_array)), jnp.array(0))
     with Prefetched(dataset.train.loop(4, key=jax.random.key(1))) as batches:
-        trained, loss = train.train_step((*next(batches), jax.random.key(2)), start, optimiser, False)
-    assert int(trained.step) == 1
-    assert 0 < float(loss) < 4
+        x, y = next(batches)
+    assert (x.shape, y.shape) == ((4, 640, 7), (4, 5))
+    loss, _ = train.evaluate(model, state, dataset.test, batch_size=4, classification=False)
+    assert 0 < loss < 4

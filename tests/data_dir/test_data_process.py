@@ -27,9 +27,9 @@ from data_dir import process_uea
 from data_dir.datasets import create_dataset
 from data_dir.fetching.origin import write_record
 from data_dir.pickles import read_array, read_arrays
-from data_dir.process_uea import process_dataset, raw_datasets
 from data_dir.processing.merging import merge, sorted_unique_rows
 from data_dir.processing.readers import RawSeries, read_raw
+from data_dir.processing.uea import process_dataset, raw_datasets
 from data_dir.storage import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -131,9 +131,9 @@ def test_rows_sort_as_numpy_unique_does():
     [
         ("", "cannot be parsed"),
         (HEADER, "a header but no series"),
-        (HEADER + TEST[:-2], "label '' is not among those of the header"),
+        (HEADER + TEST[:-2], "label '' is not among the labels of the header"),
         (HEADER + TEST.rsplit(":", 1)[0], "series 2 has 1 channels, the first 2"),
-        (HEADER + TEST.replace("a\n", "c\n"), r"label 'c' is not among those of the header, \['a', 'b'\]"),
+        (HEADER + TEST.replace("a\n", "c\n"), r"label 'c' is not among the labels of the header, \['a', 'b'\]"),
         (HEADER + TEST.replace("2,2,2:1,1,1", "2,2:1,1"), r"unequal length: .* 2 to 3 .* --unequal_length pad"),
         (HEADER + TEST.replace("2,2,2:", "2,2:"), "the channels of series 1 have 2 to 3 time steps"),
         (HEADER + TEST.replace("2,2,2:1,1,1", ":"), "series 1 has no values"),
@@ -167,7 +167,7 @@ def test_damaged_ts_files_are_refused_and_what_was_there_stays(tmp_path, test, m
         (ARFF_HEADER + ARFF_TEST.replace("\\n1,1,1", ""), "series 2 has 2 channels, the first 1"),
         (ARFF_HEADER + ARFF_TEST[:-12], "series 2 has no label"),
         (ARFF_HEADER + ARFF_TEST[:-2], "series 2 has no label"),
-        (ARFF_HEADER + ARFF_TEST.replace(",b", ",c"), "label 'c' is not among those of the header"),
+        (ARFF_HEADER + ARFF_TEST.replace(",b", ",c"), "label 'c' is not among the labels of the header"),
         (ARFF_HEADER.replace("@attribute class {a,b}\n", "") + ARFF_TEST, "no class labels"),
         (ARFF_HEADER + ARFF_TEST.replace("2,2,2", "2,two,2"), "could not convert string to float"),
         (ARFF_HEADER + ARFF_TEST.replace("2,2,2", "2,?,2"), "1 values are missing"),

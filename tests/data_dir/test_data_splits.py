@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from raw_files import contents, files_below, full_disk, put_raw, series_text
+from raw_files import contents, files_below, full_disk, put_raw, series_text, store
 
 from data_dir import write_splits
 from data_dir.datasets import create_dataset
@@ -24,14 +24,9 @@ PARTS = ("train", "validation", "test")
 
 
 def toy_set(data_dir, name: str = "Toy", original=None):
-    rng = np.random.default_rng(0)
-    folder = data_dir / "processed" / "UEA" / name
-    folder.mkdir(parents=True)
-    write_arrays(folder / "data.pkl", rng.normal(size=(20, 6, 2)).astype(np.float32))
-    write_arrays(folder / "labels.pkl", np.arange(20) % 2)
-    if original is not None:
-        write_arrays(folder / "original_idxs.pkl", original)
-    return folder
+    data = np.random.default_rng(0).normal(size=(20, 6, 2)).astype(np.float32)
+    more = {} if original is None else {"original_idxs": original}
+    return store(data_dir, name, data=data, labels=np.arange(20) % 2, **more)
 
 
 def lists(split) -> dict[str, list[int]]:
@@ -65,7 +60,7 @@ def test_validation_rows_are_drawn_from_the_train_rows_where_there_are_none():
         (([0, 1, 2, 3, 4, 5], [], []), "no rows for test"),
         (([], [], [0]), "no rows for train"),
         (([0], [], [1]), "no rows for validation"),
-        (([0, 1], [2], [2]), "row 2 is named more than once"),
+        (([0, 1], [2], [2]), "row 2 occurs more than once"),
         (([0, 1], [2], [20]), "row 20 is not one of the 20 samples"),
         (([0, 1], [2], [-1]), "row -1 is not one of the 20 samples"),
         (([0.0, 1.0], [2], [3]), "the train rows are not a list of whole numbers"),
@@ -142,7 +137,7 @@ def test_index_files_that_do_not_fit_are_refused(tmp_path):
         with pytest.raises(DataError, match=rf"a\.json: {message}"):
             read_index_file(path, *arguments)
     for change, message in [
-        ({"train": [0, 0]}, "row 0 is named more than once"),
+        ({"train": [0, 0]}, "row 0 occurs more than once"),
         ({"test": []}, "no rows for test"),
         ({"test": [[1], [2]]}, "the test rows are not a list"),
         ({"test": [[1], [2, 3]]}, "inhomogeneous"),

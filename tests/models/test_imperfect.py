@@ -58,8 +58,7 @@ def test_without_imperfections_it_is_the_literal_echo(x64, system):
     assert_close(gradient(where, ImperfectBPTT()), gradient(where, BPTT()), 1e-13)
 
 
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("system", [linear, saturating])
+@pytest.mark.parametrize(("part", "system"), list(zip(PARTS, [linear, saturating] * 5, strict=True)))
 def test_strength_zero_is_the_ideal_machine_bitwise(system, part):
     hamiltonian, drives = problem(system)
     where, incoming = (hamiltonian, drives[:, :3]), INCOMING[:, :3]
@@ -177,6 +176,14 @@ def test_a_part_does_not_change_what_another_draws(x64, part):
         gradient(where, ImperfectRHEL(x), incoming) for x in (with_part, EchoImperfection(noise=jnp.asarray(1e-3)))
     )
     assert_close(found, alone, 1e-9)  # compiled, two programs round differently
+
+
+def test_parts_are_drawn_from_keys_of_their_own():
+    """Parts at strength zero, of which each has as many numbers as there are drives."""
+    drives = jnp.zeros((4, 5))
+    drawn = machine().draws(jax.random.PRNGKey(0), linear(5), drives)
+    rows = np.concatenate([np.reshape(x, (-1, 20)) for x in (*drawn["noise"], drawn["replay"], drawn["recording"][0])])
+    assert len(np.unique(rows, axis=0)) == len(rows) == 7
 
 
 @pytest.mark.parametrize("mapped", ["seed", "epsilon", "noise"])

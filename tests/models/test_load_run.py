@@ -11,6 +11,7 @@ import pytest
 
 import models
 from models import create_model
+from models.LinHRU import LinHRULayer
 from models.load import RunError, read_record
 
 OPTIONS = {
@@ -24,15 +25,16 @@ OPTIONS = {
 }
 
 
-def keep(folder, **changes):
-    """A run folder as a training leaves it, with options changed, and its model."""
+def keep(folder, record=None, **changes):
+    """A run folder as a training leaves it, with options and fields of its record changed, and its model."""
     options = {**OPTIONS, **changes}
     model, state = create_model(data_dim=3, label_dim=2, key=jax.random.PRNGKey(7), **options)
     folder.mkdir()
     precision = str(jnp.zeros(()).dtype)
     data = {"data_dim": 3, "label_dim": 2, "length": 8}
     # A config has fields that no model has.
-    record = {"config": {**options, "lr": 0.1}, "data": data, "precision": precision, "seed": 1}
+    fields = {**options, "lr": 0.1, **(record or {})}
+    record = {"config": fields, "data": data, "precision": precision, "seed": 1}
     (folder / "config.json").write_text(json.dumps(record))
     eqx.tree_serialise_leaves(folder / "model.eqx", (model, state))
     return model, state
@@ -61,6 +63,40 @@ def test_what_was_saved_is_loaded(tmp_path, changes, double):
         assert eqx.tree_equal(loaded, saved)
 
 
+def test_a_model_of_an_earlier_version_is_loaded(folder):
+    """It has the ports of a unit behind its other parameters."""
+    saved = models.load_run(folder)
+    units = {id(leaf): block.unit for block in saved[0].blocks for leaf in jax.tree.leaves(block.unit)}
+    leaves, done = [], set()
+    for leaf in jax.tree.leaves(saved):
+        unit = units.get(id(leaf))
+        if unit is None:
+            leaves.append(leaf)
+        elif id(unit) not in done:
+            done.add(id(unit))
+            leaves += [unit.W_diag, unit.b, unit.c, unit.alpha, unit.step, unit.B, unit.C, unit.D]
+    assert len(leaves) == len(jax.tree.leaves(saved))
+    eqx.tree_serialise_leaves(folder / "model.eqx", leaves)
+    assert eqx.tree_equal(models.load_run(folder), saved)
+
+
+class OwnUnit(LinHRULayer):
+    """A unit of the user's own, in a file that a run names."""
+
+
+def test_a_unit_of_ones_own_is_given_and_never_imported(tmp_path):
+    changes = {"model_name": OwnUnit, "gate": False, "train_steps": False}
+    folder = tmp_path / "run"
+    saved = keep(folder, record={"model_name": "Own", "unit": "evil.py:OwnUnit"}, **changes)
+    with pytest.raises(RunError, match=r"config.json: the run has its own unit, evil.py:OwnUnit: .* unit=\.\.\)"):
+        models.load_run(folder)
+    loaded = models.load_run(folder, unit=OwnUnit)
+    assert eqx.tree_equal(loaded, saved)
+    keep(tmp_path / "ordinary")
+    with pytest.raises(RunError, match=r"the run has no own unit, but 'NonlinHRU': leave unit out"):
+        models.load_run(tmp_path / "ordinary", unit=OwnUnit)
+
+
 @pytest.mark.parametrize("double", [False, True])
 def test_another_precision_is_refused_with_the_way_out(tmp_path, double):
     with jax.enable_x64(double):
@@ -85,7 +121,7 @@ def test_a_model_of_another_precision_than_its_record_is_refused(tmp_path, x64):
     ("changes", "message"),
     [
         ({"hidden_dim": 5}, r"encoder.weight: float32 of shape \(5, 3\), expected float32 of shape \(4, 3\)"),
-        ({"ssm_dim": 5}, r"blocks\[0\].unit.*: float32 of shape \(5,\), expected float32 of shape \(3,\)"),
+        ({"ssm_dim": 5}, r"blocks\[0\].unit.B: float32 of shape \(5, 4\), expected float32 of shape \(3, 4\)"),
         ({"dropout_rate": 0.2}, r"dropout.p: 0.2, expected 0.1"),
         ({"num_blocks": 1}, r"model.eqx: .*blocks\[1\]"),
         ({"num_blocks": 3}, r"model.eqx: "),
@@ -110,7 +146,7 @@ def test_a_model_with_more_behind_it_is_refused(folder):
 def test_a_cut_model_is_refused(folder, kept):
     path = folder / "model.eqx"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(RunError, match=r"model.eqx: .*the file is damaged, or that of another config"):
+    with pytest.raises(RunError, match=r"model.eqx: .*the file is damaged, or belongs to another config"):
         models.load_run(folder)
 
 

@@ -154,6 +154,24 @@ def test_dropout_differs_within_a_batch(model_name):
     np.testing.assert_array_equal(inference[0], inference[1])
 
 
+class Listening(eqx.Module):
+    """In the place of a block: keeps its key."""
+
+    keys: list = eqx.field(static=True)
+
+    def __call__(self, x, state, key):
+        self.keys.append(jax.random.key_data(key))
+        return x, state
+
+
+def test_blocks_have_masks_of_their_own():
+    model, state = make("LinHRU")
+    keys = []
+    model = eqx.tree_at(lambda m: m.blocks, model, [Listening(keys) for _ in range(3)])
+    model(batch(9)[0], state, KEY)
+    assert len(np.unique(keys, axis=0)) == 3
+
+
 @pytest.mark.parametrize("model_name", MODELS)
 def test_shapes_of_outputs(model_name):
     model, state = make(model_name)
@@ -223,6 +241,27 @@ def test_initial_values_are_the_published_ones():
     assert -1 <= layer.c.min() < -0.9 < 0.9 < layer.c.max() <= 1
 
 
+SUMS_LINEAR = {
+    **{"A": 2.650441, "step": 1.943163, "gamma": 0.194316},
+    **{"B": 0.258563, "C": 2.219637, "D": 2.016958},
+}
+SUMS_NONLINEAR = {
+    **{"W_diag": 0.601555, "c": -1.113673, "alpha": -3.717704, "step": -2.197225},
+    **{"B": -0.978872, "C": -0.255551, "D": -0.393537},
+}
+
+
+def test_a_seed_gives_the_initial_values_that_it_always_gave():
+    """The sum of every parameter of a unit, as earlier versions drew them: published seeds give the same models."""
+    for model_name, options, expected in (
+        ("LinHRU", {"damping": True}, SUMS_LINEAR),
+        ("NonlinHRU", {"gate": True}, SUMS_NONLINEAR),
+    ):
+        unit = make(model_name, **options)[0].blocks[1].unit
+        found = {name: float(jnp.sum(getattr(unit, name))) for name in expected}
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_algorithm_reaches_every_unit():
     assert all(block.unit.learning_algorithm == RHEL(0.1) for block in make("LinHRU", epsilon=0.1)[0].blocks)
     assert all(isinstance(b.unit.learning_algorithm, BPTT) for b in make("NonlinHRU", "BPTT", epsilon=0.1)[0].blocks)
@@ -240,9 +279,13 @@ def test_algorithm_reaches_every_unit():
         ("NonlinHRU", {"output_step": -1}, "output_step must be a whole number of at least 1, got -1"),
         ("LinHRU", {"output_step": 2}, "output_step is 2, but a classification has one output per sequence"),
         ("NonlinHRU", {"dropout_rate": 1.0}, r"dropout_rate must lie in \[0, 1\), got 1.0"),
-        ("NonlinHRU", {"step_init": 1.0}, "step_init must lie strictly between 0 and 1, got 1.0"),
-        ("LinHRU", {"step_init": 0.1}, "step_init and gate are options of NonlinHRU, not of LinHRU"),
-        ("LinHRU", {"gate": True}, "step_init and gate are options of NonlinHRU, not of LinHRU"),
+        ("NonlinHRU", {"step_init": 1.0}, "step_init must be a number between 0 and 1, got 1.0"),
+        ("NonlinHRU", {"step_init": True}, "step_init must be a number between 0 and 1, got True"),
+        ("NonlinHRU", {"gate": 1}, "gate must be true or false, got 1"),
+        ("LinHRU", {"step_init": 0.1}, "step_init is an option of NonlinHRU, not of LinHRU"),
+        ("LinHRU", {"gate": True}, "gate is an option of NonlinHRU, not of LinHRU"),
+        ("NonlinHRU", {"complex_ssm": True}, "complex_ssm is an option of LinHRU, not of NonlinHRU"),
+        ("LinHRU", {"gat": True}, "unknown option gat: LinHRU has complex_ssm, damping"),
         ("LinHRU", {"epsilon": -1.0}, "epsilon must be a positive number .* got -1.0"),
     ],
 )

@@ -19,7 +19,7 @@ from models.layer import LinearPorts, init_ports
 from models.LinHRU import LinearOscillators
 from models.rhel import BPTT, RHEL, make_learning_algorithm
 from models.rhel.hamiltonian import flow
-from models.rhel.system import SEGMENT
+from models.rhel.stretches import SEGMENT
 
 SYSTEMS = [linear, saturating, pendulums]
 
@@ -38,10 +38,16 @@ def loss(hamiltonian_and_drives, incoming, algorithm):
 gradient = eqx.filter_jit(eqx.filter_grad(loss))
 
 
-def compare(system, algorithm, incoming=None, **options):
+value_of = eqx.filter_jit(loss)
+
+
+def gradient_of(system, algorithm, incoming=lambda drawn: drawn, **options):
     hamiltonian, drives, drawn = problem(system, **options)
-    incoming = drawn if incoming is None else incoming(drawn)
-    return [gradient((hamiltonian, drives), incoming, method) for method in (algorithm, BPTT())]
+    return gradient((hamiltonian, drives), incoming(drawn), algorithm)
+
+
+def compare(system, algorithm, incoming=lambda drawn: drawn, **options):
+    return [gradient_of(system, method, incoming, **options) for method in (algorithm, BPTT())]
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -54,26 +60,26 @@ def test_free_pass_is_bitwise_that_of_bptt(system):
     assert np.any(outputs[0] != 0)
 
 
-@pytest.mark.parametrize("literal", [False, True])
-@pytest.mark.parametrize("length", [1, 2, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 300])
+@pytest.mark.parametrize(
+    ("length", "literal"),
+    [(1, False), (SEGMENT, False), (SEGMENT + 1, False), (2, True), (SEGMENT - 1, True), (2 * SEGMENT, True)],
+)
 def test_linear_gradient_is_exact_at_any_nudge(x64, literal, length):
     # At length 1 nothing has moved at the half step: the gradient of A is zero.
     assert_close(*compare(linear, RHEL(1.0, literal), length=length), 1e-9, floor=1e-3)
 
 
-@pytest.mark.parametrize("system", [saturating, plain_saturating, pendulums])
-@pytest.mark.parametrize("literal", [False, True])
+# Each epsilon is a program of its own. That plain and closed contrasts agree is a test of `test_rhel_corners`.
+@pytest.mark.parametrize(("system", "literal"), [(saturating, False), (plain_saturating, True), (pendulums, False)])
 def test_nonlinear_error_falls_as_epsilon_squared(x64, system, literal):
-    epsilons = np.geomspace(3e-3, 3e-2, 4)
-    errors = [leaf_errors(*compare(system, RHEL(float(epsilon), literal), length=100)) for epsilon in epsilons]
+    errors = [leaf_errors(*compare(system, RHEL(epsilon, literal), length=100)) for epsilon in (3e-3, 3e-2)]
     assert len(errors[0]) >= 4
     for path in errors[0]:
-        slope = np.polyfit(np.log(epsilons), np.log([error[path] for error in errors]), 1)[0]
-        assert 1.9 <= slope <= 2.1, path
+        assert 1.9 <= np.log10(errors[1][path] / errors[0][path]) <= 2.1, path
     assert_close(*compare(system, RHEL(1e-5, literal), length=100), 1e-6)
 
 
-@pytest.mark.parametrize("system", [saturating, plain_saturating, pendulums])
+@pytest.mark.parametrize("system", [saturating, pendulums])
 def test_the_default_is_exact(x64, system):
     assert_close(*compare(system, RHEL()), 1e-10)
 
@@ -94,7 +100,7 @@ def test_incoming_gradient_at_one_step_only(x64, system, step):
 def test_gradient_against_finite_differences(x64, system, algorithm):
     hamiltonian, drives, incoming = problem(system, length=60)
     value = gradient((hamiltonian, drives), incoming, algorithm)
-    assert_directional_derivatives(lambda x: loss(x, incoming, BPTT()), (hamiltonian, drives), value, 1e-5)
+    assert_directional_derivatives(lambda x: value_of(x, incoming, BPTT()), (hamiltonian, drives), value, 1e-5)
 
 
 @pytest.mark.parametrize("system", [linear, saturating, pendulums])
@@ -116,16 +122,15 @@ def test_scale_of_the_loss_cancels(system, scale):
     assert_close(jax.tree.map(lambda x: x / scale, scaled), plain, 1e-5)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
-@pytest.mark.parametrize("literal", [False, True])
+@pytest.mark.parametrize(("system", "literal"), [*((system, False) for system in SYSTEMS), (saturating, True)])
 def test_no_incoming_gradient_gives_exactly_none(system, literal):
-    value, _ = compare(system, RHEL(literal=literal), jnp.zeros_like)
+    value = gradient_of(system, RHEL(literal=literal), jnp.zeros_like)
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(value))
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_nan_in_one_channel_surfaces(system):
-    value, _ = compare(system, RHEL(), lambda incoming: incoming.at[200, 3].set(jnp.nan))
+    value = gradient_of(system, RHEL(), lambda incoming: incoming.at[200, 3].set(jnp.nan))
     assert all(np.any(np.isnan(leaf)) for leaf in jax.tree.leaves(value))
 
 
@@ -137,10 +142,17 @@ def test_rest_without_drives_has_a_gradient(x64):
     assert relative_error(value[1], reference[1]) < 1e-9
 
 
-@pytest.mark.parametrize("epsilon", [0.1, 1.0])
-def test_saturation_at_a_large_nudge_stays_finite(epsilon):
+def test_the_echo_restarts_from_every_kept_state(x64):
+    """Unstable oscillators multiply the rounding errors of a segment by 1e6, and would those of all steps by 1e18."""
+    step = jnp.full(3, 0.5)
+    hamiltonian = LinearOscillators(A=jnp.full(3, 4.012) / step**2, step=step)
+    drives, incoming = (jax.random.normal(jax.random.PRNGKey(seed), (3 * SEGMENT, 3)) for seed in (1, 2))
+    assert_close(*(gradient((hamiltonian, drives), incoming, method) for method in (RHEL(), BPTT())), 1e-6)
+
+
+def test_saturation_at_a_large_nudge_stays_finite():
     hamiltonian, drives, incoming = problem(saturating, dt=0.3)
-    value = gradient((hamiltonian, 1000 * drives), incoming, RHEL(epsilon))
+    value = gradient((hamiltonian, 1000 * drives), incoming, RHEL(1.0))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(value))
 
 

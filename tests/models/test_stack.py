@@ -162,7 +162,7 @@ def test_dropout_without_a_key_says_what_is_missing():
 @pytest.mark.parametrize("model_name", ["LinHRU", "NonlinHRU"])
 @pytest.mark.parametrize("algorithm", ["RHEL", "BPTT"])
 def test_remat_changes_no_value_and_no_gradient(x64, monkeypatch, model_name, algorithm):
-    monkeypatch.setattr("models.rhel.system.CACHED", 7 * 4 * 8)  # stretches of 8 steps, and one of 5
+    monkeypatch.setattr("models.rhel.stretches.CACHED", 7 * 4 * 8)  # stretches of 8 steps, and one of 5
     found = []
     for remat in (True, False):
         function, arguments = step_of(model_name, algorithm, length=45, num_blocks=1, dropout_rate=0.3, remat=remat)

@@ -1,0 +1,92 @@
+"""Raw files of one set of the UEA archive, from the first source that has them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from common.files import sha256_of, write_json
+from data_dir.fetching.origin import RECORD, files_changed, write_record
+from data_dir.fetching.sources import FILE_SHA256, SOURCES, ZIP_SHA256, HashMismatch, Source, Unreachable, unpack
+from data_dir.storage import DataError, new_folder
+
+FORMAT_FOLDER = "Multivariate_ts"
+FETCHED, EXISTS = "fetched", "exists already"
+_ACCEPT = "--accept_changed_files takes it and records its hash"
+
+
+def fetch_dataset(
+    name: str,
+    raw: Path,
+    scratch: Path,
+    *,
+    sources: Iterable[Source] = SOURCES,
+    unreachable: dict[str, str] | None = None,
+    accept_changed: bool = False,
+    show_progress: bool = False,
+) -> str:
+    """Fetches the raw files of one set into ``raw``/Multivariate_ts/``name``; returns "fetched" or "exists already".
+
+    ``scratch`` is a temporary folder, which several sets may share. ``unreachable`` collects the sources that did not
+    answer; they are not asked again. ``accept_changed`` takes files without the pinned hash and records it.
+    ``show_progress`` lets downloads print. The folder is written whole or left as it was. Raises DataError if no source
+    has the set, with one line per source, the URLs, and the place for a zip that is fetched by hand.
+    """
+    folder, by_hand = raw / FORMAT_FOLDER / name, raw / f"{name}.zip"
+    if _is_complete(folder, name, accept_changed):
+        return EXISTS
+    if by_hand.is_file():
+        with new_folder(folder) as fresh:
+            pinned = ZIP_SHA256.get(name)
+            record = unpack(by_hand, name, fresh, what=str(by_hand), accept_changed=accept_changed, pinned=pinned)
+            write_record(fresh, record)
+        return FETCHED
+    unreachable = {} if unreachable is None else unreachable
+    failures, changed = [], False
+    offering = [source for source in sources if source.offers(name)]
+    for source in offering:
+        if source.name in unreachable:
+            failures.append(f"{source.name}: not tried again after {unreachable[source.name]}")
+            continue
+        try:
+            with new_folder(folder) as fresh:
+                record = source.fetch(name, fresh, scratch, accept_changed=accept_changed, show_progress=show_progress)
+                write_record(fresh, record)
+            return FETCHED
+        except DataError as error:
+            failures.append(f"{source.name}: {error}")
+            changed |= isinstance(error, HashMismatch)
+            if isinstance(error, Unreachable):
+                unreachable[source.name] = str(error)
+    message = f"{name}: no source has it.\n" + "".join(f"  - {failure}\n" for failure in failures)
+    if changed:
+        message += f"  If you trust the changed file: {_ACCEPT}.\n"
+    urls = [url for source in offering if (url := source.by_hand(name))]
+    message += f"  By hand: fetch {' or '.join(urls)}\n  as {by_hand} and run this command again."
+    raise DataError(message)
+
+
+def _is_complete(folder: Path, name: str, accept_changed: bool) -> bool:
+    """Whether the folder holds the set. Raises DataError if it holds anything else, which is never overwritten."""
+    if not folder.exists():
+        return False
+    move_away = "Move the folder away to fetch it again."
+    changed = files_changed(folder)
+    if changed:
+        raise DataError(f"{changed}. {move_away}")
+    if (folder / RECORD).exists():
+        return True
+    names = [f"{name}_{part}{suffix}" for part in ("TEST", "TRAIN") for suffix in (".arff", ".ts")]
+    files = [folder / file for file in names if (folder / file).is_file()]
+    if len({path.stem for path in files}) < 2:
+        raise DataError(f"{folder}: exists, but without {name}_TRAIN and {name}_TEST. {move_away}")
+    hashes = {path.name: sha256_of(path) for path in files}
+    pinned = FILE_SHA256.get(name, {})
+    if hashes == pinned:
+        return True
+    if not accept_changed:
+        file = files[0].name
+        raise DataError(
+            f"{folder / file}: has no record of its origin; its sha256 is {hashes[file]}, pinned is "
+            f"{pinned.get(file, 'none')}. {_ACCEPT}. {move_away}"
+        )
+    write_json(folder / RECORD, {"source": "placed by hand", "accepted_changed": True, "files": hashes})
+    return True

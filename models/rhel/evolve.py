@@ -1,0 +1,56 @@
+"""Learning algorithms by name, and `evolve`: a Hamiltonian alone, without ports."""
+
+import jax
+from jaxtyping import Array, Float, PyTree
+
+from .backprop import BPTT, ReversibleBPTT
+from .echo import RHEL
+from .hamiltonian import AbstractHamiltonian
+from .requirements import require_hamiltonian
+from .system import AbstractLearningAlgorithm, BareSystem
+
+LEARNING_ALGORITHMS = ("RHEL", "BPTT", "ReversibleBPTT")
+
+
+def make_learning_algorithm(name: str, epsilon: float | None = None) -> AbstractLearningAlgorithm:
+    """A learning algorithm by name. Only RHEL reads `epsilon`. Raises `ValueError` for another name."""
+    if name == "RHEL":
+        return RHEL(epsilon)
+    if name == "BPTT":
+        return BPTT()
+    if name == "ReversibleBPTT":
+        return ReversibleBPTT()
+    raise ValueError(f"unknown learning_algorithm {name!r}; one of {', '.join(LEARNING_ALGORITHMS)}")
+
+
+def with_learning_algorithm(model: PyTree, algorithm: AbstractLearningAlgorithm) -> PyTree:
+    """The model with this learning algorithm in every unit. Its parameters and its forward pass stay as they are."""
+
+    def is_algorithm(node):
+        return isinstance(node, AbstractLearningAlgorithm)
+
+    return jax.tree.map(lambda node: algorithm if is_algorithm(node) else node, model, is_leaf=is_algorithm)
+
+
+def evolve(
+    hamiltonian: AbstractHamiltonian,
+    drives: Float[Array, "time osc"],
+    *,
+    learning_algorithm: str | AbstractLearningAlgorithm = "RHEL",
+    epsilon: float | None = None,
+    n_osc: int | None = None,
+) -> Float[Array, "time osc"]:
+    """Positions q_1, .., q_L of a Hamiltonian, from rest, under a sequence of drives.
+
+    Differentiable in reverse mode, by the learning algorithm, with respect to every floating-point array of the
+    Hamiltonian and to the drives. A position has the shape of a drive, or (n_osc,): then the potential says how a drive
+    of another shape acts on the oscillators. Raises `ValueError` for an empty sequence, an unknown algorithm and
+    energies that are not scalars or cannot be evaluated; `TypeError` for a Hamiltonian that is no
+    `AbstractHamiltonian`, for drives that are not one floating-point array, and for a parameter that is no field.
+    """
+    require_hamiltonian(hamiltonian)
+    if isinstance(learning_algorithm, str):
+        learning_algorithm = make_learning_algorithm(learning_algorithm, epsilon)
+    elif epsilon is not None:
+        raise ValueError("epsilon belongs to the learning algorithm that was given: RHEL(epsilon)")
+    return learning_algorithm(BareSystem(hamiltonian, n_osc), drives)

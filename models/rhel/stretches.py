@@ -1,0 +1,60 @@
+"""A scan over a long sequence, one stretch of steps at a time."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+SEGMENT = 128
+"""The free pass keeps one state in so many steps."""
+
+CACHED = 2**18
+"""On a CPU a stretch holds at most so many values of one quantity, so that the quantity stays in cache."""
+
+
+def scan_stretches(
+    body: Callable, carry: PyTree, steps: PyTree, length: int, *, per_stretch: PyTree = (), reverse: bool = False
+) -> tuple[PyTree, PyTree]:
+    """`jax.lax.scan` over stretches of `length` steps. The remaining steps, if any, are one last, shorter stretch.
+
+    `body(carry, steps of the stretch) -> carry, outputs`; with `per_stretch`, arrays with one row for each stretch,
+    `body(carry, steps of the stretch, its row)`. The outputs of the stretches are concatenated along their first axis.
+    With `reverse` the last stretch comes first, and the steps inside each keep their order.
+    """
+    time = jax.tree.leaves(steps)[0].shape[0]
+    whole, rest = divmod(time, length)
+    # start and number of steps, start and number of stretches
+    cuts = [(0, whole * length, 0, whole), (whole * length, rest, whole, 1)]
+    cuts = [cut for cut in cuts if cut[1] > 0]
+    pieces = []
+    for first, size, row, stretches in reversed(cuts) if reverse else cuts:
+
+        def stacked(x, first=first, size=size, stretches=stretches):
+            return x[first : first + size].reshape(stretches, size // stretches, *x.shape[1:])
+
+        rows = jax.tree.map(lambda x, row=row, stretches=stretches: x[row : row + stretches], per_stretch)
+        xs = (jax.tree.map(stacked, steps),) if not jax.tree.leaves(rows) else (jax.tree.map(stacked, steps), rows)
+        carry, outputs = jax.lax.scan(lambda carry, xs: body(carry, *xs), carry, xs, reverse=reverse)
+        pieces.append(jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), outputs))
+    return carry, jax.tree.map(lambda *xs: jnp.concatenate(xs), *(pieces[::-1] if reverse else pieces))
+
+
+def stretch_length(values: int, longest: int | None = None) -> int:
+    """Steps of a stretch that stays in the cache of a CPU if a step has so many values: at least 8.
+
+    With `longest`, that number or a power of 2 smaller. A batch of symbolic size, as `jax.export` takes it, has the
+    shortest stretches.
+    """
+    if not isinstance(values, int):
+        return 8
+    if longest is None:
+        return max(8, CACHED // max(1, values))
+    while longest > 8 and longest * values > CACHED:
+        longest //= 2
+    return longest
+
+
+def segment_length(stretch: int) -> int:
+    """Steps from one kept state to the next: `SEGMENT`, or a stretch if that is longer."""
+    return max(SEGMENT, stretch)
