@@ -17,7 +17,7 @@ from data_dir.datasets import Dataset, create_dataset
 from experiment_configs.schema import ExperimentConfig
 from models import create_model
 from training import dispatch
-from training.prefetch import stack_batches
+from training.dispatch import stack_batches
 from training.steps import copied
 
 TIMED_STEPS = 20

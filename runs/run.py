@@ -126,7 +126,7 @@ class _Run:
                 on_step=on_step,
                 on_evaluation=self._record,
                 on_checkpoint=lambda progress: self.checkpoints.save(
-                    progress.step, progress.arrays(), progress.facts()
+                    progress.step, progress.arrays(), progress.json_part()
                 ),
             )
         except train.NonFiniteLoss as failure:
@@ -149,7 +149,7 @@ class _Run:
     def _begin(self, fresh: train.Progress) -> train.Progress:
         """The progress to continue from: the newest checkpoint, or `fresh`. Writes the files of the start."""
         restored = self.checkpoints.restore(fresh.arrays())
-        self.progress = fresh if restored is None else fresh.restored(restored.arrays, restored.facts)
+        self.progress = fresh if restored is None else fresh.restored(restored.arrays, restored.json_part)
         (self.folder / files.RESULT).unlink(missing_ok=True)
         write_json(self.folder / files.CONFIG, run_record(self.config, self.seed, self.dataset))
         if self.dataset.split is not None:

@@ -65,7 +65,7 @@ class GradientCheck(NamedTuple):
 LIMITS = GradientCheck(rhel=1e-2, rhel_float64=1e-5, finite_differences=1e-3)
 """The errors up to which `check_gradient` accepts a gradient; with finite nudges 1e-2 in float64, too."""
 
-WAYS_OUT = GradientCheck(
+WAYS_OUT = dict(
     rhel="in this precision rounding is amplified: make the time step smaller, or compute in float64",
     rhel_float64="the echoes do not give the gradient: nudge with a smaller epsilon, or write the contrasts in closed "
     "form; mend those whose derivatives differ from those of the energies",
@@ -163,10 +163,10 @@ def _errors(tree, reference, share):
 def _refused(name, errors, limits):
     """What exceeds the limits: of every kind of error the leaves concerned, and the way out."""
     reasons = []
-    for kind, limit, way_out in zip(GradientCheck._fields, limits, WAYS_OUT, strict=True):
+    for kind, limit in limits._asdict().items():
         bad = {leaf: getattr(error, kind) for leaf, error in errors.items() if not getattr(error, kind) <= limit}
         # An echo that is wrong in float64 is wrong in every precision.
         if bad and not (kind == "rhel" and any(not error.rhel_float64 <= limit for error in errors.values())):
             leaves = ", ".join(f"{leaf} {error:.1e}" for leaf, error in bad.items())
-            reasons.append(f"the gradient of {name} has an error ({kind}) above {limit:g}, {leaves}: {way_out}")
+            reasons.append(f"the gradient of {name} has an error ({kind}) above {limit:g}, {leaves}: {WAYS_OUT[kind]}")
     return reasons

@@ -109,7 +109,7 @@ def _drives(_: AbstractHamiltonian, system: AbstractSystem, inputs: Array) -> It
 
 
 def _finite_drives(_: AbstractHamiltonian, system: AbstractSystem, inputs: Array) -> Iterator[str]:
-    finite = np.isfinite(system.drive(inputs)).reshape(len(inputs), -1).all(1)
+    finite = np.all(np.isfinite(system.drive(inputs)).reshape(len(inputs), -1), axis=1)
     if not np.all(finite):
         yield f"the drives hold numbers that are not finite, at first in step {first(~finite)}"
 

@@ -21,7 +21,7 @@ class Agreement(NamedTuple):
     relative_error: float
 
 
-def agreement(value: Array, reference: Array) -> Agreement:
+def agreement(value: Array | np.ndarray, reference: Array | np.ndarray) -> Agreement:
     """Cosine, ratio of norms, and norm of the difference over that of the reference. Two zeros agree."""
     value, reference = (np.asarray(x, np.float64).ravel() for x in (value, reference))
     with np.errstate(over="ignore", invalid="ignore"):

@@ -67,7 +67,9 @@ class Samples:
         self.value = {part: self.energy(part) for part in self.states}
         self.slope = {part: self.gradient(part, slice(None)) for part in self.states}
 
-    def energy(self, part: str, *, hamiltonian: AbstractHamiltonian | None = None, shift=0.0) -> np.ndarray:
+    def energy(
+        self, part: str, *, hamiltonian: AbstractHamiltonian | None = None, shift: float | np.ndarray = 0.0
+    ) -> np.ndarray:
         """The energy of every sample, of this or another Hamiltonian, at its state or one that is shifted."""
         function = getattr(self.hamiltonian if hamiltonian is None else hamiltonian, part)
         x, *rest = self.states[part]
@@ -116,7 +118,7 @@ def sampled(
             f"a step of {name} cannot be run in float64: let energies (and overrides) take and give the dtype of their "
             f"arguments. The error: {type(error).__name__}: {error}"
         ]
-    finite = np.isfinite(trajectory).reshape(2, len(drives), -1).all((0, 2))
+    finite = np.all(np.isfinite(trajectory).reshape(2, len(drives), -1), axis=(0, 2))
     if not np.all(finite):
         lost = first(~finite)
         reasons.append(
@@ -163,7 +165,9 @@ def _group(sample: int) -> str:
     return GROUPS[sample // STATES]
 
 
-def worst(value: Array, reference: Array, scale: Array | None = None) -> tuple[float, int]:
+def worst(
+    value: Array | np.ndarray, reference: Array | np.ndarray, scale: np.ndarray | None = None
+) -> tuple[float, int]:
     """The largest error of a sample relative to the size of its reference (or to `scale`), and the sample."""
     value, reference = (np.asarray(x).reshape(len(x), -1) for x in (value, reference))
     error = np.max(np.abs(value - reference), axis=1)
