@@ -50,7 +50,7 @@ def require_same_run(folder: Path, now: dict[str, Any]) -> None:
         # Runs of earlier versions lack the fields that were added later.
         then = {"standardise": False, **saved["config"], "precision": saved["precision"], "seed": saved["seed"]}
         hashes = {name: saved["data"].get(name) for name in _HASHES}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _refused(folder, [f"with another config ({CONFIG} is unreadable)"]) from None
