@@ -1,4 +1,6 @@
-"""Training: the loop, around the steps and evaluations of `training/`. Nothing here prints or touches a file.
+"""Training: Adam on shuffled batches, regular evaluations, and one test of the model that is best on validation.
+
+The loop is in `_run`, its parts are in `training/loop.py`. Nothing here prints or touches a file.
 
 Everything random in a run derives from its seed:
 
@@ -6,37 +8,26 @@ Everything random in a run derives from its seed:
     data         which samples belong to which split (drawn where the data set is made)
     model        the initial parameters
     training     loader, dropout = split(training): the order of the batches, and the dropout masks;
-                 step n uses fold_in(dropout, n), split once more so that every sample of the batch has its own key
+                 step n uses fold_in(dropout, n), split once more into a key for every sample of the batch
 
-A step is a function of the training state, its batch and its number alone, and the number says where in the order of
-the batches it stands. So a training that goes on from a saved `Progress` walks the same path, to the last bit.
-
-The device is sent several steps at a time; while it works, a thread draws, stacks and transfers the batches that come
-next.
+A step depends on the training state, its batch and its number alone, and the number gives its place in the order of
+the batches. So a training that is resumed from a saved `Progress` gives the same result, to the last bit.
 """
 
-import math
-import operator
-import time
-import warnings
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
-from models.check import RetraceWarning, retrace_errors
-from training.dispatch import Pace, dispatches
+from training.dispatch import StepsPerDispatch
 from training.evaluation import evaluate, predict
-from training.prefetch import Prefetched
-from training.progress import Clock, Evaluation, Progress, Seconds
-from training.steps import TrainingState, adam, batch_gradient, copied, sample_loss, train_step, train_steps
+from training.loop import Loop, NonFiniteLoss
+from training.progress import Evaluation, Progress, Seconds
+from training.steps import TrainingState, adam, copied, initial_state, sample_loss, train_step, train_steps
 
 __all__ = [
     "Evaluation",
@@ -58,39 +49,11 @@ __all__ = [
     "train_steps",
 ]
 
-PATIENCE = 10  # evaluations without improvement that are forgiven; one more stops the run
-
-# Dispatches sent to the device before the losses of an earlier one are read. At 0 the device would wait for the host
-# after each; the more, the later a run notices that it has diverged.
-DISPATCHES_IN_FLIGHT = 1
-
-
-class NonFiniteLoss(ArithmeticError):
-    """A loss, or the gradient of one, that is infinite or not a number.
-
-    `step` is the step it was met at, counted from 1; `where` names the loss: that of a training batch or of a split.
-    `model` and `state` are those it was met with. `rows` are the stored rows of the batch, None for a split.
-    The message names the largest parameter too, and for a batch its largest gradient.
-    """
-
-    def __init__(
-        self,
-        step: int,
-        where: str,
-        model: eqx.Module,
-        state: eqx.nn.State,
-        rows: list[int] | None = None,
-        gradient: PyTree | None = None,
-    ):
-        self.step, self.where, self.model, self.state, self.rows = step, where, model, state, rows
-        details = [f"largest parameter: {_largest(model)}"]
-        if rows is not None:
-            details += [f"largest gradient: {_largest(gradient)}", f"rows {', '.join(map(str, rows))}"]
-        super().__init__(f"the {where} is not finite at step {step} ({'; '.join(details)})")
+PATIENCE = 10  # evaluations in a row that may pass without improvement; one more stops the training
 
 
 class Stopped(Exception):
-    """A training that was asked to stop, and whose progress has been handed to `on_checkpoint`."""
+    """`stop()` asked the training to stop after `step` steps. `on_checkpoint` has been called."""
 
     def __init__(self, step: int):
         self.step = step
@@ -112,7 +75,7 @@ def seed_keys(seed: int) -> SeedKeys:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A finished training: the best model by validation, and its one look at the test set."""
+    """A finished training: the model that is best on the validation set, and its result on the test set."""
 
     model: eqx.Module
     state: eqx.nn.State
@@ -121,7 +84,7 @@ class TrainingResult:
     test_loss: float
     test_metric: float
     steps: int
-    skipped: int  # steps among them whose loss or gradient was not finite
+    skipped: int  # steps whose loss or gradient was not finite
     stop_reason: str  # "num_steps" or "early_stopping"
     seconds: Seconds
     history: list[Evaluation] = field(repr=False)
@@ -149,162 +112,85 @@ def train(
     on_evaluation: Callable[[Evaluation], None] | None = None,
     on_checkpoint: Callable[[Progress], None] | None = None,
 ) -> TrainingResult:
-    """Train with Adam, keep the model that is best on the validation set, and test that one, once.
+    """Train with Adam, keep the model that is best on the validation set, and test that model once.
 
-    Evaluates train and validation set every `print_steps` steps and after the last step. Only a strictly better
-    validation metric counts as an improvement: the first of equals is kept. More than `patience` evaluations in a row
-    without one stop the training.
+    Training and validation set are evaluated every `print_steps` steps and after the last step. Only a strictly better
+    validation metric is an improvement. More than `patience` evaluations in a row without improvement stop it.
 
-    **Arguments:** the model and its state as `models.create_model` gives them (left intact); a `Dataset`; `key`, the
-    training key of `seed_keys`. `grad_clip` is the largest global norm that a gradient may keep; None keeps all.
-    `skip_nonfinite` steps whose loss or gradient is not finite are skipped, and counted. With `retrace` an evaluation
-    records the largest of `models.check.retrace_errors` over units and the first `batch_size` training samples.
-    `steps_per_dispatch` steps are sent to the device at once, fewer before an evaluation or a checkpoint; without it,
-    as many as take about a second and 32 MiB, and at most 64. The results do not depend on it.
-    `on_step(step, loss)` is called for every step, in order, once the device is done with all that were sent with it;
-    `on_evaluation(evaluation)` after every evaluation.
+    `model` and `state` are left intact. `dataset` is a `Dataset`, `key` the training key of `seed_keys`. Gradients of a
+    larger global norm than `grad_clip` are scaled down to it. `skip_nonfinite` steps whose loss or gradient is not
+    finite are skipped and counted. With `retrace`, an evaluation records the largest of `models.check.retrace_errors`
+    over the units and the first `batch_size` training samples. `steps_per_dispatch` steps are sent to the device at
+    once, fewer before an evaluation or a checkpoint; by default as many as take about a second and 32 MiB, at most 64.
+    The results do not depend on it.
 
-    `on_checkpoint(progress)` is called after every evaluation and every `checkpoint_steps` steps. It may keep the
-    progress only by copying it: the next step uses its arrays up. `resume` takes the progress at the start and gives
-    the one to go on from. `stop()` is asked between dispatches; once it is true, the steps that are sent are finished,
-    `on_checkpoint` is called, and `Stopped` is raised.
+    - `resume(progress)` gets the progress at the start, and returns the progress to start from.
+    - `stop()` is asked before every dispatch. If it is true, `on_checkpoint` is called, and `Stopped` is raised.
+    - `on_step(step, loss)` is called for every step, in order, when the next dispatch has been sent.
+    - `on_evaluation(evaluation)` is called after every evaluation.
+    - `on_checkpoint(progress)` is called after every evaluation and every `checkpoint_steps` steps. It must copy what
+      it keeps: the next step takes the memory of the arrays.
 
-    **Raises:** `NonFiniteLoss` when the loss or gradient of a batch, past those to be skipped, or the loss of a whole
-    split is not finite; `Stopped`; what the loader raises when the training set has fewer samples than one batch;
+    **Raises:** `NonFiniteLoss` if the loss or gradient of a batch is not finite and may not be skipped, or if the loss
+    of a whole split is not finite; `Stopped`; `DataError` if the training set has fewer samples than a batch;
     `ValueError` for a `steps_per_dispatch` below 1.
     """
-    if steps_per_dispatch is not None and steps_per_dispatch < 1:
-        raise ValueError(f"steps_per_dispatch {steps_per_dispatch}: must be at least 1")
-    better = operator.gt if dataset.classification else operator.lt
+    pace = StepsPerDispatch(steps_per_dispatch)
     optimiser = adam(learning_rate, grad_clip)
-    optimiser_state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
-    training = TrainingState(model, state, optimiser_state, jnp.array(0), jnp.array(skip_nonfinite))
-    progress = Progress(copied(training), copied((model, state)), key)
+    progress = Progress(initial_state(model, state, optimiser, skip_nonfinite), copied((model, state)), key)
     if resume is not None:
         progress = resume(progress)
-    loader_key, dropout_key = jax.random.split(progress.key)
+    loop = Loop(
+        progress,
+        dataset,
+        optimiser,
+        learning_rate=learning_rate,
+        num_steps=num_steps,
+        print_steps=print_steps,
+        batch_size=batch_size,
+        patience=patience,
+        skip_nonfinite=skip_nonfinite,
+        retrace=retrace,
+        checkpoint_steps=checkpoint_steps,
+        steps_per_dispatch=pace,
+        on_step=on_step,
+        on_evaluation=on_evaluation,
+        on_checkpoint=on_checkpoint,
+    )
+    return _run(loop, stop)
 
-    def batches_after(step):
-        return dataset.train.loop(batch_size, key=loader_key, position=dataset.train.position(step * batch_size))
 
-    def measure(name, split, step, model, state):
-        loss, metric = evaluate(model, state, split, batch_size=batch_size, classification=dataset.classification)
-        if not math.isfinite(loss):
-            raise NonFiniteLoss(step, f"{name} loss", model, state)
-        return loss, metric
+def _run(loop: Loop, stop: Callable[[], bool] | None) -> TrainingResult:
+    """The training loop."""
+    with loop.clock:
+        while loop.stop_reason() is None:
+            if stop is not None and stop():
+                loop.save()
+                raise Stopped(loop.progress.step)
+            loop.send_steps()
+            if loop.evaluation_due():
+                loop.evaluate()
+            if loop.checkpoint_due():
+                loop.save()
+        return _tested(loop)
 
-    def evaluation():
-        training, step = progress.training, progress.step
-        with clock.timing("evaluation"):
-            of_train = measure("training set", dataset.train, step, training.model, training.state)
-            of_validation = measure("validation set", dataset.validation, step, training.model, training.state)
-            error = _retrace_error(training, dataset.train, batch_size) if retrace else None
-        updates_before = max(step - progress.skipped - 1, 0)
-        seconds = clock.read()
-        return Evaluation(
-            step,
-            _mean(progress.losses),
-            *of_train,
-            *of_validation,
-            float(learning_rate(updates_before) if callable(learning_rate) else learning_rate),
-            _mean(progress.gradient_norms),
-            error,
-            *(seconds.total, seconds.steps, seconds.evaluation, seconds.compiling),
-        )
 
-    def failed(step, what):
-        samples = batches_after(step - 1).draw()
-        batch = (*map(jnp.asarray, dataset.train.batch(samples)), dropout_key)
-        # The device stopped at this step: its number is the only thing that it changed.
-        before = replace(progress.training, step=jnp.array(step - 1))
-        _, gradient = eqx.filter_jit(batch_gradient)(batch, before, dataset.classification)
-        rows = dataset.train.rows[samples].tolist()
-        return NonFiniteLoss(step, what, before.model, before.state, rows, gradient)
-
-    in_flight: deque = deque()
-    pace = Pace(steps_per_dispatch)
-    read_before = time.perf_counter()
-
-    def read_losses(leave):
-        nonlocal read_before
-        while len(in_flight) > leave or (in_flight and in_flight[0][2].is_ready()):
-            done, count, losses, norms, sent = in_flight.popleft()
-            losses, norms = (np.asarray(values)[:count].tolist() for values in (losses, norms))
-            now = time.perf_counter()
-            pace.measured(count, now - max(sent, read_before))
-            read_before = now
-            for number, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=done + 1):
-                if math.isfinite(loss) and math.isfinite(norm):
-                    progress.losses.append(loss)
-                    progress.gradient_norms.append(norm)
-                elif progress.skipped < skip_nonfinite:
-                    progress.skipped += 1
-                else:
-                    raise failed(
-                        number, "training loss" if not math.isfinite(loss) else "gradient of the training loss"
-                    )
-                if on_step is not None:
-                    on_step(number, loss)
-
-    def stop_reason():
-        if progress.step >= num_steps:
-            return "num_steps"
-        return "early_stopping" if progress.evaluations_since_best > patience else None
-
-    stations = (print_steps,) if checkpoint_steps is None else (print_steps, checkpoint_steps)
-    stacks = dispatches(batches_after(progress.step), progress.step, num_steps, stations, pace)
-    saved = progress.step
-
-    def save():
-        nonlocal saved
-        if on_checkpoint is not None and saved != progress.step:
-            clock.read()
-            on_checkpoint(progress)
-        saved = progress.step
-
-    with (
-        Clock(progress.seconds) as clock,
-        Prefetched(stacks, depth=1, put=lambda item: (item[0], jax.device_put(item[1]))) as stacks,
-    ):
-        while stop_reason() is None:
-            stopping = stop is not None and stop()
-            with clock.timing("steps"):
-                if not stopping:
-                    count, (x, y, count_on_device) = next(stacks)
-                    sent = time.perf_counter()
-                    stack = (x, y, dropout_key, count_on_device)
-                    progress.training, *of_steps = train_steps(
-                        stack, progress.training, optimiser, dataset.classification
-                    )
-                    in_flight.append((progress.step, count, *of_steps, sent))
-                    progress.step += count
-                evaluating = not stopping and (progress.step % print_steps == 0 or progress.step == num_steps)
-                saving = stopping or evaluating or any(progress.step % station == 0 for station in stations)
-                read_losses(leave=0 if saving else DISPATCHES_IN_FLIGHT)
-            if evaluating:
-                progress.judge(evaluation(), better)
-                if on_evaluation is not None:
-                    on_evaluation(progress.history[-1])
-            if saving:
-                save()
-            if stopping:
-                raise Stopped(progress.step)
-
-        best, best_evaluation = progress.best, progress.best_evaluation
-        with clock.timing("evaluation"):
-            test_loss, test_metric = measure("test set", dataset.test, best_evaluation.step, *best)
-
-    model, state = best
+def _tested(loop: Loop) -> TrainingResult:
+    """Test the best model."""
+    progress = loop.progress
+    (model, state), best = progress.best, progress.best_evaluation
+    with loop.clock.timing("evaluation"):
+        test_loss, test_metric = loop.measure("test set", loop.dataset.test, best.step, model, state)
     return TrainingResult(
         model=model,
         state=state,
-        best_step=best_evaluation.step,
-        val_metric=best_evaluation.val_metric,
+        best_step=best.step,
+        val_metric=best.val_metric,
         test_loss=test_loss,
         test_metric=test_metric,
         steps=progress.step,
         skipped=progress.skipped,
-        stop_reason=stop_reason(),
+        stop_reason=loop.stop_reason(),
         seconds=progress.seconds,
         history=progress.history,
     )
@@ -313,27 +199,3 @@ def train(
 def count_parameters(model: eqx.Module) -> int:
     """Number of trainable values in a model."""
     return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))
-
-
-def _mean(values: list[float]) -> float:
-    """The mean, summed exactly; not a number if every step was skipped."""
-    return math.fsum(values) / len(values) if values else math.nan
-
-
-def _retrace_error(training: TrainingState, data: Any, batch_size: int) -> float:
-    """The largest of `retrace_errors` on the first training batch, in stored order."""
-    x, _ = data.batch(np.arange(min(batch_size, data.size)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RetraceWarning)  # it is recorded instead
-        model = eqx.nn.inference_mode(training.model)
-        return float(np.max(retrace_errors(model, training.state, jnp.asarray(x))))
-
-
-def _largest(tree: PyTree) -> str:
-    """Value and path of the largest number of a tree by size; one that is not a number counts as the largest."""
-    sizes = {
-        jax.tree_util.keystr(path): float(np.max(np.abs(leaf)))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(eqx.filter(tree, eqx.is_inexact_array))
-    }
-    path = max(sizes, key=lambda path: math.inf if math.isnan(sizes[path]) else sizes[path])
-    return f"{sizes[path]:.3g} in {path}"

@@ -2,7 +2,7 @@
 
     python benchmarks/data.py raw NAME_OF_CASE     processes synthetic ts files of the size of a published set
     python benchmarks/data.py ppg                  processes synthetic PPG-DaLiA subjects, as large as the real ones
-    python benchmarks/data.py batches              host batches of PPG's shape, with and without drawing ahead
+    python benchmarks/data.py batches              host batches of PPG's shape
     python benchmarks/data.py scp1 [--data_dir D]  processes and loads the real SelfRegulationSCP1
 
 Every case runs in a process of its own, so that its peak memory is its own. The synthetic files are made on the spot in
@@ -74,7 +74,7 @@ def run_ppg(folder: Path, subjects: str) -> dict:
     return {"seconds": time.perf_counter() - start, "windows": info["n_samples"]}
 
 
-def run_batches(folder: Path, ahead: str) -> dict:
+def run_batches(folder: Path) -> dict:
     """Milliseconds that a step of 100 ms waits for its batch of 4, from memory-mapped windows of PPG's shape.
 
     The step is a sleep: it stands for an accelerator that computes while the host is free.
@@ -82,12 +82,10 @@ def run_batches(folder: Path, ahead: str) -> dict:
     import jax
 
     from data_dir.datasets import create_dataset
-    from training.prefetch import Prefetched
 
     options = {"seed": 2345, "time": True, "classification": False, "output_step": 128}
     dataset = create_dataset(folder, "ppg", **options)
-    batches = dataset.train.loop(4, key=jax.random.key(0))
-    batches = Prefetched(batches) if ahead == "ahead" else map(jax.device_put, batches)
+    batches = map(jax.device_put, dataset.train.loop(4, key=jax.random.key(0)))
     next(batches)
     waits = []
     for _ in range(50):
@@ -95,8 +93,6 @@ def run_batches(folder: Path, ahead: str) -> dict:
         start = time.perf_counter()
         jax.block_until_ready(next(batches))
         waits.append(1000 * (time.perf_counter() - start))
-    if ahead == "ahead":
-        batches.close()
     return {"median wait, ms": float(np.median(waits)), "longest wait, ms": max(waits)}
 
 
@@ -169,8 +165,7 @@ def main() -> None:
                     measured(run_ppg, folder, subjects)
             else:
                 measured(run_ppg, folder, "3")
-                for ahead in ("at once", "ahead"):
-                    measured(run_batches, folder, ahead)
+                measured(run_batches, folder)
         elif what == "scp1":
             from data_dir.processing.uea import raw_files
 

@@ -1,7 +1,9 @@
-"""The parts of `train`, which gives their public names.
+"""The parts of `train`.
 
-steps.py         the loss and one step, or several in one call
-evaluation.py    loss and metric of a whole split, and its outputs
-progress.py      an evaluation, where a training stands, and where its time went
+loop.py          sends steps, reads losses, evaluates, saves
+steps.py         the loss, and one step of the optimiser, or several in one call
 dispatch.py      how many steps are sent to the device at once
+evaluation.py    loss, metric and outputs of a whole split
+progress.py      what a training needs to be resumed, and where its time went
+checkpoints.py   the progress on the disk
 """

@@ -1,11 +1,11 @@
-"""Checkpoints of a training: two are kept, and one that is damaged is not mistaken for a sound one. A layer over orbax.
+"""Checkpoints of a training, written by orbax. The newest two are kept, and a damaged one is detected.
 
 FOLDER/<step>/
-    arrays/, facts/    what orbax writes, first under another name
-    sha256.json        the hash of every other file, written last: a folder without it is unfinished
+    arrays/, facts/    written by orbax, first under a temporary name
+    sha256.json        the hashes of all other files, written last: without it the checkpoint is unfinished
 
-Nothing is unpickled. The disk may fill up, the process may die, and the power may fail, at any moment: the checkpoint
-before stays. Every file is synced to the disk before sha256.json is, and sha256.json before it has its name.
+No pickle is read. The previous checkpoint stays intact if the disk is full, the process dies, or the power fails: all
+files are synced to the disk before sha256.json is written, and sha256.json is synced before it gets its name.
 """
 
 import json
@@ -22,113 +22,110 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
 
-from common.files import replacing, sha256_of, sync, sync_folder
+from common.files import sha256_of, sync, sync_folder, write_json
 
-FORMAT = 1  # of what is saved; raised whenever a checkpoint of before could not be gone on from
+FORMAT = 1  # of the content; a new number if older checkpoints can no longer be resumed
 KEPT = 2
 _SUMS = "sha256.json"
 
 
 class CheckpointError(RuntimeError):
-    """Checkpoints that cannot be written, or not be gone on from. The message names the folder and the way out."""
+    """A checkpoint cannot be written, or cannot be resumed. The message names the folder and the way out."""
 
 
 class Restored(NamedTuple):
-    """What the newest sound checkpoint holds, and what is wrong with those after it, by step."""
+    """The content of the newest sound checkpoint, and the problems of later ones, by step."""
 
     arrays: list[np.ndarray]
-    facts: dict
+    json_part: dict
     damaged: dict[int, str]
 
 
 class Checkpoints:
     """The checkpoints in one folder. `config` is the hash of the config that they belong to.
 
-    One process at a time may use the folder.
+    Only one process at a time may use the folder.
     """
 
     def __init__(self, folder: Path, config: str):
         self._folder = folder.absolute()
         self._config = config
 
-    def save(self, step: int, arrays: Sequence[Array], facts: dict) -> None:
-        """Save arrays, of any size but none, and facts that fit into JSON; then remove all but the newest two.
+    def save(self, step: int, arrays: Sequence[Array], json_part: dict) -> None:
+        """Save arrays that are not empty, and values that fit into JSON. Then remove all but the newest two.
 
-        **Raises:** `CheckpointError` if it cannot be written; what was there before is intact.
+        **Raises:** `CheckpointError` if the checkpoint cannot be written. The previous one is then intact.
         """
         arrays = [np.asarray(array) for array in arrays]
-        facts = {"format": FORMAT, "config": self._config, "arrays": _shapes(arrays), "facts": facts}
+        facts = {"format": FORMAT, "config": self._config, "arrays": _shapes(arrays), "facts": json_part}
         items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), facts=ocp.args.JsonSave(facts))
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
         try:
             with _quiet(), ocp.CheckpointManager(self._folder, options=options) as manager:
                 manager.save(step, args=items, force=True)
             _write_sums(self._folder / str(step))
-        # A full disk is an OSError, or what the library that writes the arrays makes of it.
+        # orbax reports a full disk by any of these.
         except (OSError, ValueError, RuntimeError) as error:
             shutil.rmtree(self._folder / str(step), ignore_errors=True)
-            self._remove_unnamed()
+            self._remove_temporary()
             raise CheckpointError(
-                f"{self._folder}: the checkpoint of step {step} cannot be saved ({error}). The one before is intact: "
-                "make room, and the same command goes on from there"
+                f"{self._folder}: the checkpoint of step {step} cannot be saved ({error}). The previous checkpoint is "
+                "intact. Free some disk space; then the same command resumes from it"
             ) from error
 
     def restore(self, like: Sequence[Array]) -> Restored | None:
-        """Read the newest checkpoint that is sound, and remove what lies behind it; None if there is none at all.
+        """Read the newest sound checkpoint, and remove damaged later ones. None if there is no checkpoint.
 
-        `like` are arrays of the shapes and types that are expected.
+        `like` are arrays of the expected shapes and types.
 
-        **Raises:** `CheckpointError` if none is sound, or if the newest sound one was saved by a newer version or for
-        another config or program. Nothing is removed then.
+        **Raises:** `CheckpointError` if no checkpoint is sound, or if the newest sound one has another format, config
+        or model. No file is removed then.
         """
         damaged: dict[int, str] = {}
         for step in self._steps():
             problem = _problem(self._folder / str(step))
             if problem is None:
+                restored = Restored(*self._read(step, like), damaged)
                 break
             damaged[step] = problem
         else:
-            if not damaged:
-                self._remove_unnamed()
-                return None
-            found = "; ".join(f"that of step {step}: {problem}" for step, problem in damaged.items())
-            raise CheckpointError(
-                f"{self._folder}: no checkpoint is sound ({found}). Nothing was removed; --overwrite starts anew"
-            )
-        arrays, facts = self._read(step, like)
+            if damaged:
+                problems = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
+                raise CheckpointError(
+                    f"{self._folder}: no checkpoint is sound ({problems}). No file was removed. --overwrite starts the "
+                    "training again from the beginning"
+                )
+            restored = None
         for later in damaged:
             shutil.rmtree(self._folder / str(later))
-        self._remove_unnamed()
-        return Restored(arrays, facts, damaged)
+        self._remove_temporary()
+        return restored
 
     def _read(self, step: int, like: Sequence[Array]) -> tuple[list[np.ndarray], dict]:
         folder = self._folder / str(step)
         like = [np.asarray(array) for array in like]
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            saved = reader.restore(folder, args=ocp.args.Composite(facts=ocp.args.JsonRestore())).facts
-            for expected, there, reason in (
-                (FORMAT, saved.get("format"), "it has another format; use the version of this program that saved it"),
-                (self._config, saved.get("config"), "it belongs to another config; use that one"),
-                (_shapes(like), saved.get("arrays"), "its arrays are not those of this model; use the program of then"),
+            facts = reader.restore(folder, args=ocp.args.Composite(facts=ocp.args.JsonRestore())).facts
+            for name, expected, reason, way_out in (
+                ("format", FORMAT, "it has another format", "Use the version that wrote it"),
+                ("config", self._config, "it belongs to another config", "Use that config"),
+                ("arrays", _shapes(like), "the saved arrays do not fit this model", "Use the version that wrote them"),
             ):
-                if there != expected:
+                if facts.get(name) != expected:
                     raise CheckpointError(
-                        f"{folder}: cannot be gone on from: {reason}, or start anew by --overwrite"
-                        f" (there {_short(there)}, here {_short(expected)})"
+                        f"{folder}: cannot be resumed: {reason} (saved {_short(facts.get(name))}, expected "
+                        f"{_short(expected)}). {way_out}, or --overwrite"
                     )
             items = ocp.args.Composite(arrays=ocp.args.StandardRestore(like))
-            return reader.restore(folder, args=items).arrays, saved["facts"]
+            return reader.restore(folder, args=items).arrays, facts["facts"]
 
     def _steps(self) -> list[int]:
-        """Newest first."""
-        if not self._folder.is_dir():
-            return []
-        # Names of another spelling, and files, are not ours.
-        folders = (path for path in self._folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name))
-        return sorted((int(folder.name) for folder in folders if folder.is_dir()), reverse=True)
+        """The steps of all checkpoints, the newest first. Files and other names are not ours."""
+        names = (path.name for path in self._folder.glob("*") if path.is_dir())
+        return sorted((int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name)), reverse=True)
 
-    def _remove_unnamed(self) -> None:
-        """Remove what a process that died left under a temporary name."""
+    def _remove_temporary(self) -> None:
+        """Remove the unfinished folders of a process that died."""
         for folder in self._folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -148,45 +145,40 @@ def _sums(folder: Path) -> dict[str, str]:
 
 
 def _write_sums(folder: Path) -> None:
-    sums = json.dumps(_sums(folder), indent=2)
-    for inner, _, names in os.walk(folder):
-        for name in names:
-            sync(Path(inner, name))
+    sums = _sums(folder)
+    for name in sums:
+        sync(folder / name)
+    for inner, _, _ in os.walk(folder):
         sync_folder(Path(inner))
     sync_folder(folder.parent)
-    with replacing(folder / _SUMS) as temporary:
-        temporary.write_text(sums, encoding="utf-8")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library from printing tracebacks of what its threads raise: it raises the same here."""
-
-    def drop(_):
-        return False
-
-    logger = logging.getLogger("absl")
-    logger.addFilter(drop)
-    try:
-        yield
-    finally:
-        logger.removeFilter(drop)
+    write_json(folder / _SUMS, sums)
 
 
 def _problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None if it is sound."""
+    """The problem of a checkpoint; None if it is sound."""
     if not (folder / _SUMS).exists():
         return "was not finished"
     try:
         expected = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
-        found = _sums(folder)
+        sums = _sums(folder)
     except (OSError, ValueError, RecursionError) as error:
         return f"{_SUMS} cannot be read ({error})"
     if not isinstance(expected, dict) or not expected:
         return f"{_SUMS} holds no hashes"
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
+    for name in sorted(expected.keys() | sums.keys()):
+        if name not in sums:
             return f"{name} is missing"
-        if found[name] != expected.get(name):
+        if sums[name] != expected.get(name):
             return f"{name} is not what was saved"
     return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Stop orbax from logging tracebacks of errors that it raises as well."""
+    logger = logging.getLogger("absl")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled

@@ -1,4 +1,4 @@
-"""Loss and metric of a whole split, and the outputs for it, without dropout."""
+"""Loss, metric and outputs of a whole split, without dropout."""
 
 import math
 from typing import Any
@@ -14,7 +14,7 @@ from training.steps import sample_loss
 
 @eqx.filter_jit
 def _evaluate_batch(model, state, x, y, weights, classification):
-    """Sums of loss and metric over the samples whose weight is 1, and the outputs of all."""
+    """Sums of loss and metric over the samples of weight 1, and the outputs of all samples."""
     forward = jax.vmap(model, axis_name="batch", in_axes=(0, None, None), out_axes=(0, None))
     output, _ = forward(x, state, None)
     losses = jax.vmap(sample_loss, in_axes=(0, 0, None))(output, y, classification)
@@ -23,7 +23,7 @@ def _evaluate_batch(model, state, x, y, weights, classification):
 
 
 def _evaluate_batches(model, state, data, batch_size, classification):
-    """What `_evaluate_batch` gives for each batch of a split, with the number of its samples in front."""
+    """(number of samples, *result of `_evaluate_batch`) for every batch of a split."""
     model = eqx.nn.inference_mode(model)
     rows = np.arange(batch_size)
     for x, y in data.loop_epoch(batch_size):
@@ -37,13 +37,13 @@ def evaluate(
 ) -> tuple[float, float]:
     """Mean loss and metric (accuracy, or mean squared error) over every sample of a split, without dropout.
 
-    The loss is that of the network's outputs. The mean squared error is that of the labels in the files: it is the loss
-    times `data.label_unit`², which is 1 unless labels were mapped.
+    The mean squared error is in the unit of the labels in the files: the loss times `data.label_unit`². The unit is 1
+    unless the labels were mapped.
 
     `data` is a `Dataloader`. Its last batch is filled up with repeated samples of weight 0, so all splits share one
     compiled program. A loss that is not finite is returned, not raised.
 
-    **Raises:** what the loader raises for a split without samples.
+    **Raises:** `DataError` for a split without samples.
     """
     losses, metrics = [], []
     for _, loss, metric, _ in _evaluate_batches(model, state, data, batch_size, classification):

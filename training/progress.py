@@ -1,4 +1,4 @@
-"""An evaluation as it is recorded, where a training stands, and where its time went."""
+"""An evaluation as it is recorded, the progress of a training, and where its time went."""
 
 import threading
 import time
@@ -16,10 +16,10 @@ from training.steps import TrainingState, copied
 
 
 class Evaluation(NamedTuple):
-    """What is known after `step` steps. The losses and metrics are means over whole splits, without dropout."""
+    """The results after `step` steps. Losses and metrics are means over whole splits, without dropout."""
 
     step: int
-    loss: float  # mean loss of the training batches since the evaluation before, without the steps that were skipped
+    loss: float  # mean loss of the training batches since the last evaluation, without skipped steps
     train_loss: float
     train_metric: float
     val_loss: float
@@ -27,7 +27,7 @@ class Evaluation(NamedTuple):
     learning_rate: float  # of the last step
     gradient_norm: float  # mean over the same steps as `loss`, before clipping
     retrace_error: float | None  # see `train.train`
-    seconds: float  # since the start of the training, in all its sittings; those of the parts, and saving
+    seconds: float  # since the start of the training, without pauses: the three parts below, and saving
     seconds_steps: float
     seconds_evaluation: float
     seconds_compiling: float
@@ -35,7 +35,7 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class Seconds:
-    """Where the time of a training went. Tracing counts as what it was done for, lowering and compiling do not."""
+    """Where the time of a training went. Lowering and compiling count as `compiling`, tracing does not."""
 
     total: float = 0.0
     steps: float = 0.0
@@ -45,10 +45,10 @@ class Seconds:
 
 @dataclass
 class Progress:
-    """Where a training stands: all that it needs to go on as if it had never stopped.
+    """Everything that a training needs to be resumed as if it had never stopped.
 
-    The position in the order of the batches is that after `step` batches. `losses` and `gradient_norms` are those of
-    the steps since the last evaluation. `arrays` and `facts` hold everything, for a file; `restored` is their inverse.
+    `losses` and `gradient_norms` are from the steps since the last evaluation. `arrays` and `json_part` give the
+    content for a file; `restored` is their inverse.
     """
 
     training: TrainingState
@@ -67,52 +67,51 @@ class Progress:
         """The evaluation of the best model. Raises `IndexError` before the first one."""
         return self.history[-1 - self.evaluations_since_best]
 
-    def judge(self, evaluation: Evaluation, better: Callable[[float, float], bool]) -> None:
+    def add(self, evaluation: Evaluation, better: Callable[[float, float], bool]) -> None:
         """Add the evaluation of the present model, and keep the model if its metric is the best so far."""
         improved = not self.history or better(evaluation.val_metric, self.best_evaluation.val_metric)
+        self.evaluations_since_best = 0 if improved else self.evaluations_since_best + 1
+        if improved:
+            self.best = copied((self.training.model, self.training.state))
         self.history.append(evaluation)
         self.losses.clear()
         self.gradient_norms.clear()
-        if improved:
-            self.best = copied((self.training.model, self.training.state))
-            self.evaluations_since_best = 0
-        else:
-            self.evaluations_since_best += 1
 
     def arrays(self) -> list[Array]:
-        """The numbers of the model, its state, the optimiser, the best model and the key."""
+        """The arrays of the training state, the best model and the key."""
         return jax.tree.leaves(eqx.filter((self.training, self.best, self.key), eqx.is_array))
 
-    def facts(self) -> dict:
-        """The rest of it, which fits into JSON."""
+    def json_part(self) -> dict:
+        """Everything else. It fits into JSON."""
         return {
-            **{name: getattr(self, name) for name in _FACTS},
+            **{name: getattr(self, name) for name in _JSON_FIELDS},
             "history": [evaluation._asdict() for evaluation in self.history],
             "seconds": asdict(self.seconds),
         }
 
-    def restored(self, arrays: list[Array], facts: dict) -> "Progress":
-        """The progress that `arrays` and `facts` were taken from, which began as this one did."""
-        whole, rest = eqx.partition((self.training, self.best, self.key), eqx.is_array)
-        arrays = jax.tree.unflatten(jax.tree.structure(whole), map(jnp.asarray, arrays))
+    def restored(self, arrays: list[Array], json_part: dict) -> "Progress":
+        """The progress that `arrays` and `json_part` were taken from. `self` is the start of the same training."""
+        own, rest = eqx.partition((self.training, self.best, self.key), eqx.is_array)
+        arrays = jax.tree.unflatten(jax.tree.structure(own), map(jnp.asarray, arrays))
         training, best, key = eqx.combine(arrays, rest)
-        # How many skips are tolerated is not part of the progress: it may be another number this time.
-        skips_left = jnp.maximum(self.training.skips_left - facts["skipped"], 0)
+        # The number of skips allowed is an option, not a part of the progress: it may have changed.
+        skips_left = jnp.maximum(self.training.skips_left - json_part["skipped"], 0)
         return Progress(
             replace(training, skips_left=skips_left),
             best,
             key,
-            history=[Evaluation(**evaluation) for evaluation in facts["history"]],
-            seconds=Seconds(**facts["seconds"]),
-            **{name: facts[name] for name in _FACTS},
+            history=[Evaluation(**evaluation) for evaluation in json_part["history"]],
+            seconds=Seconds(**json_part["seconds"]),
+            **{name: json_part[name] for name in _JSON_FIELDS},
         )
 
 
-_FACTS = ("step", "skipped", "evaluations_since_best", "losses", "gradient_norms")
+_JSON_FIELDS = ("step", "skipped", "evaluations_since_best", "losses", "gradient_norms")
+_COMPILING = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
 
 
 class Clock:
-    """Adds to `Seconds`, from a clock that never goes back. To be used in a `with` block, by one thread."""
+    """Adds times to `Seconds`, without the compiling of other threads. Use it in a `with` block, from one thread."""
 
     def __init__(self, seconds: Seconds):
         self._seconds = seconds
@@ -135,16 +134,13 @@ class Clock:
         return self._seconds
 
     @contextmanager
-    def timing(self, work: str) -> Iterator[None]:
-        """Count what the block takes as "steps" or "evaluation", without the compiling in it."""
+    def timing(self, part: str) -> Iterator[None]:
+        """Count the time of the block as "steps" or "evaluation", without the compiling in it."""
         start, compiling = time.perf_counter(), self._seconds.compiling
         yield
         spent = time.perf_counter() - start - (self._seconds.compiling - compiling)
-        setattr(self._seconds, work, getattr(self._seconds, work) + spent)
+        setattr(self._seconds, part, getattr(self._seconds, part) + spent)
 
     def _listen(self, event: str, seconds: float, **_) -> None:
         if event in _COMPILING and threading.get_ident() == self._thread:
             self._seconds.compiling += seconds
-
-
-_COMPILING = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")

@@ -1,8 +1,8 @@
-"""What the device computes in a step: the loss of a batch, its gradient, the optimiser, and the choice to skip it.
+"""What the device computes in a step: the loss of a batch, its gradient, Adam's update, and whether to skip the step.
 
-A step is a function of the training state, its batch and its number alone. One whose loss or gradient is not finite
-changes nothing: not the model, its state or the optimiser. Where no such step is tolerated, or no more, the device
-stops there, and what it holds is the state in which the step went wrong.
+A step depends on the training state, the batch and the step's number, and on nothing else. A step whose loss or
+gradient is not finite changes neither the model, nor its state, nor the optimiser. If no such step may be skipped any
+more, the device does no later step. So it still holds the state in which the step went wrong.
 """
 
 import functools
@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+Batch = tuple[Float[Array, "batch time channels"], Float[Array, "batch labels"], PRNGKeyArray]  # x, y, dropout key
+
 
 class TrainingState(eqx.Module):
     """All that a step changes."""
@@ -21,14 +23,22 @@ class TrainingState(eqx.Module):
     model: eqx.Module
     state: eqx.nn.State
     optimiser: optax.OptState
-    step: Array  # steps done or skipped
-    skips_left: Array = field(default_factory=lambda: jnp.array(0))  # below 0 no step is done any more
+    step: Array  # number of steps, with the skipped ones
+    skips_left: Array = field(default_factory=lambda: jnp.array(0))  # below 0 the training has failed
+
+
+def initial_state(
+    model: eqx.Module, state: eqx.nn.State, optimiser: optax.GradientTransformation, skip_nonfinite: int = 0
+) -> TrainingState:
+    """The state before the first step. It is a copy: the steps leave the model that is handed in intact."""
+    optimiser_state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
+    return copied(TrainingState(model, state, optimiser_state, jnp.array(0), jnp.array(skip_nonfinite)))
 
 
 def sample_loss(output: Array, label: Array, classification: bool) -> Float[Array, ""]:
     """Loss of one sample: cross-entropy of logits (classes,), or the mean squared error of a regression's outputs.
 
-    A regression's `output` (n_outputs, 1) and `label` (n_outputs,) hold the same number of values; other sizes raise.
+    In a regression, `output` (n_outputs, 1) and `label` (n_outputs,) must have equally many values.
     """
     if classification:
         return optax.softmax_cross_entropy(output, label)
@@ -37,9 +47,9 @@ def sample_loss(output: Array, label: Array, classification: bool) -> Float[Arra
 
 @functools.lru_cache
 def adam(learning_rate: optax.ScalarOrSchedule, grad_clip: float | None = None) -> optax.GradientTransformation:
-    """Adam, on gradients whose global norm is cut to `grad_clip` where one is given.
+    """Adam. With `grad_clip`, gradients are first scaled down to this global norm.
 
-    The same arguments give the same object, so that the step compiled for one seed serves the next.
+    The same arguments give the same object. So all seeds share one compiled step.
     """
     if grad_clip is None:
         return optax.adam(learning_rate)
@@ -48,14 +58,11 @@ def adam(learning_rate: optax.ScalarOrSchedule, grad_clip: float | None = None) 
 
 @eqx.filter_jit(donate="all-except-first")
 def train_step(
-    batch: tuple[Float[Array, "batch time channels"], Float[Array, "batch labels"], PRNGKeyArray],
-    training: TrainingState,
-    optimiser: optax.GradientTransformation,
-    classification: bool,
+    batch: Batch, training: TrainingState, optimiser: optax.GradientTransformation, classification: bool
 ) -> tuple[TrainingState, Float[Array, ""]]:
-    """One step of the optimiser on one batch. The old training state is used up: its buffers hold the new one.
+    """One step of the optimiser on one batch (x, y, dropout key of the run).
 
-    **Arguments:** `batch` is (x, y, dropout key of the run).
+    The arrays of `training` are donated: the new state takes their memory.
 
     **Returns:** the new training state, and the loss of the batch before the step.
     """
@@ -71,15 +78,13 @@ def train_steps(
     optimiser: optax.GradientTransformation,
     classification: bool,
 ) -> tuple[TrainingState, Float[Array, " slots"], Float[Array, " slots"]]:
-    """Steps as `train_step` does them, one after the other in one call; the old training state is used up.
+    """Several steps in one call. It returns while the device still computes. (A function of `eqx.filter_jit` waits.)
 
-    It returns while the device still works. (A function of `eqx.filter_jit` waits for the device.)
+    **Arguments:** `batches` is (x, y, dropout key of the run, count). The first `count` batches of x and y are used.
+    One compiled program serves every count. The arrays of `training` are donated.
 
-    **Arguments:** `batches` is (x, y, dropout key of the run, count); of x and y the first `count` batches are used.
-    Every count is served by one compiled program.
-
-    **Returns:** the training state after `count` steps, and the losses and global gradient norms of the steps in their
-    order; those behind the first `count`, and behind a step with which `skips_left` fell below 0, are nan.
+    **Returns:** the training state after `count` steps, and the loss and global gradient norm of every step. Values of
+    unused slots, and of steps after `skips_left` fell below 0, are nan.
     """
     arrays, rest = eqx.partition(training, eqx.is_array)
     leaves, structure = jax.tree.flatten(rest)
@@ -93,7 +98,7 @@ def _compiled_steps(arrays, batches, leaves, structure, optimiser, classificatio
     rest = jax.tree.unflatten(structure, leaves)
     pick = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
 
-    def go_on(carry):
+    def running(carry):
         slot, arrays, *_ = carry
         return (slot < count) & (arrays.skips_left >= 0)
 
@@ -103,8 +108,8 @@ def _compiled_steps(arrays, batches, leaves, structure, optimiser, classificatio
         training, loss, norm = _step(batch, eqx.combine(arrays, rest), optimiser, classification)
         return slot + 1, eqx.filter(training, eqx.is_array), losses.at[slot].set(loss), norms.at[slot].set(norm)
 
-    nothing = jnp.full(len(x), jnp.nan)
-    return jax.lax.while_loop(go_on, step, (jnp.int32(0), arrays, nothing, nothing))[1:]
+    unset = jnp.full(len(x), jnp.nan)
+    return jax.lax.while_loop(running, step, (jnp.int32(0), arrays, unset, unset))[1:]
 
 
 def _step(batch, training, optimiser, classification):
@@ -113,25 +118,21 @@ def _step(batch, training, optimiser, classification):
         gradient, training.optimiser, eqx.filter(training.model, eqx.is_inexact_array)
     )
     model = eqx.apply_updates(training.model, updates)
+    norm = optax.tree.norm(gradient)
     done = TrainingState(model, state, optimiser_state, training.step + 1, training.skips_left)
     skipped = replace(training, step=training.step + 1, skips_left=training.skips_left - 1)
-    # Choosing costs a pass over the parameters, of which a step makes one for every sample and time step.
-    norm = optax.tree.norm(gradient)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    training = jax.tree.map(lambda new, old: jnp.where(finite, new, old) if eqx.is_array(new) else new, done, skipped)
+    # `jnp.where` reads the parameters once. The step itself reads them batch x time times.
+    take = jnp.isfinite(loss) & jnp.isfinite(norm)
+    training = jax.tree.map(lambda new, old: jnp.where(take, new, old) if eqx.is_array(new) else new, done, skipped)
     return training, loss, norm
 
 
 def batch_gradient(
-    batch: tuple[Float[Array, "batch time channels"], Float[Array, "batch labels"], PRNGKeyArray],
-    training: TrainingState,
-    classification: bool,
+    batch: Batch, training: TrainingState, classification: bool
 ) -> tuple[tuple[Float[Array, ""], eqx.nn.State], eqx.Module]:
-    """The gradient of the mean loss of a batch, by the learning algorithm of the model's units.
+    """The gradient of the mean loss of a batch (x, y, dropout key), by the learning algorithm of the model's units.
 
-    **Arguments:** as of `train_step`.
-
-    **Returns:** (the loss, the model's state after the batch), and a model that has the gradients for parameters.
+    **Returns:** (the loss, the model's state after the batch), and a model whose parameters are the gradients.
     """
     x, y, key = batch
     keys = jax.random.split(jax.random.fold_in(key, training.step), len(x))
@@ -146,9 +147,9 @@ def batch_gradient(
 
 
 def copied(tree: PyTree) -> PyTree:
-    """A copy of every array, so that a step that uses up the original leaves the copy alone.
+    """A copy of every array. A step that donates the original leaves the copy alone.
 
-    The copies have strong types: a parameter that was made of a bare number has a weak one, what a step returns has
-    not, and the step would be compiled again for each such difference.
+    The copies have strong types. A parameter made from a Python number has a weak type, the result of a step has a
+    strong one, and jax would compile the step for both.
     """
     return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=leaf.dtype, copy=True) if eqx.is_array(leaf) else leaf, tree)

@@ -81,8 +81,8 @@ def test_a_damaged_checkpoint_is_never_taken_for_a_sound_one(tmp_path, count):
         except CheckpointError as error:
             refused.append(str(error))
         else:
-            assert same(restored.arrays, restored.facts["step"]), (number, told)
-            assert restored.facts == {**FACTS, "step": restored.facts["step"]}, (number, told)
+            assert same(restored.arrays, restored.json_part["step"]), (number, told)
+            assert restored.json_part == {**FACTS, "step": restored.json_part["step"]}, (number, told)
         shutil.rmtree(folder)
     assert 0 < len(refused) < count
     assert all("no checkpoint is sound" in error for error in refused)

@@ -1,5 +1,8 @@
 """The training loop: what it keeps, when it stops, and what it tells."""
 
+import functools
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -25,6 +28,8 @@ from small_training import (
 
 import train
 from data_dir.splits import split_by_seed
+from training import loop, steps
+from training.dispatch import stack_batches
 
 
 @pytest.fixture
@@ -40,10 +45,43 @@ def scripted(monkeypatch):
             seen.append((name, jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, model)))
             return 0.0, next(metrics) if name == "validation" else 0.25
 
-        monkeypatch.setattr(train, "evaluate", evaluate)
+        monkeypatch.setattr(loop, "evaluate", evaluate)
         return seen
 
     return script
+
+
+class Trainings(NamedTuple):
+    """Three trainings of one model: two with one key, one with another."""
+
+    first: train.TrainingResult
+    second: train.TrainingResult
+    other: train.TrainingResult
+    started: tuple  # the model and state that the first one was given
+    traces: int  # how often a loss was traced in all of them
+
+
+def make(model_name):
+    return hru(model_name, dropout_rate=0.0625)
+
+
+@pytest.fixture(scope="module")
+def trainings():
+    """Gives the `Trainings` of a model. Each is done once, and compiles what the tests below use."""
+
+    @functools.cache
+    def of(model_name):
+        with pytest.MonkeyPatch.context() as patch:
+            traces = count_losses(patch)
+            started, keys = make(model_name), (OPTIONS["key"], OPTIONS["key"], jax.random.PRNGKey(2))
+            models = (started, make(model_name), make(model_name))
+            results = [
+                train.train(*model, dataset(), **{**OPTIONS, "key": key})
+                for model, key in zip(models, keys, strict=True)
+            ]
+        return Trainings(*results, started, len(traces))
+
+    return of
 
 
 # The model that is kept
@@ -76,22 +114,19 @@ def test_the_test_set_is_read_once_at_the_end_by_the_best_model(scripted):
 
 
 @pytest.mark.parametrize("model_name", MODELS)
-def test_the_result_is_that_of_the_returned_model_and_state(model_name):
-    data = dataset()
-    result = train.train(*hru(model_name), data, **OPTIONS)
-    options = {"batch_size": 5, "classification": True}
+def test_the_result_is_that_of_the_returned_model_and_state(trainings, model_name):
+    data, result = dataset(), trainings(model_name).first
+    options = {"batch_size": 8, "classification": True}
     assert train.evaluate(result.model, result.state, data.validation, **options)[1] == pytest.approx(result.val_metric)
     test_loss, test_metric = train.evaluate(result.model, result.state, data.test, **options)
     assert test_metric == pytest.approx(result.test_metric)
     assert test_loss == pytest.approx(result.test_loss, rel=1e-5)
 
 
-def test_the_model_that_is_handed_in_stays_as_it_was():
-    model, state = hru("LinHRU")
-    before = [leaf.copy() for leaf in arrays((model, state))]
-    result = train.train(model, state, dataset(), **OPTIONS)
-    assert all(np.array_equal(*pair) for pair in zip(before, arrays((model, state)), strict=True))
-    assert not same(result.model, model)
+def test_the_model_that_is_handed_in_stays_as_it_was(trainings):
+    started = trainings("LinHRU").started
+    assert same(started, make("LinHRU"))
+    assert not same(trainings("LinHRU").first.model, started[0])
 
 
 # When it stops
@@ -101,7 +136,7 @@ def test_the_model_that_is_handed_in_stays_as_it_was():
     ("metrics", "evaluations"),
     [
         ([0.5] * 99, 1 + 11),
-        ([0.5] * 11 + [0.6] * 88, 11 + 1 + 11),  # ten are forgiven, and an improvement starts the count anew
+        ([0.5] * 11 + [0.6] * 88, 11 + 1 + 11),  # ten are forgiven, and an improvement resets the count
         ([0.5] + [0.4] * 98, 1 + 11),
     ],
 )
@@ -181,9 +216,8 @@ def test_an_evaluation_tells_how_well_the_echo_returns():
     assert train.train(*toy(), dataset(), **OPTIONS).history[0].retrace_error is None
 
 
-def test_the_seconds_of_the_parts_are_within_the_whole():
-    result = train.train(*hru("LinHRU", dropout_rate=0.3125), dataset(), **OPTIONS)
-    whole = 0
+def test_the_seconds_of_the_parts_are_within_the_whole(trainings):
+    result, whole = trainings("LinHRU").first, 0
     for evaluation in result.history:
         parts = (evaluation.seconds_steps, evaluation.seconds_evaluation, evaluation.seconds_compiling)
         assert min(parts) > 0
@@ -197,20 +231,27 @@ def test_the_seconds_of_the_parts_are_within_the_whole():
 
 
 @pytest.mark.parametrize("model_name", MODELS)
-def test_the_same_key_gives_the_same_training(model_name):
-    first, second = (train.train(*hru(model_name), dataset(), **OPTIONS) for _ in range(2))
+def test_the_same_key_gives_the_same_training(trainings, model_name):
+    first, second, other, _, _ = trainings(model_name)
     assert timeless(first.history) == timeless(second.history)
     assert same((first.model, first.state), (second.model, second.state))
-    other = train.train(*hru(model_name), dataset(), **{**OPTIONS, "key": jax.random.PRNGKey(2)})
     assert timeless(other.history) != timeless(first.history)
 
 
 @pytest.mark.parametrize("model_name", MODELS)
-def test_two_seeds_share_one_compiled_step(monkeypatch, model_name):
-    traces = count_losses(monkeypatch)
-    for seed in (1, 2):
-        train.train(*hru(model_name, dropout_rate=0.0625), dataset(), **{**OPTIONS, "key": jax.random.PRNGKey(seed)})
-    assert len(traces) == 2  # one of the step, one of the evaluation
+def test_two_seeds_share_one_compiled_step(trainings, model_name):
+    assert trainings(model_name).traces == 2  # one of the step, one of the evaluation
+
+
+def test_a_step_uses_up_the_state_that_it_is_given(trainings):
+    """The new state takes its memory. jax warns where that is not possible, and warnings are errors here."""
+    trainings("LinHRU")
+    optimiser = train.adam(OPTIONS["learning_rate"])
+    training = steps.initial_state(*make("LinHRU"), optimiser)
+    x, y = jax.device_put(stack_batches(loader(16).loop(8, key=jax.random.PRNGKey(0)), 2, 2))
+    steps.train_steps((x, y, jax.random.PRNGKey(0), jnp.int32(2)), training, optimiser, True)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(eqx.filter(training, eqx.is_array)))
+    assert not x.is_deleted()
 
 
 def test_it_learns():

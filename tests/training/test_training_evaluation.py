@@ -12,10 +12,16 @@ from data_dir.dataloaders import Dataloader
 from data_dir.storage import DataError
 
 
+def linhru(classification):
+    return hru("LinHRU", classification)
+
+
 @pytest.mark.parametrize("classification", [True, False])
-@pytest.mark.parametrize(("size", "batch_size"), [(7, 4), (8, 4), (9, 4), (5, 16)])
-def test_evaluation_covers_every_sample_once(classification, size, batch_size):
-    model, state = hru("LinHRU", classification)
+@pytest.mark.parametrize(
+    ("make", "size", "batch_size"), [(toy, 7, 4), (toy, 8, 4), (toy, 9, 4), (toy, 5, 16), (linhru, 7, 4)]
+)
+def test_evaluation_covers_every_sample_once(classification, make, size, batch_size):
+    model, state = make(classification)
     data = loader(size, classification)
     loss, metric = train.evaluate(model, state, data, batch_size=batch_size, classification=classification)
 
@@ -26,7 +32,7 @@ def test_evaluation_covers_every_sample_once(classification, size, batch_size):
         assert loss == pytest.approx(logarithms.mean(), rel=1e-5)
         assert metric == np.mean(output.argmax(axis=1) == data.labels.argmax(axis=1))
     else:
-        assert output.shape == (size, LENGTH // OUTPUT_STEP, 1)
+        assert output.shape == (size, LENGTH // OUTPUT_STEP, 1)  # 3 outputs, of the toy too
         assert loss == metric == pytest.approx(np.mean((output[:, :, 0] - data.labels) ** 2), rel=1e-5)
 
 

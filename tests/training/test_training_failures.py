@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite: where it was met is told, or it is skipped and counted."""
+"""A loss or gradient that is not finite: the error names its step, or the step is skipped and counted."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from small_training import (
 
 import train
 from data_dir.dataloaders import Dataloader
-from training.steps import copied
+from training.steps import initial_state
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,7 @@ def trained_by_hand(steps):
     loader_key, dropout_key = jax.random.split(OPTIONS["key"])
     model, state = toy()
     optimiser = train.adam(OPTIONS["learning_rate"])
-    training = copied(
-        train.TrainingState(model, state, optimiser.init(eqx.filter(model, eqx.is_inexact_array)), jnp.array(0))
-    )
+    training = initial_state(model, state, optimiser)
     losses = []
     for step, (x, y) in zip(range(1, max(steps) + 1), loader(16).loop(8, key=loader_key), strict=False):
         if step in steps:
@@ -94,6 +92,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(steps_per_dispatch):
 
 @pytest.mark.parametrize("steps_per_dispatch", [1, 3, 8, None])
 def test_the_state_in_which_a_step_went_wrong_is_at_hand(steps_per_dispatch):
+    """With 1, step 6 is sent before the loss of step 5 is read."""
     options = {**OPTIONS, "print_steps": 8, "steps_per_dispatch": steps_per_dispatch}
     with pytest.raises(train.NonFiniteLoss, match="training loss is not finite at step 5") as error:
         train.train(*toy(), spoilt(2, 5), **options, skip_nonfinite=1)
@@ -107,11 +106,11 @@ def test_the_skips_of_before_a_resume_count(skip_nonfinite):
     saved = []
 
     def save(progress):
-        saved.append((list(map(np.array, progress.arrays())), json.loads(json.dumps(progress.facts()))))
+        saved.append((list(map(np.array, progress.arrays())), json.loads(json.dumps(progress.json_part()))))
 
     options = {**OPTIONS, "print_steps": 8, "steps_per_dispatch": 8}
     train.train(*toy(), spoilt(2), **options, skip_nonfinite=1, checkpoint_steps=3, on_checkpoint=save)
-    assert [facts["step"] for _, facts in saved] == [3, 6, 8]
+    assert [json_part["step"] for _, json_part in saved] == [3, 6, 8]
     with pytest.raises(train.NonFiniteLoss, match="training loss is not finite at step 5") as error:
         train.train(
             *toy(), spoilt(2, 5), **options, skip_nonfinite=skip_nonfinite, resume=lambda new: new.restored(*saved[0])

@@ -1,5 +1,6 @@
 """A step, and many of them in one call."""
 
+import dataclasses
 import functools
 
 import equinox as eqx
@@ -12,7 +13,6 @@ from small_training import (
     CHANNELS,
     CLASSES,
     LENGTH,
-    MODELS,
     OPTIONS,
     arrays,
     count_losses,
@@ -28,8 +28,8 @@ from small_training import (
 import train
 from data_dir.dataloaders import Dataloader
 from data_dir.storage import DataError
-from training import dispatch, steps
-from training.prefetch import stack_batches
+from training import dispatch, loop, steps
+from training.dispatch import stack_batches
 
 # A step
 
@@ -40,7 +40,6 @@ def test_a_step_is_adam_on_the_mean_loss_of_the_batch(classification):
     data = loader(5, classification)
     x, y = jnp.asarray(data.data), jnp.asarray(data.labels)
     optimiser = train.adam(1e-2)
-    start = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
 
     def mean_loss(weight, bias):
         output = x.reshape(5, -1) @ weight.T + jnp.broadcast_to(bias, (5, CLASSES))
@@ -54,9 +53,8 @@ def test_a_step_is_adam_on_the_mean_loss_of_the_batch(classification):
     updates, _ = adam.update(gradient, adam.init(parameters))
     expected = optax.apply_updates(parameters, updates)
 
-    training, loss = train.train_step(
-        (x, y, jax.random.PRNGKey(0)), train.TrainingState(model, state, start, jnp.array(0)), optimiser, classification
-    )
+    start = steps.initial_state(model, state, optimiser)
+    training, loss = train.train_step((x, y, jax.random.PRNGKey(0)), start, optimiser, classification)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
     np.testing.assert_allclose(training.model.linear.weight, expected[0], rtol=1e-5)
     np.testing.assert_allclose(training.model.linear.bias, expected[1], rtol=1e-5)
@@ -65,28 +63,22 @@ def test_a_step_is_adam_on_the_mean_loss_of_the_batch(classification):
 
 @pytest.fixture
 def outputs_of_a_step(monkeypatch):
-    """What the model gives for every sample of a batch of equal samples in one training step."""
-    sample_loss = train.sample_loss
+    """The outputs of the model for a batch of equal samples in one training step."""
 
     def outputs(model, state, step=0):
         seen = []
 
         def record(output, label, classification):
             jax.debug.callback(lambda value: seen.append(np.asarray(value)), output)
-            return sample_loss(output, label, classification)
+            return train.sample_loss(output, label, classification)
 
         monkeypatch.setattr(steps, "sample_loss", record)
-        jax.clear_caches()  # a step that is compiled already would not call the one above
         x = jnp.broadcast_to(loader(1).data, (4, LENGTH, CHANNELS))
         y = jnp.broadcast_to(loader(1).labels, (4, CLASSES))
-        training = train.TrainingState(
-            model,
-            state,
-            train.adam(1e-2).init(eqx.filter(model, eqx.is_inexact_array)),
-            jnp.array(step),
-        )
-        copy = jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, training)
-        train.train_step((x, y, jax.random.PRNGKey(3)), copy, train.adam(1e-2), True)
+        training = steps.initial_state(model, state, train.adam(1e-2))
+        training = dataclasses.replace(training, step=jnp.array(step))
+        # A function of its own, for which jax has no compiled program with another `record`.
+        eqx.filter_jit(lambda *args: steps.batch_gradient(*args))((x, y, jax.random.PRNGKey(3)), training, True)
         jax.effects_barrier()
         assert len(seen) == 4
         return np.array(sorted(output.tolist() for output in seen))
@@ -94,11 +86,10 @@ def outputs_of_a_step(monkeypatch):
     return outputs
 
 
-@pytest.mark.parametrize("model_name", MODELS)
-def test_every_sample_of_a_batch_has_its_own_dropout(outputs_of_a_step, model_name):
-    dropped = outputs_of_a_step(*hru(model_name, dropout_rate=0.5))
+def test_every_sample_of_a_batch_has_its_own_dropout(outputs_of_a_step):
+    dropped = outputs_of_a_step(*hru("LinHRU", dropout_rate=0.5))
     assert len(np.unique(dropped, axis=0)) == 4
-    kept = outputs_of_a_step(*hru(model_name, dropout_rate=0.0))
+    kept = outputs_of_a_step(*hru("LinHRU", dropout_rate=0.0))
     np.testing.assert_allclose(kept, np.broadcast_to(kept[:1], kept.shape), rtol=1e-5)
 
 
@@ -149,8 +140,7 @@ def test_a_stack_of_batches_gives_what_single_steps_give():
     optimiser = train.adam(1e-2)
 
     def start():
-        optimiser_state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
-        return steps.copied(train.TrainingState(model, state, optimiser_state, jnp.array(0)))
+        return steps.initial_state(model, state, optimiser)
 
     key = jax.random.PRNGKey(3)
     batches = [next(loader(16).loop(8, key=jax.random.PRNGKey(number))) for number in range(3)]
@@ -175,45 +165,15 @@ def test_every_number_of_steps_is_served_by_one_compiled_program(monkeypatch):
     assert len(traces) == 2  # one of the steps, one of the evaluation
 
 
-def test_the_steps_use_up_the_state_that_they_are_given():
-    """Its buffers hold the new one. jax warns, which is an error here, where that is not possible."""
-    model, state = hru("LinHRU")
-    optimiser = train.adam(1e-2)
-    optimiser_state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
-    training = steps.copied(train.TrainingState(model, state, optimiser_state, jnp.array(0)))
-    x, y = map(jnp.asarray, stack_batches(loader(16).loop(8, key=jax.random.PRNGKey(0)), 2, 2))
-    train.train_steps((x, y, jax.random.PRNGKey(0), jnp.array(2)), training, optimiser, True)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(eqx.filter(training, eqx.is_array)))
-    assert not x.is_deleted()
-
-
-@pytest.mark.parametrize("steps_per_dispatch", [1, 3, 8, None])
-def test_a_loss_that_is_not_finite_in_the_middle_of_a_dispatch_names_its_step(steps_per_dispatch):
-    def rate(count):
-        return jnp.where(count == 3, jnp.inf, 1e-3)
-
-    seen = []
-    with pytest.raises(train.NonFiniteLoss, match="the training loss is not finite at step 5") as error:
-        train.train(
-            *toy(),
-            dataset(),
-            **{**OPTIONS, "learning_rate": rate, "num_steps": 50, "print_steps": 50},
-            steps_per_dispatch=steps_per_dispatch,
-            on_step=lambda step, loss: seen.append(step),
-        )
-    assert error.value.step == 5
-    assert seen == [1, 2, 3, 4]
-
-
 def sent_by(monkeypatch, **options):
     """The number of slots, and how many steps were sent in each dispatch of a training of the toy."""
-    sent, original = [], train.train_steps
+    sent, original = [], loop.train_steps
 
     def spy(batches, *args):
         sent.append((len(batches[0]), int(batches[3])))
         return original(batches, *args)
 
-    monkeypatch.setattr(train, "train_steps", spy)
+    monkeypatch.setattr(loop, "train_steps", spy)
     train.train(*toy(), dataset(), **{**OPTIONS, **options})
     slots, counts = zip(*sent, strict=True)
     assert len(set(slots)) == 1
@@ -243,20 +203,20 @@ def test_a_dispatch_is_bounded_by_bytes_and_by_time(monkeypatch):
 
 
 def test_the_number_of_steps_follows_the_clock():
-    pace = dispatch.Pace(None)
-    assert pace.steps() == 1
+    pace = dispatch.StepsPerDispatch(None)
+    assert pace.next() == 1
     pace.measured(1, 20.0)  # it was compiled
-    assert pace.steps() == 1
+    assert pace.next() == 1
     for expected in (2, 4, 5, 5):
-        pace.measured(pace.steps(), 0.19 * pace.steps())
-        assert pace.steps() == expected
+        pace.measured(pace.next(), 0.19 * pace.next())
+        assert pace.next() == expected
     pace.measured(5, 0.0)
-    assert pace.steps() == 10
+    assert pace.next() == 10
     pace.measured(10, 30.0)
-    assert pace.steps() == 1
+    assert pace.next() == 1
     for _ in range(10):
         pace.measured(1, 0.0)
-    assert pace.steps() == dispatch.DISPATCH_STEPS
+    assert pace.next() == dispatch.DISPATCH_STEPS
 
 
 def test_a_dispatch_of_no_steps_is_refused():
@@ -276,3 +236,34 @@ def test_batches_on_the_device_are_stacked_there():
             assert on_host.shape == on_device.shape == (4, *plain.shape)
             np.testing.assert_array_equal(on_host[slot], plain)
             np.testing.assert_array_equal(on_device[slot], plain)
+
+
+def test_a_loss_is_read_when_the_next_dispatch_is_sent_and_before_an_evaluation(monkeypatch):
+    events, original = [], loop.train_steps
+
+    def sent(batch, training, *rest):
+        events.append(("send", int(training.step) + 1))
+        return original(batch, training, *rest)
+
+    monkeypatch.setattr(loop, "train_steps", sent)
+    train.train(
+        *toy(),
+        dataset(),
+        **{**OPTIONS, "num_steps": 5, "print_steps": 3, "steps_per_dispatch": 1},
+        on_step=lambda step, _: events.append(("loss", step)),
+        on_evaluation=lambda evaluation: events.append(("evaluate", evaluation.step)),
+    )
+    assert [f"{event} {step}" for event, step in events] == [
+        *("send 1", "send 2", "loss 1", "send 3", "loss 2", "loss 3", "evaluate 3"),
+        *("send 4", "send 5", "loss 4", "loss 5", "evaluate 5"),
+    ]
+
+
+def test_samples_on_the_device_give_the_same_training():
+    host, device = dataset(), dataset()
+    on_device = Dataloader(device.train.data, device.train.labels, inmemory=True)
+    device = dataclasses.replace(device, train=on_device)
+    assert isinstance(next(on_device.loop(8, key=OPTIONS["key"]))[0], jax.Array)
+    first, second = (train.train(*toy(dropout_rate=0.25), data, **OPTIONS) for data in (host, device))
+    assert timeless(first.history) == timeless(second.history)
+    assert same(first.model, second.model)

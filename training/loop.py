@@ -1,0 +1,226 @@
+"""The parts of the loop in `train.train`: send steps, read their losses, evaluate, save."""
+
+import math
+import operator
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import PyTree
+
+from models.check import RetraceWarning, retrace_errors
+from training.dispatch import StepsPerDispatch, stack_batches, steps_until_multiple
+from training.evaluation import evaluate
+from training.progress import Clock, Evaluation, Progress
+from training.steps import TrainingState, batch_gradient, train_steps
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A loss or a gradient that is infinite or not a number.
+
+    `step` is the number of the step, counted from 1. `where` names the loss: of a training batch, or of a split.
+    `model` and `state` are the values that gave this loss. `rows` are the stored rows of the batch, None for a split.
+    The message names the largest parameter, and for a batch its largest gradient.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        where: str,
+        model: eqx.Module,
+        state: eqx.nn.State,
+        rows: list[int] | None = None,
+        gradient: PyTree | None = None,
+    ):
+        self.step, self.where, self.model, self.state, self.rows = step, where, model, state, rows
+        details = [f"largest parameter: {_largest(model)}"]
+        if rows is not None:
+            details += [f"largest gradient: {_largest(gradient)}", f"rows {', '.join(map(str, rows))}"]
+        super().__init__(f"the {where} is not finite at step {step} ({'; '.join(details)})")
+
+
+@dataclass
+class Loop:
+    """A training at work. The fields are the arguments of `train.train`, and its `progress`.
+
+    Several steps are sent to the device at once, in a dispatch. The host works one dispatch ahead: it draws the next
+    batches while the device computes, and reads the losses of a dispatch after it has sent the next one.
+    """
+
+    progress: Progress
+    dataset: Any
+    optimiser: optax.GradientTransformation
+    learning_rate: optax.ScalarOrSchedule
+    num_steps: int
+    print_steps: int
+    batch_size: int
+    patience: int
+    skip_nonfinite: int
+    retrace: bool
+    checkpoint_steps: int | None
+    steps_per_dispatch: StepsPerDispatch
+    on_step: Callable[[int, float], None] | None
+    on_evaluation: Callable[[Evaluation], None] | None
+    on_checkpoint: Callable[[Progress], None] | None
+
+    def __post_init__(self):
+        self.clock = Clock(self.progress.seconds)
+        self._loader_key, self._dropout_key = jax.random.split(self.progress.key)
+        self._batches = self._batches_after(self.progress.step)
+        self._unread: tuple | None = None
+        self._slots: int | None = None
+        self._saved = self.progress.step
+        self._read_at = time.perf_counter()
+
+    def stop_reason(self) -> str | None:
+        """ "num_steps" or "early_stopping"; None while the training continues."""
+        if self.progress.step >= self.num_steps:
+            return "num_steps"
+        return "early_stopping" if self.progress.evaluations_since_best > self.patience else None
+
+    def send_steps(self) -> None:
+        """Send some steps to the device, up to the next evaluation or checkpoint, and read the losses before them."""
+        progress, multiples = self.progress, (self.print_steps, self.checkpoint_steps or self.print_steps)
+        with self.clock.timing("steps"):
+            if self._slots is None:
+                batch = next(self._batches_after(progress.step))
+                # One slot needs no selection, and XLA would compile the step around it to other bits.
+                self._slots = max(2, min(self.steps_per_dispatch.slots(batch), self.print_steps))
+            count = min(
+                self.steps_per_dispatch.next(),
+                self._slots,
+                self.num_steps - progress.step,
+                steps_until_multiple(progress.step, multiples),
+            )
+            x, y = jax.device_put(stack_batches(self._batches, count, self._slots))
+            started = time.perf_counter()
+            progress.training, losses, norms = train_steps(
+                (x, y, self._dropout_key, jnp.int32(count)),
+                progress.training,
+                self.optimiser,
+                self.dataset.classification,
+            )
+            self._read_losses()
+            self._unread = (progress.step, count, losses, norms, started)
+            progress.step += count
+
+    def evaluation_due(self) -> bool:
+        """Whether training and validation set are evaluated now."""
+        return self.progress.step % self.print_steps == 0 or self.progress.step == self.num_steps
+
+    def checkpoint_due(self) -> bool:
+        """Whether the progress is saved now."""
+        saving = self.checkpoint_steps is not None and self.progress.step % self.checkpoint_steps == 0
+        return saving or self.evaluation_due()
+
+    def evaluate(self) -> None:
+        """Evaluate training and validation set, and keep the model if it is the best so far."""
+        self._finish_steps()
+        progress, data = self.progress, self.dataset
+        model, state, step = progress.training.model, progress.training.state, progress.step
+        with self.clock.timing("evaluation"):
+            train_results = self.measure("training set", data.train, step, model, state)
+            val_results = self.measure("validation set", data.validation, step, model, state)
+            error = _retrace_error(progress.training, data.train, self.batch_size) if self.retrace else None
+        rate = self.learning_rate
+        updates_before = max(step - progress.skipped - 1, 0)
+        seconds = self.clock.read()
+        evaluation = Evaluation(
+            step,
+            _mean(progress.losses),
+            *train_results,
+            *val_results,
+            float(rate(updates_before) if callable(rate) else rate),
+            _mean(progress.gradient_norms),
+            error,
+            *(seconds.total, seconds.steps, seconds.evaluation, seconds.compiling),
+        )
+        progress.add(evaluation, better=operator.gt if data.classification else operator.lt)
+        if self.on_evaluation is not None:
+            self.on_evaluation(evaluation)
+
+    def measure(self, name: str, split: Any, step: int, model: eqx.Module, state: eqx.nn.State) -> tuple[float, float]:
+        """Loss and metric of a split. Raises `NonFiniteLoss`."""
+        loss, metric = evaluate(
+            model, state, split, batch_size=self.batch_size, classification=self.dataset.classification
+        )
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(step, f"{name} loss", model, state)
+        return loss, metric
+
+    def save(self) -> None:
+        """Call `on_checkpoint`, unless it has been called after this step."""
+        self._finish_steps()
+        if self.on_checkpoint is not None and self._saved != self.progress.step:
+            self.clock.read()
+            self.on_checkpoint(self.progress)
+        self._saved = self.progress.step
+
+    def _batches_after(self, step: int):
+        train_set = self.dataset.train
+        position = train_set.position(step * self.batch_size)
+        return train_set.loop(self.batch_size, key=self._loader_key, position=position)
+
+    def _finish_steps(self) -> None:
+        with self.clock.timing("steps"):
+            self._read_losses()
+
+    def _read_losses(self) -> None:
+        """Wait for the steps that are sent but not read, if there are any, and record their losses."""
+        if self._unread is None:
+            return
+        (done, count, losses, norms, started), self._unread = self._unread, None
+        losses, norms = (np.asarray(values)[:count].tolist() for values in (losses, norms))
+        now = time.perf_counter()
+        self.steps_per_dispatch.measured(count, now - max(started, self._read_at))
+        self._read_at = now
+        for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=done + 1):
+            if math.isfinite(loss) and math.isfinite(norm):
+                self.progress.losses.append(loss)
+                self.progress.gradient_norms.append(norm)
+            elif self.progress.skipped < self.skip_nonfinite:
+                self.progress.skipped += 1
+            else:
+                raise self._failure(step, "gradient of the training loss" if math.isfinite(loss) else "training loss")
+            if self.on_step is not None:
+                self.on_step(step, loss)
+
+    def _failure(self, step: int, where: str) -> NonFiniteLoss:
+        """The error of a training step. The device still holds the state before it, with its number counted up."""
+        samples = self._batches_after(step - 1).draw()
+        batch = (*map(jnp.asarray, self.dataset.train.batch(samples)), self._dropout_key)
+        before = replace(self.progress.training, step=jnp.array(step - 1))
+        _, gradient = eqx.filter_jit(batch_gradient)(batch, before, self.dataset.classification)
+        rows = self.dataset.train.rows[samples].tolist()
+        return NonFiniteLoss(step, where, before.model, before.state, rows, gradient)
+
+
+def _mean(values: list[float]) -> float:
+    """The mean, summed exactly; not a number if every step was skipped."""
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _retrace_error(training: TrainingState, data: Any, batch_size: int) -> float:
+    """The largest of `retrace_errors` on the first training batch, in stored order."""
+    x, _ = data.batch(np.arange(min(batch_size, data.size)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RetraceWarning)  # the evaluation records it instead
+        model = eqx.nn.inference_mode(training.model)
+        return float(np.max(retrace_errors(model, training.state, jnp.asarray(x))))
+
+
+def _largest(tree: PyTree) -> str:
+    """Value and path of the number with the largest size in a tree; nan counts as the largest."""
+    sizes = {
+        jax.tree_util.keystr(path): float(np.max(np.abs(leaf)))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(eqx.filter(tree, eqx.is_inexact_array))
+    }
+    path = max(sizes, key=lambda path: math.inf if math.isnan(sizes[path]) else sizes[path])
+    return f"{sizes[path]:.3g} in {path}"
