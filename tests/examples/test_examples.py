@@ -64,7 +64,7 @@ def test_continuous_time_agrees_at_every_instant_and_learns(tmp_path, monkeypatc
     assert (tmp_path / "oscillators.gif").read_bytes().startswith(b"GIF8")
 
 
-def test_the_time_step_of_a_discretised_system_is_an_array(monkeypatch):
+def test_the_time_step_of_a_discretised_system_is_an_array(monkeypatch, x64):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     import continuous_time
     from oscillators import OSCILLATORS, PAIRS, Oscillators
