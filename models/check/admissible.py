@@ -33,7 +33,7 @@ class InadmissibleHamiltonian(InadmissibleSystem):
 
 def check_hamiltonian(
     hamiltonian: AbstractHamiltonian,
-    drives: Float[Array, "time ..."],
+    drives: Float[Array, "time *in"],
     *,
     n_osc: int | None = None,
     key: PRNGKeyArray | None = None,
@@ -170,7 +170,7 @@ def _where_from(owner: PyTree, method: str, array: Array) -> str:
 # Systems
 
 
-def check_system(system: AbstractSystem, inputs: Float[Array, "time in"], *, key: PRNGKeyArray | None = None) -> None:
+def check_system(system: AbstractSystem, inputs: Float[Array, "time *in"], *, key: PRNGKeyArray | None = None) -> None:
     """Raises `InadmissibleSystem` with every violated assumption about the ports and, as above, the Hamiltonian.
 
     About the ports: the readout is linear in the positions (plus what does not depend on them), both treat every step

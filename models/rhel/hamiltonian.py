@@ -88,8 +88,8 @@ def leapfrog(velocity: Callable, force: Callable, state: State, drive: PyTree) -
 
 
 def flow(
-    hamiltonian: AbstractHamiltonian, state: State, drives: Float[Array, "time osc"], scan: str = "sequential"
-) -> tuple[State, Float[Array, "time osc"]]:
+    hamiltonian: AbstractHamiltonian, state: State, drives: Float[Array, "time *osc"], scan: str = "sequential"
+) -> tuple[State, Float[Array, "time *osc"]]:
     """Carries a state through a sequence of drives; returns the final state and the position after every step.
 
     `scan` is "sequential", or, for a linear Hamiltonian, "associative".
