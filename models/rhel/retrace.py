@@ -31,7 +31,7 @@ def retrace_error(system: AbstractSystem, inputs: Float[Array, "time *in"]) -> F
     return miss(system.hamiltonian, rest_state(system, inputs), system.drive(inputs))
 
 
-def miss(hamiltonian: AbstractHamiltonian, start: State, drives: Float[Array, "time *osc"]) -> Float[Array, ""]:
+def miss(hamiltonian: AbstractHamiltonian, start: State, drives: Float[Array, "time *in"]) -> Float[Array, ""]:
     """How far the flow from `start` and back misses `start`, relative to the largest number on the way."""
     (q, p), positions = flow(hamiltonian, start, drives)
     scale = _largest(start, positions, p)
