@@ -119,5 +119,19 @@ def test_commands_name_scripts_and_flags_that_exist(monkeypatch, capsys):
         assert flags <= everywhere, page.name
 
 
+def test_the_layout_lists_every_module():
+    text = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
+    trees = "".join(block[2] for block in CODE.finditer(text))
+    listed, folder = set(), ""
+    for line in trees.splitlines():
+        name, *words = line.split()
+        folder = name if line[0] != " " else folder
+        if line[0] == " ":
+            listed |= {folder + word for word in (name, *words) if word.endswith(".py")}
+    folders = {path for path in re.findall(r"^(\S+/)", trees, re.M) if any(path in name for name in listed)}
+    modules = {f"{folder}{path.name}" for folder in folders for path in (ROOT / folder).glob("*.py")}
+    assert listed == {name for name in modules if not name.endswith("__init__.py")}
+
+
 def test_the_first_page_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
