@@ -346,7 +346,7 @@ def print_tolerances(tolerances, stride):
         sweep, row = SWEEPS[part], []
         for key in columns:
             values = found.get(key, {}).values()
-            cells = ["-" if x is None else f"{x:.2g}" + "*" * (x == sweep.strengths[::stride][-1]) for x in values]
+            cells = ["-" if x is None else f"{x:.2g}" + "*" * int(x == sweep.strengths[::stride][-1]) for x in values]
             row.append(f"{cells[0]} [{', '.join(cells[1:])}]" if cells else "")
         table.append([f"{sweep.title} ({sweep.label})", *row])
     print(aligned(table))

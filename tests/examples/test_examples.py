@@ -5,8 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from models.physics.continuous import Discretised, Problem
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,6 +62,23 @@ def test_continuous_time_agrees_at_every_instant_and_learns(tmp_path, monkeypatc
         "results.json",
     }
     assert (tmp_path / "oscillators.gif").read_bytes().startswith(b"GIF8")
+
+
+def test_the_time_step_of_a_discretised_system_is_an_array(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import continuous_time
+    from oscillators import OSCILLATORS, PAIRS, Oscillators
+
+    def discretised(hamiltonian, step):
+        assert isinstance(step, jax.Array)
+        return Discretised(hamiltonian, step)
+
+    ones = jnp.ones(OSCILLATORS)
+    oscillators = Oscillators(ones, ones, jnp.ones(len(PAIRS[0])))
+    problem = Problem(oscillators, lambda t: t * ones, lambda q, t: q @ q, (0 * ones, 0 * ones), 1.0)
+    monkeypatch.setattr(continuous_time, "Discretised", discretised)
+    gradient = continuous_time.discrete_gradient(problem, 3, "BPTT")
+    assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(gradient))
 
 
 @pytest.mark.slow
