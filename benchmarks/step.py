@@ -33,6 +33,7 @@ from common import tables
 from common.files import write_json
 from experiment_configs.schema import config_path, load_config
 from models import create_model
+from models.create import MODELS
 from models.rhel import BPTT, RHEL, ReversibleBPTT, with_learning_algorithm
 from train import TrainingState, adam, train_step
 
@@ -215,7 +216,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = result.add_argument
     add("--dataset_name", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="NAME", help=", ".join(SHAPES))
-    add("--model_name", nargs="+", choices=("LinHRU", "NonlinHRU"), default=["LinHRU", "NonlinHRU"])
+    add("--model_name", nargs="+", choices=MODELS, default=list(MODELS))
     algorithms = {"choices": ALGORITHMS, "default": list(ALGORITHMS), "help": ", ".join(ALGORITHMS)}
     add("--algorithm", nargs="+", metavar="NAME", **algorithms)
     add("--rounds", type=int, default=7, help="steps of each program, in turn")

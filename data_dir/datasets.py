@@ -1,6 +1,6 @@
 """A processed data set, split by seed, as three loaders."""
 
-import importlib.util
+import importlib.metadata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,9 +116,10 @@ def create_dataset(
     stored = ProcessedSet(_folder_of(data_dir, dataset_name))
     _check_request(stored, classification, split)
     class_names = label_map = mask = rows = None
+    step = 1
     if classification:
         data, labels, class_names = stored.classes()
-        arrays, output_step = {"": (data, labels)}, 1
+        arrays = {"": (data, labels)}
     else:
         arrays = stored.outputs()
         data, labels = next(iter(arrays.values()))
@@ -126,7 +127,7 @@ def create_dataset(
         rows = _split(stored, dataset_name, len(data), seed, split)
         mask = stored.mask(data.shape[:2])
     if not classification:
-        output_step = _output_step(stored.folder, data.shape[1], labels.shape[1], output_step)
+        step = _output_step(stored.folder, data.shape[1], labels.shape[1], output_step)
         arrays, label_map = _reachable(stored.folder, arrays)
     if standardise and mask is not None:
         raise DataError(
@@ -152,7 +153,7 @@ def create_dataset(
         class_names=class_names,
         mask=mask,
         label_scale=stored.label_scale({part: loaders[part].size for part in PARTS}),
-        output_step=output_step,
+        output_step=step,
         standardisation=standardisation,
         label_map=label_map,
         notes=tuple(_notes(data, labels if classification else None, mask, train_rows, seed, class_names, standardise)),
@@ -260,9 +261,9 @@ def _folder_of(data_dir: str | Path, name: str) -> Path:
     if folders:
         return folders[0]
     if name in BUNDLED:
-        # find_spec looks without importing.
-        package = Path(importlib.util.find_spec("sktime").origin).parent
-        train, test = (package / "datasets" / "data" / name / f"{name}_{part}.ts" for part in ("TRAIN", "TEST"))
+        package = importlib.metadata.distribution("sktime")  # Importing sktime takes seconds.
+        raw = Path(str(package.locate_file("sktime"))) / "datasets" / "data" / name
+        train, test = (raw / f"{name}_{part}.ts" for part in ("TRAIN", "TEST"))
         process_dataset(name, train, test, data_dir, keep=is_dataset)
         return processed / COLLECTION / name
     raise DataError(_how_to_get(data_dir, name))

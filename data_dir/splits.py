@@ -1,16 +1,17 @@
 """Which stored rows train, validate and test: drawn by seed, as the archive cut the set, or as an index file says."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from common.files import replacing
 from data_dir.storage import DataError, read_json
 
-PARTS = ("train", "validation", "test")
+PARTS: tuple[str, ...] = ("train", "validation", "test")
 PUBLISHED_SEEDS = (2345, 3456, 4567, 5678, 6789)
 
 Split = dict[str, np.ndarray]
@@ -54,7 +55,7 @@ def split_as_original(original_idxs: Sequence[np.ndarray], n: int, seed: int) ->
     return checked_split(split, n)
 
 
-def checked_split(parts: dict[str, Iterable[int]], n: int, may_be_empty: Sequence[str] = ()) -> Split:
+def checked_split(parts: Mapping[str, ArrayLike], n: int, may_be_empty: Sequence[str] = ()) -> Split:
     """The parts as int64 arrays. Raises DataError if they are not distinct rows of ``n``, or if one is empty."""
     if set(parts) != set(PARTS):
         raise DataError(f"parts {sorted(parts)}; needed are {', '.join(PARTS)}.")

@@ -54,8 +54,8 @@ class Option:
     """
 
     purpose: str = ""
-    above: float = -math.inf
-    below: float = math.inf
+    above: int | float = -math.inf
+    below: int | float = math.inf
     algorithms: tuple[str, ...] = ()
     kind: type = bool
     default: Any = None

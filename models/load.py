@@ -16,7 +16,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -239,7 +239,7 @@ def _structure(path: Path, record: dict, unit: type[AbstractHRULayer] | None):
         raise RunError(f"{path}: describes no model ({error})") from None
 
 
-def _read_leaves(file: BinaryIO, like):
+def _read_leaves(file: io.BytesIO, like):
     """The inverse of `equinox.tree_serialise_leaves`, which writes the leaves in their order, each as an npy file.
 
     `equinox.tree_deserialise_leaves` would take numbers that are no arrays from the file, whatever the config says. A
@@ -265,7 +265,7 @@ def _read_leaves(file: BinaryIO, like):
     raise _Mismatch(mismatches[max(mismatches)])
 
 
-def _read_leaf(file: BinaryIO, leaf):
+def _read_leaf(file: io.BytesIO, leaf):
     """An array of the shape and type of `leaf`; or `leaf` itself, which has to be the same number in the file."""
     is_array = isinstance(leaf, jax.ShapeDtypeStruct)
     if not (is_array or eqx.is_array_like(leaf)):

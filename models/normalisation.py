@@ -1,4 +1,4 @@
-"""Batch normalisation, without a gain or a bias of its own, and a system whose inputs are standardised on their way in.
+"""Batch normalisation without gain and bias, and a system that standardises its inputs.
 
 Legend: L steps, H features.
 """
@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from typing_extensions import override
 
 from .rhel.batching import batched_at_once
 from .rhel.system import AbstractSystem
@@ -31,42 +32,42 @@ def _standardise(standardisation, x):
 
 
 class Standardised(AbstractSystem):
-    """A system that sees standardised inputs. They are made where they are used, a stretch at a time, never kept."""
+    """A system with standardised inputs. It computes them a stretch at a time, and never keeps them all."""
 
     system: AbstractSystem
     standardisation: Standardisation
 
     @property
+    @override
     def hamiltonian(self):
-        """The Hamiltonian of the system."""
         return self.system.hamiltonian
 
+    @override
     def position_shape(self, drive_shape):
-        """As of the system."""
         return self.system.position_shape(drive_shape)
 
+    @override
     def drive(self, inputs):
-        """Drives of the standardised inputs."""
         return self.system.drive(self.standardisation(inputs))
 
+    @override
     def readout(self, positions, inputs):
-        """Outputs of the positions and the standardised inputs."""
         return self.system.readout(positions, self.standardisation(inputs))
 
 
 def standardised(system: AbstractSystem, standardisation: Standardisation | None) -> AbstractSystem:
-    """The system as it is, or `Standardised` where there is a standardisation."""
+    """The system with standardised inputs, or the same system if there is no standardisation."""
     return system if standardisation is None else Standardised(system, standardisation)
 
 
 class BatchNorm(eqx.Module):
     """Mean and scale of every feature, over the steps of all sequences of a batch; in inference, over past batches.
 
-    - "batch": in training the moments of the batch at hand; in inference their running average, free of the bias that
-      its start would give it. (`equinox.nn.BatchNorm` starts the variance at one and divides by the same factor, which
-      leaves it too large for the first few hundred steps.)
-    - "ema": the running average in both, begun with the first batch, as `equinox.nn.BatchNorm` has it. In training the
-      batch at hand is part of it, and the gradient passes through that part.
+    - "batch": in training the moments of the current batch; in inference their running average, corrected for its
+      start at zero. (`equinox.nn.BatchNorm` starts the variance at one and divides by the same factor, which leaves it
+      too large for the first few hundred steps.)
+    - "ema": the running average in training and in inference, started with the first batch, as in
+      `equinox.nn.BatchNorm`. In training it includes the current batch, and the gradient passes through this part.
 
     In inference before any training, mean 0 and variance 1.
     """
@@ -94,7 +95,7 @@ class BatchNorm(eqx.Module):
         self.mode, self.axis_name, self.momentum, self.eps = mode, axis_name, momentum, eps
 
     def __call__(self, x: Float[Array, "L H"], state: eqx.nn.State) -> tuple[Standardisation, eqx.nn.State]:
-        """What standardises the features, and the state with the moments of this batch in it."""
+        """The standardisation of the features, and the state updated with the moments of this batch."""
         count, past = state.get(self.count), state.get(self.moments)
         if self.inference:
             known = 1 - self.momentum**count if self.mode == "batch" else 1

@@ -1,36 +1,40 @@
-"""--overwrite over several runs: which of them the command has begun anew, so that a second sitting keeps them.
+"""--overwrite over several runs: a second start of the same command keeps the runs that the first start has made.
 
-The folders are lines of a file, OUTPUT_PARENT_DIR/.overwrite_<hash of the command>. The file goes when the command
-ends; it stays if the command is stopped or killed.
+When a run is cleared, the key of the command is written into its folder, as .overwrite. The files are removed when the
+command ends; they stay if it is stopped or killed. They are read and written under the lock of the run, so that
+two processes of one command never clear each other's runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from experiment_configs.schema import ExperimentConfig
-from runs.facts import hash_of, precision
+from common.files import replacing
+from runs.folder import OVERWRITE, clear
+from runs.identity import sha256_of_json
 
 
 class Overwriting:
-    """The folders that a command of these configs clears, and those that it has begun anew in an earlier sitting."""
+    """One --overwrite command. Its key is the hash of `identities`, one for each run, and of the program's commit."""
 
-    def __init__(self, configs: Sequence[ExperimentConfig]):
-        command = {"configs": [config.model_dump(mode="json") for config in configs], "precision": precision()}
-        self.path = Path(configs[0].output_parent_dir) / f".overwrite_{hash_of(command)[:16]}"
-        try:
-            self.begun = set(map(Path, self.path.read_text(encoding="utf-8").splitlines()))
-        except (OSError, ValueError):
-            self.begun = set()
+    def __init__(self, identities: Iterable[dict], commit: str | None):
+        self.key = sha256_of_json({"runs": list(identities), "commit": commit})
 
-    def add(self, folder: Path) -> None:
-        """Note that a folder was cleared."""
-        self.begun.add(folder)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(f"{folder}\n")
+    def has_begun(self, folder: Path) -> bool:
+        """Whether this command has cleared the folder already, now or in an earlier process."""
+        with suppress(OSError, ValueError):
+            return (folder / OVERWRITE).read_text(encoding="utf-8") == self.key
+        return False
 
-    def end(self) -> None:
-        """The command has ended: the next one starts all runs anew."""
-        with suppress(OSError):
-            self.path.unlink()
+    def begin(self, folder: Path) -> None:
+        """Clear a folder, once. The caller holds the lock of the folder."""
+        if not self.has_begun(folder):
+            clear(folder)
+            with replacing(folder / OVERWRITE) as temporary:
+                temporary.write_text(self.key, encoding="utf-8")
+
+    def end(self, folders: Iterable[Path]) -> None:
+        """The command has ended: the next one starts all its runs anew."""
+        for folder in folders:
+            if self.has_begun(folder):
+                (folder / OVERWRITE).unlink(missing_ok=True)

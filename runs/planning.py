@@ -1,4 +1,4 @@
-"""What a training would take, before it is begun: memory, disk and time. Nothing is kept, printed or written."""
+"""The memory, disk and time that a training would take. Prints and writes nothing."""
 
 import io
 import math
@@ -12,10 +12,9 @@ from jaxtyping import PRNGKeyArray
 
 import train
 from data_dir.dataloaders import Dataloader
-from data_dir.datasets import BY_SEED, ORIGINAL, Dataset, create_dataset
-from experiment_configs.schema import ConfigError, ExperimentConfig
+from data_dir.datasets import Dataset, create_dataset
+from experiment_configs.schema import ExperimentConfig
 from models import create_model
-from runs import run as runs
 from training import dispatch
 from training.dispatch import stack_batches
 from training.steps import copied
@@ -31,47 +30,20 @@ class Plan(NamedTuple):
     """What the runs of a config take; times are in seconds, sizes in bytes."""
 
     config: ExperimentConfig
-    runs: int  # that are still to be done
+    runs: int  # to be made
     parameters: int
     temporaries: int  # working memory of a step, by XLA's own analysis
-    arguments: int  # what a step is given: model, state, optimiser and batch
-    disk: int  # of all runs to be done
+    arguments: int  # the arguments of a step: model, state, optimiser and batch
+    disk: int  # of all these runs
     per_1000_steps: float
     longest: float  # all runs, each with all its steps and evaluations: no early stopping
 
 
-class CheckedData(NamedTuple):
-    """What is known of a data set before anything is trained."""
-
-    output_step: int
-    lines: list[str]  # its shape, and what is odd about it
-
-
-def check_data(config: ExperimentConfig) -> CheckedData:
-    """Refuse a config whose data cannot be had, or whose batch is larger than the training part, for any of its seeds.
-
-    **Raises:** `DataError` or `ConfigError`.
-    """
-    # The sizes of a part depend on the seed in an index file alone; which classes it has, on every seed.
-    alike = config.split in (BY_SEED, ORIGINAL) and not config.classification
-    notes = {}
-    for seed in config.seeds[:1] if alike else config.seeds:
-        dataset = create_dataset(seed=seed, **config.data_options() | {"inmemory": False})
-        notes |= dict.fromkeys(dataset.notes)
-        if config.batch_size > dataset.train.size:
-            raise ConfigError(
-                f"batch_size {config.batch_size}: must not exceed the {dataset.train.size} samples of the training "
-                f"part of {config.dataset_name}"
-            )
-    return CheckedData(dataset.output_step, [dataset.describe(), *(f"{config.dataset_name}: {note}" for note in notes)])
-
-
-def plan(config: ExperimentConfig, *, overwrite: bool = False) -> Plan:
-    """Compile a step, time some, and tell what all runs of the config would take that are not finished.
+def plan(config: ExperimentConfig, *, runs: int) -> Plan:
+    """Compile a step, time some steps, and estimate what so many runs of the config would take.
 
     **Raises:** `DataError` and `ConfigError` as a run does.
     """
-    seeds = [seed for seed in config.seeds if overwrite or runs.finished_result(runs.run_folder(config, seed)) is None]
     seed = config.seeds[0]
     dataset = create_dataset(seed=seed, **config.data_options())
     config = config.completed(dataset.output_step)
@@ -86,13 +58,13 @@ def plan(config: ExperimentConfig, *, overwrite: bool = False) -> Plan:
     disk = saved.tell() + evaluations * BYTES_PER_EVALUATION + BYTES_OF_OTHER_FILES
     return Plan(
         config=config,
-        runs=len(seeds),
+        runs=runs,
         parameters=train.count_parameters(model),
         temporaries=memory.temp_size_in_bytes,
         arguments=memory.argument_size_in_bytes,
-        disk=len(seeds) * disk,
+        disk=runs * disk,
         per_1000_steps=1000 * per_step,
-        longest=len(seeds) * longest,
+        longest=runs * longest,
     )
 
 

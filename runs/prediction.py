@@ -27,8 +27,9 @@ from data_dir.processing.readers import read_raw
 from data_dir.storage import DataError
 from experiment_configs.schema import ExperimentConfig, validate
 from models.load import RunError, load_trained, of_raw_series, read_record
-from runs import run as runs
-from runs.facts import data_differences, data_facts
+from runs import folder as files
+from runs.identity import data_hashes, hash_differences
+from runs.record import data_record
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,12 @@ class Reproduction(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What was written where. `path` is a CSV file with one row per series."""
+    """A CSV file with one row per series; `warning` says what a reader of the file must know."""
 
     run: KeptRun
     path: Path
     series: int
+    warning: str | None
 
 
 def evaluate_run(
@@ -131,7 +133,7 @@ def predict_file(
         series = _opened_series(file, run)
         with replacing(output) as temporary, open(temporary, "w", encoding="utf-8", newline="") as table:
             csv.writer(table, lineterminator="\n").writerows(_rows(run, predictions(run, series, file)))
-    return Predictions(run, output, len(series))
+    return Predictions(run, output, len(series), _warning(run))
 
 
 def predictions(run: KeptRun, series: np.ndarray, file: Path) -> Iterator[Float[np.ndarray, " outputs"]]:
@@ -174,31 +176,31 @@ def _kept_run(folder: str | Path, own_units: bool):
     """Within the block jax has the precision of the run."""
     folder = Path(folder)
     record = read_record(folder)
-    config = validate(record["config"], source=str(folder / runs.CONFIG), own_units=own_units)
+    config = validate(record["config"], source=str(folder / files.CONFIG), own_units=own_units)
     with jax.enable_x64(record["precision"] == "float64"):
         trained, state = load_trained(folder, unit=config.unit_class)
         trained = eqx.nn.inference_mode(trained)
-        model = of_raw_series(trained, record, folder / runs.CONFIG)
+        model = of_raw_series(trained, record, folder / files.CONFIG)
         yield KeptRun(folder, record, config, trained, model, state)
 
 
 def _recorded(folder: Path, part: str) -> Measured:
     """From result.json, and for the other parts from the line of metrics.jsonl that belongs to the best step."""
-    result = runs.finished_result(folder)
+    result = files.finished_result(folder)
     if result is None:
-        raise RunError(f"{folder / runs.RESULT}: no result of a completed run; run it again")
+        raise RunError(f"{folder / files.RESULT}: no result of a completed run; run it again")
     prefix = {"train": "train", "validation": "val", "test": "test"}[part]
     try:
         found = result
         if part != "test":
-            lines = map(json.loads, (folder / runs.METRICS).read_text(encoding="utf-8").splitlines())
+            lines = map(json.loads, (folder / files.METRICS).read_text(encoding="utf-8").splitlines())
             found = next(line for line in lines if line["step"] == result["best_step"])
         return Measured(
             float(found[f"{prefix}_metric"]), float(found[f"{prefix}_loss"]), found.get(f"{prefix}_outputs_sha256")
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
         raise RunError(
-            f"{folder}: neither {runs.RESULT} nor {runs.METRICS} has the {prefix}_metric of the best step and its loss"
+            f"{folder}: {files.RESULT} or {files.METRICS} lacks {prefix}_metric or {prefix}_loss of the best step"
         ) from None
 
 
@@ -212,10 +214,10 @@ def _dataset(run: KeptRun, data_dir: str | None) -> Dataset:
             f"{options['data_dir']}: no such folder, but the data of {run.folder} lay there. --data_dir "
             "names another folder."
         )
-    if (run.folder / runs.SPLIT).exists():
-        options["split"] = str(run.folder / runs.SPLIT)
+    if (run.folder / files.SPLIT).exists():
+        options["split"] = str(run.folder / files.SPLIT)
     dataset = create_dataset(seed=run.record["seed"], **options)
-    recorded, found = run.record["data"], runs.data_record(dataset)
+    recorded, found = run.record["data"], data_record(dataset)
 
     def require_same(*names):
         for name in names:
@@ -228,11 +230,11 @@ def _dataset(run: KeptRun, data_dir: str | None) -> Dataset:
                 )
 
     require_same("data_dim", "label_dim", "length", "class_names")
-    now = data_facts(dataset)
+    now = data_hashes(dataset)
     there = {name: recorded.get(name, now[name]) for name in now}  # runs of earlier versions recorded none
-    if there["split_sha256"] != now["split_sha256"] and (run.folder / runs.SPLIT).exists():
-        raise RunError(f"{run.folder / runs.SPLIT}: was changed: its rows are not those that the run used")
-    different = data_differences(there, now)
+    if there["split_sha256"] != now["split_sha256"] and (run.folder / files.SPLIT).exists():
+        raise RunError(f"{run.folder / files.SPLIT}: was changed: its rows are not those that the run used")
+    different = hash_differences(there, now)
     if different:
         raise DataError(
             f"{dataset.name} in {options['data_dir']}: the run {run.folder} was trained on other data "
@@ -261,6 +263,17 @@ def _opened_series(file: Path, run: KeptRun) -> np.ndarray:
             f"trained on {length} steps and {channels} channels."
         )
     return series
+
+
+def _warning(run: KeptRun) -> str | None:
+    data = run.record["data"]
+    # Versions that recorded no hash gave no names to classes that are whole numbers in the files.
+    if not run.config.classification or data.get("class_names") is not None or "sha256" in data:
+        return None
+    return (
+        f"{run.folder}: an earlier version of this program made the run and recorded no class names. The classes are "
+        "numbered from 0 in the order of their labels; labels such as 1..5 are not what the table shows"
+    )
 
 
 def _rows(run: KeptRun, outputs: Iterable[Float[np.ndarray, " outputs"]]):

@@ -3,23 +3,26 @@
 import errno
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
 
 class _Forgiving:
-    """A text stream. What cannot be written is lost, and from then on everything is."""
+    """A text stream whose writes never raise. Once a write has failed, `lost` is True and later writes are dropped."""
 
-    def __init__(self, stream):
+    def __init__(self, stream: TextIO, *, lost: bool = False):
         self._stream = stream
+        self.lost = lost
 
     def write(self, text: str) -> int:
-        """As that of a stream."""
         self._attempt(self._stream.write, text)
         return len(text)
 
+    def writelines(self, lines: Iterable[str]) -> None:
+        self._attempt(self._stream.writelines, lines)
+
     def flush(self) -> None:
-        """As that of a stream."""
         self._attempt(self._stream.flush)
 
     def _attempt(self, do, *arguments):
@@ -27,19 +30,18 @@ class _Forgiving:
             do(*arguments)
         except OSError as error:
             if error.errno != errno.EAGAIN:
-                self._lose()
-        except ValueError:  # it is closed
-            pass
+                self._drop_the_rest()
+        except ValueError:  # the stream is closed
+            self.lost = True
 
-    def _lose(self):
-        """Python keeps what it could not write, and tries again at its end: let it go."""
-        try:
+    def _drop_the_rest(self):
+        """Python keeps what it could not write, and writes it again at exit: send it to the null device."""
+        self.lost = True
+        with suppress(OSError, ValueError):  # a stream without a descriptor, or a closed one
             descriptor = self._stream.fileno()
-        except (OSError, ValueError):  # no file of the system, or a closed one
-            return
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, descriptor)
-        os.close(nowhere)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, descriptor)
+            os.close(null)
 
     def __getattr__(self, name):
         return getattr(self._stream, name)
@@ -47,27 +49,39 @@ class _Forgiving:
 
 @contextmanager
 def forgiving() -> Iterator[None]:
-    """Within the block, nothing that is printed raises; a letter that the encoding lacks is shown as its number."""
+    """Within the block, printing never raises; a letter that the encoding lacks is shown as its number."""
+    closed = {name for name in ("stdout", "stderr") if getattr(sys, name) is None}
     _open_all()
     before = sys.stdout, sys.stderr
-    for stream in before:
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    sys.stdout, sys.stderr = map(_Forgiving, before)
+    errors = {stream: stream.errors for stream in before if hasattr(stream, "reconfigure")}
+    for stream in errors:
+        stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = (
+        _Forgiving(stream, lost=name in closed) for name, stream in zip(("stdout", "stderr"), before, strict=True)
+    )
     try:
         yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = before
+        for stream, setting in errors.items():
+            with suppress(ValueError):  # the stream was closed in the meantime
+                stream.reconfigure(errors=setting)
+
+
+def output_is_lost() -> bool:
+    """Whether anything printed to stdout within `forgiving` was lost."""
+    sys.stdout.flush()
+    return getattr(sys.stdout, "lost", False)
 
 
 def _open_all() -> None:
-    """A descriptor that is closed would be given to the next file, and what a library prints would land there."""
+    """Open the null device in place of a closed descriptor, or the next file would get it and what libraries print."""
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # the system takes the lowest free number
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115 (it stays open)

@@ -4,6 +4,7 @@ import os
 import tempfile
 
 import jax
+import jaxtyping
 import pytest
 from small_experiments import HERE, REGRESSION, write_config, write_dataset
 
@@ -42,6 +43,14 @@ def _nothing_compiled_is_kept():
     """A process has a limited number of memory maps, and every compiled program takes some. The folder keeps it."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def unchecked_types():
+    """Annotations are not compared with arguments, where the code's own refusal of a wrong type is the claim."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

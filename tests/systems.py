@@ -25,6 +25,18 @@ class CoupledPendulums(AbstractHamiltonian):
         return jnp.mean(self.step) * (jnp.sum(1 - jnp.cos(q)) + 0.5 * q @ stiffness @ q - q @ drive)
 
 
+class Springs(AbstractHamiltonian):
+    """Harmonic oscillators whose energies a test replaces or adds to."""
+
+    k: jax.Array
+
+    def kinetic(self, p):
+        return 0.05 * jnp.sum(p**2)
+
+    def potential(self, q, drive):
+        return jnp.sum(0.1 * (0.5 * self.k * q**2 - q * drive))
+
+
 class PlainSaturatingOscillators(AbstractHamiltonian):
     """The oscillators of Eq. 18 written by their energies alone."""
 

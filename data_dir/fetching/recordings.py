@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 from zipfile import ZipFile
 
 from common.folders import scratch_folder
@@ -66,14 +66,14 @@ def opened_source(path: Path) -> Iterator[dict[int, Pickle]]:
 
 
 def _members(path: Path, zip_file: ZipFile) -> dict[int, Pickle]:
-    ends = {(f"S{i}", f"S{i}.pkl"): i for i in SUBJECTS}
+    ends: dict[tuple[str, ...], int] = {(f"S{i}", f"S{i}.pkl"): i for i in SUBJECTS}
     members = {ends.get(PurePosixPath(member).parts[-2:]): member for member in zip_file.namelist()}
     labels = {i: f"{path}, member {member}" for i, member in members.items() if i is not None}
     return {i: Pickle(label, partial(_opened_member, zip_file, members[i], label)) for i, label in labels.items()}
 
 
 @contextmanager
-def _opened_member(zip_file: ZipFile, member: str, label: str) -> Iterator[BinaryIO]:
+def _opened_member(zip_file: ZipFile, member: str, label: str) -> Iterator[IO[bytes]]:
     if zip_file.getinfo(member).file_size > MAX_PICKLE_BYTES:
         raise DataError(f"{label}: unpacks to over {MAX_PICKLE_BYTES} bytes.")
     with zip_file.open(member) as file:

@@ -110,21 +110,21 @@ class ZipSource:
         from requests import HTTPError, RequestException  # slow to import, and only downloads need it
 
         download = pooch.HTTPDownloader(progressbar=show_progress, chunk_size=2**18, timeout=self.timeout_s)
-        for attempt in range(1, self.attempts + 1):
+        for attempts_left in reversed(range(self.attempts)):
             try:
                 download(url, str(target), None)
                 return
             except RequestException as error:
-                failure, reason = error, _reason(error)
-                if isinstance(error, HTTPError):
-                    response = error.response
+                reason = _reason(error)
+                response = error.response if isinstance(error, HTTPError) else None
+                if response is not None:
                     response.close()  # The body is a stream that was not read.
                     reason = f"the server answered {response.status_code} {response.reason}"
                     if response.status_code < 500:  # The answer would be the same again.
                         raise DataError(f"{url}: {reason}.") from error
-            if attempt < self.attempts:
-                time.sleep(self.pause_s)
-        raise Unreachable(f"{url}: {reason}.") from failure
+                if not attempts_left:
+                    raise Unreachable(f"{url}: {reason}.") from error
+            time.sleep(self.pause_s)
 
 
 def _reason(error: BaseException) -> str:

@@ -42,19 +42,16 @@ def merge(train: RawSeries, test: RawSeries, *, unequal_length: str = REFUSE, mi
     Of equal series the first stays, with its label; a series in both files counts as train. Series of unequal length
     are refused or padded with zeros at the end. Missing values are refused or imputed: by linear interpolation within
     the channel, and by the nearest value at its ends. Raises DataError if anything is refused, if a channel has no
-    value at all, and if there are fewer than two classes. Class numbers follow scikit-learn's LabelEncoder.
+    value at all, and if there are fewer than two classes. Classes are numbered in the order of their names.
     """
-    from sklearn.preprocessing import LabelEncoder  # slow to import, and only new sets need it
-
     rows, lengths = _together(train, test, unequal_length)
     n_missing = train.missing + test.missing
     if n_missing and missing != IMPUTE:
         raise DataError(f"{n_missing} values are missing. --missing impute interpolates them.")
     if n_missing:
         _impute(rows, lengths)
-    encoder = LabelEncoder()
-    classes = encoder.fit_transform(np.concatenate([train.labels, test.labels]))
-    class_names = [str(name) for name in encoder.classes_]
+    names, classes = np.unique(np.concatenate([train.labels, test.labels]), return_inverse=True)
+    class_names = names.tolist()
     if len(class_names) < 2:
         raise DataError(f"all series have the label {class_names[0]!r}; a set needs two classes at least.")
 

@@ -84,12 +84,12 @@ def _scaled(values: np.ndarray, what: str) -> tuple[np.ndarray, tuple[float, flo
     return 2 * (values - low) / (high - low) - 1, (low, high)
 
 
-def order_of(subject: int, seed: int) -> tuple[str, str, str]:
+def order_of(subject: int, seed: int) -> tuple[str, ...]:
     """The order of the three pieces in a subject's recording, which depends on seed and subject alone."""
     return ORDERS[int(np.random.default_rng([seed, subject]).integers(len(ORDERS)))]
 
 
-def pieces(n: int, order: tuple[str, str, str]) -> dict[str, tuple[int, int]]:
+def pieces(n: int, order: tuple[str, ...]) -> dict[str, tuple[int, int]]:
     """Cuts ``n`` labels into contiguous pieces of 70 % (train), 15 % (validation) and the rest (test), in ``order``.
 
     Returns (first label, last label + 1) of each part.

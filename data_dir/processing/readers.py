@@ -21,14 +21,14 @@ class RawSeries:
     """The series of one file.
 
     ``data`` (n, L, C) float32, with NaN for missing values and for the time steps after the end of a series;
-    ``lengths`` (n,) counts the steps of each; ``labels`` (n,) are the class names as text, None if they were not asked
+    ``lengths`` (n,) counts the steps of each; ``labels`` (n,) are the class names as text, (0,) if they were not asked
     for; ``missing`` counts the missing values within the series; ``header_differs`` are sentences about wrong counts in
     the header.
     """
 
     data: np.ndarray
     lengths: np.ndarray
-    labels: np.ndarray | None
+    labels: np.ndarray
     missing: int
     header_differs: list[str] = field(default_factory=list)
 
@@ -97,7 +97,7 @@ def read_raw(path: Path, *, labelled: bool = True) -> RawSeries:
         if is_arff:
             data, lengths = _without_end(data)
         missing = _checked(data, lengths)
-        names = _class_names(labels, header.names) if labelled else None
+        names = _class_names(labels, header.names) if labelled else np.empty(0, dtype=str)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except (ValueError, OSError) as error:  # Text that is not UTF-8, words where numbers are needed.

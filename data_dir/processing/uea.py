@@ -95,7 +95,7 @@ def process_dataset(
             ],
             "versions": {
                 "python": platform.python_version(),
-                **{package: version(package) for package in ("numpy", "sktime", "scikit-learn")},
+                **{package: version(package) for package in ("numpy", "sktime")},
             },
         }
         write_json(folder / "dataset.json", info)

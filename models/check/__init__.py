@@ -1,4 +1,4 @@
-"""Checks for a Hamiltonian or a model of one's own: is it admissible, is its gradient right, does its echo return?"""
+"""Checks for your own Hamiltonian or model: is it admissible, is its gradient right, does its echo return?"""
 
 from typing import NamedTuple
 
@@ -63,9 +63,9 @@ class GradientCheck(NamedTuple):
 
 
 LIMITS = GradientCheck(rhel=1e-2, rhel_float64=1e-5, finite_differences=1e-3)
-"""The errors up to which `check_gradient` accepts a gradient; with finite nudges 1e-2 in float64, too."""
+"""The errors up to which `check_gradient` accepts a gradient. With finite nudges the limit in float64 is 1e-2, too."""
 
-WAYS_OUT = GradientCheck(
+WAYS_OUT = dict(
     rhel="in this precision rounding is amplified: make the time step smaller, or compute in float64",
     rhel_float64="the echoes do not give the gradient: nudge with a smaller epsilon, or write the contrasts in closed "
     "form; mend those whose derivatives differ from those of the energies",
@@ -84,7 +84,7 @@ class WrongGradient(ValueError):
 
 def check_gradient(
     hamiltonian: AbstractHamiltonian,
-    drives: Float[Array, "time osc"],
+    drives: Float[Array, "time ..."],
     *,
     epsilon: float | None = None,
     literal: bool = False,
@@ -94,10 +94,10 @@ def check_gradient(
 ) -> dict[str, GradientCheck]:
     """Compares RHEL, reverse mode and finite differences on two linear losses of all positions.
 
-    The incoming gradients of one loss are random in time; those of the other are the same at every step, as the mean
-    over time makes them. Returns the errors by leaf: the arrays of the Hamiltonian, and "drives". They are relative to
-    the norm of the leaf, or to 1e3 roundings of the whole gradient (1e6 in float64) if these are larger. Works whether
-    or not jax is in 64-bit mode.
+    The incoming gradients of one loss are random in time. The incoming gradients of the other are the same at every
+    step, as for a mean over time. Returns the errors by leaf: the arrays of the Hamiltonian, and "drives". They are
+    relative to the norm of the leaf, or to 1e3 roundings of the whole gradient (1e6 in float64) if these are larger.
+    Works whether or not jax is in 64-bit mode.
 
     `n_osc` as in `models.evolve`. Raises `InadmissibleHamiltonian` where `check_hamiltonian` does, and `WrongGradient`
     where an error exceeds `LIMITS`. `strict=False` raises neither and returns the numbers.
@@ -131,8 +131,8 @@ def check_gradient(
             floor=1e-6 * _norm(total),
         )
     errors = [
-        np.max([_errors(*pair, share) for pair in zip(found, reference, strict=True)], axis=0)
-        for found, share in ((narrow, 1e3 * resolution), (wide, 1e6 * 2.0**-52))
+        np.max([_errors(*pair, share) for pair in zip(gradients, reference, strict=True)], axis=0)
+        for gradients, share in ((narrow, 1e3 * resolution), (wide, 1e6 * 2.0**-52))
     ]
     names = [
         jax.tree_util.keystr(path).replace("[0].", "", 1).replace("[1]", "drives")
@@ -151,7 +151,7 @@ def _norm(tree):
 
 
 def _errors(tree, reference, share):
-    """Relative error of every leaf. A leaf that should be zero has some roundings of the whole gradient."""
+    """Relative error of every leaf. The floor is for leaves whose gradient is zero up to rounding."""
     floor = share * _norm(reference)
     errors = []
     for leaf, wanted in zip(jax.tree.leaves(tree), jax.tree.leaves(reference), strict=True):
@@ -161,12 +161,12 @@ def _errors(tree, reference, share):
 
 
 def _refused(name, errors, limits):
-    """What exceeds the limits: of every kind of error the leaves concerned, and the way out."""
+    """Errors above the limits: for every kind of error the leaves, and the way out."""
     reasons = []
-    for kind, limit, way_out in zip(GradientCheck._fields, limits, WAYS_OUT, strict=True):
+    for kind, limit in limits._asdict().items():
         bad = {leaf: getattr(error, kind) for leaf, error in errors.items() if not getattr(error, kind) <= limit}
         # An echo that is wrong in float64 is wrong in every precision.
         if bad and not (kind == "rhel" and any(not error.rhel_float64 <= limit for error in errors.values())):
             leaves = ", ".join(f"{leaf} {error:.1e}" for leaf, error in bad.items())
-            reasons.append(f"the gradient of {name} has an error ({kind}) above {limit:g}, {leaves}: {way_out}")
+            reasons.append(f"the gradient of {name} has an error ({kind}) above {limit:g}, {leaves}: {WAYS_OUT[kind]}")
     return reasons

@@ -1,6 +1,6 @@
-"""Does the echo apply to a Hamiltonian, or to a system? Whatever does not, every reason comes with a way out.
+"""Does the echo apply to a Hamiltonian, or to a system? Every reason against it comes with a way out.
 
-The form is read from the fields and from traces of the energies; what needs numbers is in `models.check.sampled`.
+This file reads the form from the fields and from traces of the energies. `models.check.sampled` checks with numbers.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from .sampled import AGREES, CHECKS, first, not_finite, sampled, worst
 
 
 class InadmissibleSystem(ValueError):
-    """A system to which the echo does not apply. `reasons`: what fails, each with what to change."""
+    """A system to which the echo does not apply. `reasons`: every violation, with the change that mends it."""
 
     def __init__(self, reasons: list[str]):
         self.reasons = list(reasons)
@@ -28,12 +28,12 @@ class InadmissibleSystem(ValueError):
 
 
 class InadmissibleHamiltonian(InadmissibleSystem):
-    """A Hamiltonian to which the echo does not apply. `reasons`: what fails, each with what to change."""
+    """A Hamiltonian to which the echo does not apply."""
 
 
 def check_hamiltonian(
     hamiltonian: AbstractHamiltonian,
-    drives: Float[Array, "time osc"],
+    drives: Float[Array, "time ..."],
     *,
     n_osc: int | None = None,
     key: PRNGKeyArray | None = None,
@@ -51,7 +51,7 @@ def check_hamiltonian(
 
 
 def _wrong_form(system: AbstractSystem, inputs: Array) -> list[str]:
-    """What the first of these finds that finds anything: the later ones rely on the earlier."""
+    """The violations of the first check that fails. The later checks rely on the earlier ones."""
     for look in (_fields, _drives, _energies, _captured, _finite_drives):
         if reasons := list(look(system.hamiltonian, system, inputs)):
             return reasons
@@ -64,9 +64,7 @@ def _wrong_numbers(system: AbstractSystem, inputs: Array, key: PRNGKeyArray) -> 
         system, inputs = to_float64((system, inputs))
         samples, reasons = sampled(system.hamiltonian, system.drive(inputs), shape, key)
         reasons += not_finite(samples) if samples else []
-        if reasons:
-            return reasons
-        return [f"{reason}: {check.way_out}" for check in CHECKS for reason in check.violations(samples)]
+        return reasons or [f"{reason}: {check.way_out}" for check in CHECKS for reason in check.violations(samples)]
 
 
 # The form
@@ -77,17 +75,17 @@ def _name(owner: PyTree) -> str:
 
 
 def _fields(owner: AbstractHamiltonian | AbstractSystem, *_) -> Iterator[str]:
-    """Fields that look like parameters and would get no gradient."""
+    """Fields that look like parameters but would get no gradient."""
     if not isinstance(owner, AbstractHamiltonian | AbstractSystem):
         yield f"{_name(owner)} is not an AbstractHamiltonian: subclass models.hamiltonian.AbstractHamiltonian"
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(owner):
         where = _name(owner) + jax.tree_util.keystr(path)
         if eqx.is_array(leaf):
-            if jnp.issubdtype(leaf.dtype, jnp.integer):
+            if jnp.issubdtype(leaf.dtype, jnp.integer) and isinstance(leaf, jax.Array):
                 yield (
                     f"{where} is an array of {leaf.dtype} and would get no gradient: make it floating-point or, if it "
-                    "is no parameter, a static field"
+                    "is no parameter but an index, a NumPy array"
                 )
             if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
                 yield (
@@ -109,13 +107,13 @@ def _drives(_: AbstractHamiltonian, system: AbstractSystem, inputs: Array) -> It
 
 
 def _finite_drives(_: AbstractHamiltonian, system: AbstractSystem, inputs: Array) -> Iterator[str]:
-    finite = np.isfinite(system.drive(inputs)).reshape(len(inputs), -1).all(1)
+    finite = np.all(np.isfinite(system.drive(inputs)).reshape(len(inputs), -1), axis=1)
     if not np.all(finite):
         yield f"the drives hold numbers that are not finite, at first in step {first(~finite)}"
 
 
 def _energies(hamiltonian: AbstractHamiltonian, system: AbstractSystem, inputs: Array) -> Iterator[str]:
-    """What cannot be run, and energies that are no real numbers."""
+    """Energies that cannot be evaluated, or that are not real numbers."""
     try:
         require_admissible(system, inputs)
     except (TypeError, ValueError) as error:
@@ -136,10 +134,10 @@ def _captured(hamiltonian: AbstractHamiltonian, system: AbstractSystem, inputs: 
 
 
 def _captured_by(owner: PyTree, method: str, *arguments: Array) -> Iterator[str]:
-    """Floating-point jax arrays that a method uses although they are no leaf of its owner.
+    """Floating-point jax arrays that a method uses although they are not fields of its owner.
 
-    Numbers and NumPy arrays are constants, and so is what the method makes itself: only what was a jax array before was
-    meant to have a gradient. Arrays that jax is tracing are refused by `models.rhel.system.require_admissible`.
+    Numbers, NumPy arrays and arrays that the method makes itself are constants. A jax array from outside was meant to
+    have a gradient. `models.rhel.requirements.require_admissible` refuses arrays that jax is tracing.
     """
     leaves, static = eqx.partition(owner, eqx.is_array)
 
@@ -171,10 +169,10 @@ def _where_from(owner: PyTree, method: str, array: Array) -> str:
 
 
 def check_system(system: AbstractSystem, inputs: Float[Array, "time in"], *, key: PRNGKeyArray | None = None) -> None:
-    """Raises `InadmissibleSystem` with every violated assumption about the ports and, as above, the Hamiltonian.
+    """Raises `InadmissibleSystem` with every violated assumption about the ports and about the Hamiltonian.
 
-    About the ports: the readout is linear in the positions (plus what does not depend on them), both treat every step
-    alike, and neither uses arrays that are no fields.
+    The assumptions about the ports: the readout is affine in the positions, both ports treat every step alike, and
+    neither uses arrays that are not fields.
     """
     key = jax.random.PRNGKey(0) if key is None else key
     ports = eqx.tree_at(lambda s: s.hamiltonian, system, None)
@@ -201,7 +199,7 @@ def _wrong_ports(system: AbstractSystem, inputs: Array, positions: Array, key: P
     if not error <= AGREES:
         yield (
             f"{name}.readout is not linear in the positions ({100 * error:.2g} % off), so that the nudges are not what "
-            "the loss asks for: read the positions linearly, and do what is nonlinear after the system"
+            "the loss asks for: read the positions linearly, and apply nonlinear functions after the system"
         )
     half = slice(len(inputs) // 2, None)
     ports = {

@@ -1,12 +1,13 @@
-"""How arrays agree, what float32 rounds off, and what finite differences say: yardsticks for gradients."""
+"""Measures for gradients: agreement of arrays, rounding of float32, finite differences."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..layer import AbstractHRULayer
@@ -14,15 +15,15 @@ from ..normalisation import standardised
 
 
 class Agreement(NamedTuple):
-    """How an array compares with its reference, in float64."""
+    """An array compared with its reference, in float64."""
 
     cosine: float
     norm_ratio: float
     relative_error: float
 
 
-def agreement(value: Array, reference: Array) -> Agreement:
-    """Cosine, ratio of norms, and norm of the difference over that of the reference. Two zeros agree."""
+def agreement(value: ArrayLike | Sequence[float], reference: ArrayLike | Sequence[float]) -> Agreement:
+    """Cosine, ratio of the norms, and norm of the difference over the norm of the reference. Two zeros agree."""
     value, reference = (np.asarray(x, np.float64).ravel() for x in (value, reference))
     with np.errstate(over="ignore", invalid="ignore"):
         size, reference_size = np.linalg.norm(value), np.linalg.norm(reference)
@@ -52,7 +53,7 @@ def to_float64(tree: PyTree) -> PyTree:
 def one_rounding(tree: PyTree, *, key: PRNGKeyArray) -> PyTree:
     """The tree with every floating-point number moved by one rounding of float32: 2^-24 of itself, up or down.
 
-    How far this moves a result in float64 says how far float32 can determine that result at all. Needs float64.
+    The change of a result in float64 is the precision that float32 can reach for this result. Needs float64.
     """
     arrays, rest = eqx.partition(tree, eqx.is_inexact_array)
     leaves, structure = jax.tree.flatten(arrays)
@@ -74,7 +75,7 @@ class SameNumbers(eqx.Module):
     rounding: PyTree
 
     def __call__(self, inputs, standardisation=None):
-        """As the unit's own."""
+        """Outputs of the unit at the rounded parameters."""
         system = self.unit.system()
         hamiltonian = jax.tree.map(jnp.add, system.hamiltonian, self.rounding)
         system = eqx.tree_at(lambda s: s.hamiltonian, system, hamiltonian)
@@ -82,10 +83,10 @@ class SameNumbers(eqx.Module):
 
 
 def rounding_of_constraints(model: PyTree, *, key: PRNGKeyArray | None = None) -> list[PyTree]:
-    """What the constraints of each unit of a float32 model round off: its constrained parameters minus the exact ones.
+    """The rounding of the constraints of a float32 model: the constrained parameters of each unit minus the exact ones.
 
-    With a key the constrained parameters are taken `one_rounding` away. In double precision; call it inside
-    `jax.enable_x64(True)`. The second argument of `with_same_numbers`.
+    With a key, the constrained parameters are moved by `one_rounding`. Call it inside `jax.enable_x64(True)`.
+    `with_same_numbers` takes the result.
     """
     narrow, exact = ([unit.hamiltonian() for unit in _units(m)] for m in (model, to_float64(model)))
     narrow = to_float64(narrow) if key is None else one_rounding(to_float64(narrow), key=key)
@@ -95,7 +96,7 @@ def rounding_of_constraints(model: PyTree, *, key: PRNGKeyArray | None = None) -
 def with_same_numbers(model: PyTree, rounding: list[PyTree]) -> PyTree:
     """A model in float64 (see `to_float64`) with the constrained parameters of its float32 original.
 
-    To be called inside a loss, so that its gradient has the leaves of the model and the rounding is a constant.
+    Call it inside a loss: then the gradient has the leaves of the model, and the rounding is a constant.
     """
     units = [SameNumbers(*pair) for pair in zip(_units(model), rounding, strict=True)]
     return eqx.tree_at(_units, model, units)
@@ -120,9 +121,9 @@ def finite_difference_errors(
 ) -> list[float]:
     """Checks a gradient of `function(tree)` by central differences along random directions, leaf by leaf.
 
-    Returns for each inexact array leaf the largest deviation over the directions, relative to the size that the
-    derivative along a random unit direction has: the norm of the gradient, or `floor` if that is larger, over the root
-    of its size. Needs float64.
+    Returns the largest deviation over the directions for each floating-point leaf. It is relative to the typical
+    derivative along a unit direction: the norm of the gradient, at least `floor`, over the root of its size. Needs
+    float64.
     """
     arrays, static = eqx.partition(tree, eqx.is_inexact_array)
     leaves, structure = jax.tree.flatten(arrays)

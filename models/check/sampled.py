@@ -1,7 +1,7 @@
-"""What a Hamiltonian must satisfy for the echo, looked at in samples: every assumption is one check, with its way out.
+"""The assumptions of the echo about a Hamiltonian, checked at sampled states. Every check has its way out.
 
 The samples, in float64: the rest state, the trajectory from rest over the given drives, and random states of 0.1, 1 and
-3 times the size of that trajectory. What holds there can still fail elsewhere.
+3 times the size of that trajectory. A Hamiltonian that passes can still fail at other states.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,15 +24,15 @@ SCALES = (0.1, 1.0, 3.0)
 GROUPS = ("at rest", "on the trajectory", *(f"at random states of {x:g} times the trajectory's size" for x in SCALES))
 
 AGREES = 1e-6
-"""Relative error in float64 up to which two numbers are the same; what is wrong differs by much more."""
+"""Two numbers are the same up to this relative error in float64. A wrong number differs by much more."""
 
 TERM = 1.0
-"""Size of the terms within an energy, as the 1 of 1 - cos q: their rounding stays if the energy itself is small."""
+"""Size of the terms of an energy, as the 1 of 1 - cos q. Their rounding stays when the energy itself is small."""
 
 CELLS, CORNER = 2048, 1e-3
-"""A path is cut into so many cells, and the worst cell again. In every cell of the second cut the energy must change as
-its slopes say, up to this part of the largest slope. A corner errs by up to half of the jump of its slope, in cells of
-any size; a smooth energy errs as the square of the size.
+"""A path is cut into so many cells, and the worst cell is cut again. In every cell of the second cut the energy must
+change as its slopes say, up to this part of the largest slope. A corner misses by up to half of the jump of its slope,
+in cells of any size. A smooth energy misses by the square of the size.
 """
 
 
@@ -42,7 +42,7 @@ any size; a smooth energy errs as the square of the size.
 class Samples:
     """States (sample, osc) with a drive each, `STATES` of every group, differences of the same sizes, and the energies.
 
-    All that is no energy is NumPy: each operation of jax would be compiled for its shape.
+    Only the energies use jax; the rest is NumPy, because jax compiles every operation for its shape.
     """
 
     def __init__(self, hamiltonian: AbstractHamiltonian, drives: np.ndarray, trajectory: np.ndarray, draw):
@@ -67,14 +67,16 @@ class Samples:
         self.value = {part: self.energy(part) for part in self.states}
         self.slope = {part: self.gradient(part, slice(None)) for part in self.states}
 
-    def energy(self, part: str, *, hamiltonian: AbstractHamiltonian | None = None, shift=0.0) -> np.ndarray:
-        """The energy of every sample, of this or another Hamiltonian, at its state or one that is shifted."""
+    def energy(
+        self, part: str, *, hamiltonian: AbstractHamiltonian | None = None, shift: float | np.ndarray = 0.0
+    ) -> np.ndarray:
+        """The energy of every sample, of this or another Hamiltonian, at its state plus `shift`."""
         function = getattr(self.hamiltonian if hamiltonian is None else hamiltonian, part)
         x, *rest = self.states[part]
         return np.asarray(jax.vmap(function)(x + shift, *rest))
 
     def gradient(self, part: str, samples: slice) -> tuple:
-        """Of the sum of the energies by the Hamiltonian, and of each energy by its arguments."""
+        """Gradients: of the sum of the energies by the Hamiltonian, and of each energy by its arguments."""
 
         def total(hamiltonian_and_states):
             hamiltonian, states = hamiltonian_and_states
@@ -104,9 +106,9 @@ def _trajectory(hamiltonian: AbstractHamiltonian, drives: Array, shape: tuple[in
 def sampled(
     hamiltonian: AbstractHamiltonian, drives: Array, shape: tuple[int, ...], key: PRNGKeyArray
 ) -> tuple[Samples | None, list[str]]:
-    """The samples for positions of this shape, and what is wrong with the trajectory.
+    """The samples for positions of this shape, and the faults of the trajectory.
 
-    Of a trajectory that does not stay finite the samples have what is before. Without a step that runs there are none.
+    The samples use the finite part of the trajectory. If a step cannot be run, there are no samples.
     """
     name, reasons = type(hamiltonian).__name__, []
     try:
@@ -116,7 +118,7 @@ def sampled(
             f"a step of {name} cannot be run in float64: let energies (and overrides) take and give the dtype of their "
             f"arguments. The error: {type(error).__name__}: {error}"
         ]
-    finite = np.isfinite(trajectory).reshape(2, len(drives), -1).all((0, 2))
+    finite = np.all(np.isfinite(trajectory).reshape(2, len(drives), -1), axis=(0, 2))
     if not np.all(finite):
         lost = first(~finite)
         reasons.append(
@@ -129,7 +131,7 @@ def sampled(
 
 
 def not_finite(samples: Samples) -> Iterator[str]:
-    """Energies and their gradients, by states and by parameters; of each energy the first group that fails."""
+    """Energies and gradients that are not finite: for each energy, the first group of samples that fails."""
     for part, value in samples.value.items():
         if not np.all(np.isfinite(value)):
             at = first(~np.isfinite(value))
@@ -163,7 +165,9 @@ def _group(sample: int) -> str:
     return GROUPS[sample // STATES]
 
 
-def worst(value: Array, reference: Array, scale: Array | None = None) -> tuple[float, int]:
+def worst(
+    value: Array | np.ndarray, reference: Array | np.ndarray, scale: np.ndarray | None = None
+) -> tuple[float, int]:
     """The largest error of a sample relative to the size of its reference (or to `scale`), and the sample."""
     value, reference = (np.asarray(x).reshape(len(x), -1) for x in (value, reference))
     error = np.max(np.abs(value - reference), axis=1)
@@ -174,11 +178,11 @@ def worst(value: Array, reference: Array, scale: Array | None = None) -> tuple[f
 
 
 def _largest(x: np.ndarray) -> np.ndarray:
-    """Of every sample."""
+    """The largest absolute value of every sample."""
     return np.max(np.abs(x).reshape(len(x), -1), axis=1)
 
 
-# The checks: each yields what it finds
+# The checks: each yields its violations
 
 
 def _uneven_kinetic(samples: Samples) -> Iterator[str]:
@@ -189,7 +193,7 @@ def _uneven_kinetic(samples: Samples) -> Iterator[str]:
 
 
 def _other_dynamics(samples: Samples) -> Iterator[str]:
-    """Overridden velocity or force that is not the slope of the energy."""
+    """An overridden velocity or force that is not the slope of the energy."""
     for method, part, sign in (("velocity", "kinetic", 1), ("force", "potential", -1)):
         if not _overrides(samples.hamiltonian, method):
             continue
@@ -220,8 +224,8 @@ def _corners(samples: Samples) -> Iterator[str]:
 
 
 def _corner(energy: Callable, start: np.ndarray, fixed: np.ndarray) -> tuple[float, int]:
-    """How far an energy changes otherwise than by its slopes in a cell, relative to the largest slope; which path."""
-    # To the other side of zero, where corners like to be; past it, so that zero is not in the middle of a cell.
+    """The largest difference between an energy and its slopes in a cell, relative to the largest slope; its path."""
+    # The path crosses zero, where corners are common, and ends at -0.9, so that zero is not in the middle of a cell.
     first_defect, size, cell = _cells(energy, start, -1.9 * start, fixed)
     way = -1.9 * start / CELLS
     defect, _, _ = _cells(energy, start + way * cell.reshape(-1, *[1] * (start.ndim - 1)), way, fixed)
@@ -230,7 +234,7 @@ def _corner(energy: Callable, start: np.ndarray, fixed: np.ndarray) -> tuple[flo
 
 
 def _cells(energy, start, way, fixed):
-    """Of each path: the largest error of a slope, the largest slope, both for the whole of `way`; the cell."""
+    """For each path: the largest error of a slope and the largest slope, both for the whole of `way`; the cell."""
     points = start[:, None] + np.linspace(0, 1, CELLS + 1).reshape(1, -1, *[1] * (start.ndim - 1)) * way[:, None]
     values, slopes = map(np.asarray, jax.vmap(jax.vmap(jax.value_and_grad(energy), (0, None)))(points, fixed))
     slopes = np.sum((slopes * way[:, None]).reshape(*values.shape, -1), axis=-1)
@@ -242,7 +246,7 @@ def _cells(energy, start, way, fixed):
 
 
 def _wrong_parameter_slopes(samples: Samples, step: float = 1e-6) -> Iterator[str]:
-    """Central differences of the energies by each parameter, along a random direction that keeps the zeros of most."""
+    """Central differences of the energies by each parameter, along a random direction."""
     arrays, static = eqx.partition(samples.hamiltonian, eqx.is_inexact_array)
     leaves, structure = jax.tree.flatten(arrays)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(arrays)]
@@ -268,12 +272,12 @@ def _wrong_parameter_slopes(samples: Samples, step: float = 1e-6) -> Iterator[st
 
 
 def _wrong_contrasts(samples: Samples) -> Iterator[str]:
-    """Overridden contrasts: values at three sizes of the half-difference, all derivatives at the largest."""
+    """Overridden contrasts: their values at three sizes of the half-difference, their derivatives at the largest."""
     for part in samples.states:
         if _overrides(samples.hamiltonian, f"{part}_contrast"):
-            found = _wrong_contrast_value(samples, part) or _wrong_contrast_gradient(samples, part)
-            if found:
-                yield found
+            wrong = _wrong_contrast_value(samples, part) or _wrong_contrast_gradient(samples, part)
+            if wrong:
+                yield wrong
 
 
 def _wrong_contrast_value(samples: Samples, part: str) -> str | None:
@@ -284,7 +288,7 @@ def _wrong_contrast_value(samples: Samples, part: str) -> str | None:
         value = np.asarray(contrast(x, half, *rest))
         linear = 2 * np.sum((slope * half).reshape(len(half), -1), axis=1)
         finite = samples.energy(part, shift=half) - samples.energy(part, shift=-half)
-        expected = finite if size > 1e-6 else linear  # the difference of the energies has no digits left
+        expected = finite if size > 1e-6 else linear  # at this size the difference of the energies has no digits
         terms = np.sum(np.abs(slope * half).reshape(len(half), -1), axis=1)
         error, at = worst(value, expected, np.maximum(np.abs(expected), terms))
         if not error <= AGREES:
@@ -323,7 +327,7 @@ def _wrong_contrast_gradient(samples: Samples, part: str) -> str | None:
 def _no_return(samples: Samples) -> Iterator[str]:
     """A step and, with the momentum flipped, a step back, from states that are no larger than the trajectory.
 
-    From larger ones a step may be unstable and lose all digits, although the trajectory never comes there.
+    From larger states a step may be unstable and lose all digits, although the trajectory never visits them.
     """
     start = samples.q, samples.p
     q, p = samples.stepped(*start)
@@ -351,7 +355,7 @@ def _not_linear(samples: Samples) -> Iterator[str]:
 
 
 class Check(NamedTuple):
-    """What is looked at, and what to do if it is found."""
+    """A check, and the way out for its violations."""
 
     violations: Callable[[Samples], Iterator[str]]
     way_out: str

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 
 from ..rhel.backprop import BPTT
 from ..rhel.echo import RHEL, Echo, MeanAndTangent
-from ..rhel.hamiltonian import AbstractHamiltonian, State, flow
+from ..rhel.hamiltonian import flow
 from ..rhel.retrace import RetraceProbe, miss
 from ..rhel.stretches import scan_stretches
 from ..rhel.system import AbstractLearningAlgorithm, AbstractSystem, rest_state
@@ -59,7 +59,7 @@ def respond_damped(
     probe = algorithm if isinstance(algorithm, RetraceProbe) else None
     if not (probe or isinstance(algorithm, BPTT) or (isinstance(algorithm, RHEL) and not algorithm.literal)):
         raise ValueError(f"damping is differentiated by RHEL (not literal) and BPTT, not by {algorithm}")
-    carry_on = _flow_by_echo if isinstance(algorithm, RHEL) else flow
+    by_echo = isinstance(algorithm, RHEL)
     limit = -0.5 * math.log(float(jnp.finfo(rate.dtype).eps)) / CHUNK
     rate = eqx.error_if(
         rate,
@@ -73,8 +73,9 @@ def respond_damped(
     def chunk(state, drives):
         steps = jnp.arange(len(drives), dtype=rate.dtype).reshape(-1, *[1] * rate.ndim)
         drives = drives * jnp.exp(rate[None] * steps)
-        end, x = carry_on(system.hamiltonian, state, drives)
-        missed = miss(system.hamiltonian, state, drives)[None] if probe else None
+        run = (system.hamiltonian, state, drives)
+        end, x = _flow_by_echo(run) if by_echo else flow(*run)
+        missed = miss(*run)[None] if probe else None
         state = jax.tree.map(lambda x: x * jnp.exp(-rate * len(drives)), end)
         return state, (x * jnp.exp(-rate[None] * (steps + 1)), missed)
 
@@ -84,28 +85,24 @@ def respond_damped(
     return system.readout(positions, inputs)
 
 
-def _flow_by_echo(hamiltonian: AbstractHamiltonian, state: State, drives: Array) -> tuple[State, Array]:
+@eqx.filter_custom_vjp
+def _flow_by_echo(hamiltonian_state_drives):
     """`flow`, differentiated by an echo from its end, also in the states it starts from and ends in.
 
     In the echo of (q, -p) the roles are exchanged: the half-difference of the momenta is the adjoint of q, and the
     half-difference of the positions the adjoint of p. It starts from the gradient of the final state, and ends with the
     gradient of the first.
     """
-    return _flow((hamiltonian, state, drives))
-
-
-@eqx.filter_custom_vjp
-def _flow(hamiltonian_state_drives):
     return flow(*hamiltonian_state_drives)
 
 
-@_flow.def_fwd
+@_flow_by_echo.def_fwd
 def _forwards(_, hamiltonian_state_drives):
     end, positions = flow(*hamiltonian_state_drives)
     return (end, positions), end
 
 
-@_flow.def_bwd
+@_flow_by_echo.def_bwd
 def _backwards(end, gradients, _, hamiltonian_state_drives):
     hamiltonian, _, drives = hamiltonian_state_drives
     (q_grad, p_grad), positions_grad = gradients

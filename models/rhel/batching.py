@@ -26,7 +26,7 @@ def batched_at_once(function: Callable) -> Callable:
     """
 
     @wraps(function)
-    def of_one_sequence(shared: PyTree, *inputs: Shaped[Array, "time ..."]) -> Shaped[Array, "time ..."]:
+    def of_one_sequence(shared: PyTree, *inputs: Shaped[Array, "time ..."]) -> Shaped[Array, "..."]:
         arrays, static = eqx.partition(shared, eqx.is_array)
         leaves, structure = jax.tree.flatten(arrays)
 

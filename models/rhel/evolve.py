@@ -34,12 +34,12 @@ def with_learning_algorithm(model: PyTree, algorithm: AbstractLearningAlgorithm)
 
 def evolve(
     hamiltonian: AbstractHamiltonian,
-    drives: Float[Array, "time osc"],
+    drives: Float[Array, "time ..."],
     *,
     learning_algorithm: str | AbstractLearningAlgorithm = "RHEL",
     epsilon: float | None = None,
     n_osc: int | None = None,
-) -> Float[Array, "time osc"]:
+) -> Float[Array, "time ..."]:
     """Positions q_1, .., q_L of a Hamiltonian, from rest, under a sequence of drives.
 
     Differentiable in reverse mode, by the learning algorithm, with respect to every floating-point array of the

@@ -98,16 +98,13 @@ def in_one_precision(system: AbstractSystem, inputs: Array) -> tuple[AbstractSys
     dtype = jnp.result_type(*(jnp.finfo(x.dtype).dtype for x in leaves)) if leaves else jnp.dtype(jnp.float32)
     wide = jnp.promote_types(dtype, jnp.float32)
 
-    def widened(tree):
-        return jax.tree.map(widened_leaf, tree)
-
-    def widened_leaf(x):
+    def widened(x):
         if not eqx.is_inexact_array(x):
             return x
         # A port may have a complex matrix; the states are real.
         return jnp.asarray(x, jnp.result_type(wide, jnp.complex64) if jnp.iscomplexobj(x) else wide)
 
-    return widened(system), widened(inputs), dtype
+    return *jax.tree.map(widened, (system, inputs)), dtype
 
 
 def one_sequence(inputs: Float[Array, "time batch in"]) -> jax.ShapeDtypeStruct:

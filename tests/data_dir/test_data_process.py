@@ -64,7 +64,7 @@ def test_dataset_json_says_what_the_set_is(tmp_path):
     assert set(info["processed_files"]) == {file for file in FILES if file != "dataset.json"}
     for name, facts in info["processed_files"].items():
         assert facts["sha256"] == sha256_of(toy_folder(tmp_path) / name)
-    assert set(info["versions"]) == {"python", "numpy", "sktime", "scikit-learn"}
+    assert set(info["versions"]) == {"python", "numpy", "sktime"}
     assert [finding["kind"] for finding in info["findings"]] == ["small_classes"]
 
 

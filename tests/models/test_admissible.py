@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from systems import linear, pendulums, plain_saturating, saturating
+from systems import Springs, linear, pendulums, plain_saturating, saturating
 
 from models.check import InadmissibleHamiltonian, InadmissibleSystem, check_hamiltonian, check_system
 from models.layer import LinearPorts
@@ -19,18 +19,6 @@ ONES = jnp.ones(SIZE)
 OUTSIDE = 2 * jnp.ones(SIZE)
 OUTSIDE_NUMBER = jnp.asarray(2.0)
 CONSTANT = np.full(SIZE, 2.0, np.float32)
-
-
-class Springs(AbstractHamiltonian):
-    """Harmonic oscillators whose energies a test replaces or adds to."""
-
-    k: jax.Array
-
-    def kinetic(self, p):
-        return 0.05 * jnp.sum(p**2)
-
-    def potential(self, q, drive):
-        return jnp.sum(0.1 * (0.5 * self.k * q**2 - q * drive))
 
 
 def springs(k=ONES, name="Own", **methods):
@@ -102,7 +90,7 @@ CURL = jnp.asarray(np.triu(np.ones((SIZE, SIZE), np.float32), 1) - np.tril(np.on
 
 VIOLATIONS = {
     # Fields
-    "integer array": (springs(jnp.arange(SIZE)), r"Own.k is an array of int32 and would get no gradient: make it floa"),
+    "integer array": (springs(jnp.arange(SIZE)), r"Own.k is an array of int32 .* floating-point or, .* a NumPy array"),
     "complex array": (
         springs(jnp.ones(SIZE, complex)),
         r"k is an array of complex64, .* real: make it two real fields",
@@ -370,8 +358,18 @@ class Masked(Springs):
         return Springs.potential(self, q, drive) + 0.1 * jnp.sum(well) + 0.1 * self.on * self.network(q)
 
 
+class Reordered(Springs):
+    """An array of integers that is an index, and no parameter."""
+
+    index: np.ndarray
+
+    def potential(self, q, drive):
+        return Springs.potential(self, q[self.index], drive)
+
+
 ADMISSIBLE = {
     "linear": linear(),
+    "NumPy index": Reordered(ONES, np.arange(SIZE)[::-1].copy()),
     "saturating": saturating(),
     "plain saturating": plain_saturating(),
     "pendulums": pendulums(),

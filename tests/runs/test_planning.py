@@ -14,8 +14,12 @@ import run_experiment
 import train
 from data_dir.splits import split_by_seed, write_index_file
 from models import create_model
-from runs import planning
-from runs import run as runs
+from runs import actions, planning, selection
+from runs.command import parse
+from runs.folder import run_folder
+from runs.overwriting import Overwriting
+from runs.record import commit
+from runs.run import run_seed
 from training import dispatch
 
 
@@ -51,7 +55,7 @@ def trained(monkeypatch):
             **{"test_metric": 0.5, "val_metric": 0.5},
         }
 
-    monkeypatch.setattr(runs, "run_seed", run_seed)
+    monkeypatch.setattr("runs.train_all.run_seed", run_seed)
     return names, failing
 
 
@@ -60,7 +64,7 @@ def trained(monkeypatch):
 
 def test_a_plan_tells_parameters_memory_disk_and_time(workplace):
     config = small_config(workplace, "Tiny", seeds=[1, 2, 3], num_steps=40, print_steps=10)
-    plan = planning.plan(config)
+    plan = planning.plan(config, runs=3)
     model, state = create_model(data_dim=3, label_dim=2, key=jax.random.PRNGKey(0), **config.model_options())
     assert plan.parameters == train.count_parameters(model)
     assert plan.runs == 3
@@ -78,15 +82,10 @@ def test_a_plan_tells_parameters_memory_disk_and_time(workplace):
 
 def test_the_disk_that_is_planned_holds_a_run(workplace):
     config = small_config(workplace, "Tiny", num_steps=20, print_steps=1, hidden_dim=8)
-    planned = planning.plan(config).disk
-    result = runs.run_seed(config, 1)
-    used = sum(path.stat().st_size for path in runs.run_folder(config, 1).iterdir())
+    planned = planning.plan(config, runs=1).disk
+    assert run_seed(config, 1)["status"] == "completed"
+    used = sum(path.stat().st_size for path in run_folder(config, 1).iterdir())
     assert used < planned < used + planning.BYTES_OF_OTHER_FILES
-    # And a finished run takes no more, unless it is redone.
-    assert result["status"] == "completed"
-    plan = planning.plan(config)
-    assert (plan.runs, plan.disk, plan.longest) == (0, 0, 0)
-    assert planning.plan(config, overwrite=True).disk == planned
 
 
 def test_exactly_the_steps_that_are_said_are_timed(workplace, monkeypatch):
@@ -100,7 +99,7 @@ def test_exactly_the_steps_that_are_said_are_timed(workplace, monkeypatch):
     monkeypatch.setattr(train, "train_steps", counted)
     # As many at once as the loop would send: here three batches.
     monkeypatch.setattr(dispatch, "DISPATCH_BYTES", 3 * 4 * (4 * 8 * 3 + 4 * 2))
-    planning.plan(small_config(workplace, "Tiny"))
+    planning.plan(small_config(workplace, "Tiny"), runs=1)
     assert counts == [1, *[3] * 6, 2]
     assert sum(counts[1:]) == planning.TIMED_STEPS == 20
 
@@ -116,10 +115,32 @@ def test_the_plan_of_a_command_is_a_table_with_an_end(workplace, capsys):
     assert not (workplace / "outputs").exists()
 
 
+def test_a_plan_counts_the_runs_that_the_command_would_make(workplace, monkeypatch, capsys):
+    """A finished run takes nothing, unless it is started anew; what a stopped --overwrite has made is kept."""
+    asked = []
+
+    def plan(config, *, runs):
+        asked.append(runs)
+        return planning.Plan(config, runs, 0, 0, 0, 0, 0.0, 0.0)
+
+    monkeypatch.setattr(planning, "plan", plan)
+    flags = ("--dataset_name", "Tiny", "--seeds", "1", "2")
+    folder = run_folder(small_config(workplace, "Tiny"), 1).relative_to(workplace)
+    assert command("--dataset_name", "Tiny", "--seeds", "1") == 0
+    for more in ((), ("--overwrite",)):
+        assert command(*flags, "--plan", *more) == 0
+    selected = selection.Selection(parse(["--config_dir", "configs", *flags]))
+    Overwriting(selected.identities.values(), commit()).begin(folder)
+    finish = {"status": "completed", "best_step": 1, "steps": 1, "val_metric": 0.5, "test_metric": 0.5}
+    (folder / "result.json").write_text(json.dumps(finish))
+    assert command(*flags, "--plan", "--overwrite") == 0
+    assert asked == [1, 2, 1]
+
+
 def test_the_end_is_that_of_all_runs(workplace):
     config = small_config(workplace, "Tiny")
     plan = planning.Plan(config, 5, 1234, 2**20, 2**21, 2**19, 12.34, 100_000.0)
-    rows = run_experiment._plan_table([plan, plan], datetime(2030, 1, 1, 12, 0)).splitlines()
+    rows = actions.plan_table([plan, plan], datetime(2030, 1, 1, 12, 0)).splitlines()
     assert rows[1].split() == [
         *("Tiny", "LinHRU", "RHEL", "5", "1,234", "1.0", "MiB", "2.0", "MiB", "0.5", "MiB"),
         *("12.3", "1", "d", "3", "h"),
@@ -129,7 +150,7 @@ def test_the_end_is_that_of_all_runs(workplace):
 
 @pytest.mark.parametrize(("seconds", "text"), [(59.2, "1 min 0 s"), (3661, "1 h 1 min"), (200_000, "2 d 7 h")])
 def test_durations_are_readable(seconds, text):
-    assert run_experiment._duration(seconds) == text
+    assert actions.duration(seconds) == text
 
 
 def test_a_step_that_does_not_fit_into_memory_is_a_message(workplace, monkeypatch, capsys):
@@ -207,15 +228,11 @@ def test_a_run_that_fails_in_any_way_does_not_stop_the_others(workplace, trained
     assert ("Traceback" in output.err) is isinstance(error, TypeError)
 
 
-@pytest.mark.parametrize(("failed", "status"), [(0, 0), (1, 1), (2, 3), (3, 4), (62, 63), (63, 64), (1000, 64)])
-def test_the_exit_status_counts_failures_around_2(failed, status):
-    assert run_experiment.exit_status(failed) == status
-
-
-def test_the_exit_status_of_two_failures(workplace, trained):
+@pytest.mark.parametrize(("failed", "status"), [([], 0), ([1], 1), ([1, 2], 1)])
+def test_the_exit_status_is_1_for_any_number_of_failed_runs(workplace, trained, failed, status):
     _, failing = trained
-    failing |= {f"Tiny LinHRU RHEL {seed}": MemoryError() for seed in (1, 2)}
-    assert command("--dataset_name", "Tiny") == 3
+    failing |= {f"Tiny LinHRU RHEL {seed}": MemoryError() for seed in failed}
+    assert command("--dataset_name", "Tiny") == status
 
 
 # What is refused before the first run

@@ -14,7 +14,8 @@ import pytest
 import postprocess_results
 from common import tables
 from experiment_configs.published_results import DATASETS, PUBLISHED
-from postprocess_results import compare, problems, read_curve, read_runs
+from runs.comparison import compare, problems, read_curve, read_runs
+from runs.summary import cells
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -228,8 +229,8 @@ def test_a_mean_of_fewer_seeds_or_steps_than_the_paper_is_marked(tmp_path, datas
         put(tmp_path, dataset, "LinHRU_RHEL", seed, **fields)
     row = compared(tmp_path, dataset)
     assert (row["RHEL_short"], row["BPTT_short"]) == (short, False)
-    (cells,) = postprocess_results._cells(compare(read_runs(tmp_path)))[1:]
-    assert cells[6].endswith(" *") == short
+    (row_cells,) = cells(compare(read_runs(tmp_path)))[1:]
+    assert row_cells[6].endswith(" *") == short
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,10 @@ from data_dir.pickles import read_array, write_arrays
 from data_dir.storage import DataError
 from models import load_run
 from models.load import RunError
-from runs import facts as run_facts
 from runs import prediction
-from runs import run as runs
+from runs.folder import run_folder
+from runs.identity import data_hashes, identity, require_same_run
+from runs.run import run_seed
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +32,14 @@ def kept(tmp_path_factory):
     root = tmp_path_factory.mktemp("kept")
     write_dataset(root, "Tiny")
     write_dataset(root, "Pulse", regression=True)
-    runs.run_seed(small_config(root, "Tiny"), 1)
-    runs.run_seed(small_config(root, "Pulse", time=False, **REGRESSION), 1)
+    run_seed(small_config(root, "Tiny"), 1)
+    run_seed(small_config(root, "Pulse", time=False, **REGRESSION), 1)
     # Heart rates in bpm, from a channel far off zero and one near it, and no word of output_step.
     write_dataset(root, "Rate", regression=True)
     folder = root / "data" / "processed" / "UEA" / "Rate"
     write_arrays(folder / "data.pkl", read_array(folder / "data.pkl") * [20, 0.1] + [4000, 0])
     write_arrays(folder / "labels.pkl", 120 + 100 * read_array(folder / "labels.pkl"))
-    runs.run_seed(small_config(root, "Rate", standardise=True, **{**REGRESSION, "output_step": None}), 1)
+    run_seed(small_config(root, "Rate", standardise=True, **{**REGRESSION, "output_step": None}), 1)
     return root
 
 
@@ -81,8 +82,8 @@ def test_it_comes_out_again_with_other_settings_and_in_double_precision(work):
     changes = {"model_name": "NonlinHRU", "complex_ssm": False, "batchnorm": "ema", "split": "original"}
     config = small_config(work, "Pulse", batch_size=3, inmemory=True, **REGRESSION, **changes)
     with jax.enable_x64(True):
-        runs.run_seed(config, 5)
-    found = prediction.evaluate_run(runs.run_folder(config, 5))
+        run_seed(config, 5)
+    found = prediction.evaluate_run(run_folder(config, 5))
     assert found.recomputed == found.recorded
     assert float(np.float32(found.recorded.loss)) != found.recorded.loss
     assert not jax.config.jax_enable_x64
@@ -167,7 +168,10 @@ def test_other_data_of_that_name_are_refused(work, capsys):
         (lambda folder: (folder / "model.eqx").write_bytes(b"PK"), "model.eqx: [0].encoder.weight: "),
         (lambda folder: (folder / "result.json").unlink(), "result.json: no result of a completed run"),
         (lambda folder: change(folder / "result.json", status="failed"), "no result of a completed run"),
-        (lambda folder: (folder / "metrics.jsonl").write_text("{"), "has the train_metric of the best step"),
+        (
+            lambda folder: (folder / "metrics.jsonl").write_text("{"),
+            "lacks train_metric or train_loss",
+        ),
         (lambda folder: change(folder / "config.json", config={}), "config.json: missing field model_name"),
         (lambda folder: change(folder / "config.json", precision="float64"), "expected float64"),
     ],
@@ -220,14 +224,14 @@ def test_a_regression_gives_a_column_per_output_in_every_precision(work):
     for double in (False, True):
         config = small_config(work, "Pulse", time=False, **REGRESSION)
         with jax.enable_x64(double):
-            runs.run_seed(config, 1, overwrite=True)
+            run_seed(config, 1, overwrite=True)
         output = work / f"{double}.csv"
-        assert command("--predict", work / "new.npy", "--run", runs.run_folder(config, 1), "--output", output) == 0
+        assert command("--predict", work / "new.npy", "--run", run_folder(config, 1), "--output", output) == 0
         head, *rows = rows_of(output)
         assert head == ["index", "output_0", "output_1"]
         outputs = np.array([row[1:] for row in rows], dtype=float)
-        lines = (runs.run_folder(config, 1) / "metrics.jsonl").read_text().splitlines()
-        best = json.loads((runs.run_folder(config, 1) / "result.json").read_text())["best_step"]
+        lines = (run_folder(config, 1) / "metrics.jsonl").read_text().splitlines()
+        best = json.loads((run_folder(config, 1) / "result.json").read_text())["best_step"]
         recorded = next(line["train_metric"] for line in map(json.loads, lines) if line["step"] == best)
         errors.append(np.mean((outputs - data.train.labels) ** 2) / recorded - 1)
     assert abs(errors[0]) < 1e-6
@@ -259,8 +263,8 @@ def test_maps_of_the_data_are_recorded_and_undone(work, monkeypatch):
 
     # The picture's numbers, and the run itself, once more.
     drawn = []
-    monkeypatch.setattr(runs, "draw_predictions", lambda *arrays, **_: drawn.extend(arrays[:2]))
-    runs.run_seed(small_config(work, "Rate", standardise=True, **REGRESSION), 1, overwrite=True)
+    monkeypatch.setattr("runs.run.draw_predictions", lambda *arrays, **_: drawn.extend(arrays[:2]))
+    run_seed(small_config(work, "Rate", standardise=True, **REGRESSION), 1, overwrite=True)
     np.testing.assert_allclose(drawn[0], predicted[test], rtol=1e-6)
     np.testing.assert_allclose(drawn[1], labels[test], rtol=1e-6)
 
@@ -288,7 +292,23 @@ def test_a_record_without_the_newer_fields_is_read(work):
     np.save(work / "new.npy", SERIES)
     assert command("--predict", work / "new.npy", "--run", run_of(work)) == 0
     config = small_config(work, "Tiny")
-    run_facts.require_same_run(run_of(work), run_facts.decisive_facts(config, 1, runs.facts_of_data(config, 1)))
+    hashes = data_hashes(create_dataset(seed=1, **config.data_options()))
+    require_same_run(run_of(work), identity(config, 1, hashes))
+
+
+def test_numbers_in_place_of_labels_are_told(work, capsys):
+    """Early versions recorded neither class names nor hashes: their labels may have been 1..5."""
+    path = run_of(work) / "config.json"
+    record = json.loads(path.read_text())
+    np.save(work / "new.npy", SERIES)
+    for names, told in ((("class_names",), False), (("class_names", "sha256"), True)):
+        for name in names:
+            record["data"].pop(name, None)
+        path.write_text(json.dumps(record))
+        assert command("--predict", work / "new.npy", "--run", run_of(work), "--overwrite") == 0
+        error = capsys.readouterr().err
+        assert ("warning: " in error) is told
+        assert ("The classes are numbered from 0 in the order of their labels" in error) is told
 
 
 def test_class_labels_keep_their_values(work):
@@ -297,7 +317,7 @@ def test_class_labels_keep_their_values(work):
     (processed / "labels.pkl").unlink()
     np.save(processed / "labels.npy", np.where(labels, 40, 3))
     config = small_config(work, "Tiny", data_dir=str(work / "data"))
-    runs.run_seed(config, 1, overwrite=True)
+    run_seed(config, 1, overwrite=True)
     np.save(work / "new.npy", read_array(processed / "data.pkl"))
     assert command("--predict", work / "new.npy", "--run", run_of(work)) == 0
     head, *rows = rows_of(work / "new_predictions.csv")

@@ -24,8 +24,10 @@ import train
 from data_dir.dataloaders import Dataloader, ShuffledBatches
 from data_dir.datasets import create_dataset
 from experiment_configs.schema import validate
-from runs import display as run_progress
-from runs import run as runs
+from runs.folder import RunRefused, run_folder
+from runs.progress import RunProgress
+from runs.run import run_seed
+from runs.signals import StopSignals
 from training import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,12 +47,12 @@ def config_of(**changes):
 
 
 def run(config, **options):
-    return runs.run_seed(config, 1, **options)
+    return run_seed(config, 1, **options)
 
 
 def outcome(config):
     """Everything that a run computed, to the last bit: best model, last state of all, evaluations and result."""
-    folder = runs.run_folder(config, 1)
+    folder = run_folder(config, 1)
     steps = sorted((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
         items = ocp.args.Composite(arrays=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore())
@@ -103,7 +105,7 @@ def at_hashes(patch):
 
 
 def at_result(patch):
-    patch.setattr(runs, "draw_curves", die)
+    patch.setattr("runs.run.draw_curves", die)
 
 
 def nowhere_else(_):
@@ -174,7 +176,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(workplace):
     config = config_of()
     with pytest.raises(Killed):
         run(config, **at(10))
-    folder = runs.run_folder(config, 1) / "checkpoints"
+    folder = run_folder(config, 1) / "checkpoints"
     assert sorted(os.listdir(folder)) == ["8", "9"]
     os.truncate(folder / "9" / "arrays" / "_METADATA", 5)
     resumed = []
@@ -188,7 +190,7 @@ def test_without_a_sound_checkpoint_nothing_is_removed_and_the_error_says_how_to
     config = config_of()
     with pytest.raises(Killed):
         run(config, **at(10))
-    folder = runs.run_folder(config, 1)
+    folder = run_folder(config, 1)
     for step in ("8", "9"):
         (folder / "checkpoints" / step / "sha256.json").unlink()
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -201,7 +203,7 @@ def test_without_a_sound_checkpoint_nothing_is_removed_and_the_error_says_how_to
 def test_a_checkpoint_of_another_config_is_refused_where_config_json_is_gone(workplace):
     with pytest.raises(Killed):
         run(config_of(), **at(5))
-    (runs.run_folder(config_of(), 1) / "config.json").unlink()
+    (run_folder(config_of(), 1) / "config.json").unlink()
     with pytest.raises(checkpoints.CheckpointError, match="belongs to another config"):
         run(config_of(lr=0.02))
     assert run(config_of())["status"] == "completed"
@@ -211,7 +213,7 @@ def test_a_finished_run_whose_result_is_gone_is_finished_again_without_a_step(wo
     config = config_of()
     run(config)
     expected = outcome(config)
-    (runs.run_folder(config, 1) / "result.json").unlink()
+    (run_folder(config, 1) / "result.json").unlink()
     steps, resumed = [], []
     run(config, on_step=lambda step, _: steps.append(step), on_resume=lambda step, _: resumed.append(step))
     assert (steps, resumed) == ([], [10])
@@ -220,12 +222,12 @@ def test_a_finished_run_whose_result_is_gone_is_finished_again_without_a_step(wo
 
 def test_a_folder_is_for_one_process_at_a_time(workplace):
     config = config_of()
-    folder = runs.run_folder(config, 1)
+    folder = run_folder(config, 1)
 
     def second(*_):
-        with pytest.raises(runs.RunRefused, match=r"seed_1: another process is at work there"):
+        with pytest.raises(RunRefused, match=r"seed_1: another process is at work there"):
             run(config)
-        with pytest.raises(runs.RunRefused, match=r"seed_1: another process is at work there"):
+        with pytest.raises(RunRefused, match=r"seed_1: another process is at work there"):
             run(config, overwrite=True)
 
     assert run(config, on_evaluation=second)["status"] == "completed"
@@ -243,7 +245,7 @@ def test_a_clock_that_goes_back_changes_nothing(workplace, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: float(next(ticks)))
     run(broken)
     assert outcome(broken) == outcome(config_of(output_parent_dir="whole"))
-    seconds = [record["seconds"] for record in lines(runs.run_folder(broken, 1) / "metrics.jsonl")]
+    seconds = [record["seconds"] for record in lines(run_folder(broken, 1) / "metrics.jsonl")]
     assert seconds == sorted(seconds)
 
 
@@ -276,21 +278,21 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_later(workplace, monkeypatch):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_a_signal_saves_and_ends_with_its_status(workplace, monkeypatch, capsys, name):
     write_config({**HERE, **OPTIONS, "num_steps": 100, "print_steps": 100, "checkpoint_steps": 100})
-    step = run_progress.RunProgress.step
+    step = RunProgress.step
 
     def signalled(self, number, loss):
         step(self, number, loss)
         if number == 5:
             os.kill(os.getpid(), signal.Signals[name])
 
-    before = [signal.getsignal(number) for number in run_progress.StopSignals._HEARD]
+    before = [signal.getsignal(number) for number in StopSignals._HEARD]
     with monkeypatch.context() as patched:
-        patched.setattr(run_progress.RunProgress, "step", signalled)
+        patched.setattr(RunProgress, "step", signalled)
         assert run_experiment.main(["--config_dir", "configs", "--dataset_name", "Tiny"]) == 75
-    (saved,) = (runs.run_folder(config_of(), 1) / "checkpoints").iterdir()
+    (saved,) = (run_folder(config_of(), 1) / "checkpoints").iterdir()
     assert 5 <= int(saved.name) < 100
     assert f"{name} received: stopped after step {saved.name}; the same command" in capsys.readouterr().err
-    assert [signal.getsignal(number) for number in run_progress.StopSignals._HEARD] == before
+    assert [signal.getsignal(number) for number in StopSignals._HEARD] == before
 
     assert run_experiment.main(["--config_dir", "configs", "--dataset_name", "Tiny"]) == 0
     assert f"goes on from step {saved.name}\n" in capsys.readouterr().err
@@ -318,7 +320,7 @@ def test_the_script_killed_by_the_system_ends_with_the_same_bits(workplace, kill
     """Half of the times while Python imports, compiles or takes up its work, half after it has saved again."""
     options = {"num_steps": 1000 * kills, "print_steps": 500, "checkpoint_steps": 100}
     write_config({**HERE, **OPTIONS, **options})
-    folder = runs.run_folder(config_of(), 1) / "checkpoints"
+    folder = run_folder(config_of(), 1) / "checkpoints"
     chance = random.Random(0)
 
     def saved():
@@ -348,7 +350,7 @@ def test_the_script_killed_by_the_system_ends_with_the_same_bits(workplace, kill
 
 ENDLESS_STEP = """
 import jax
-from runs.display import StopSignals
+from runs.signals import StopSignals
 
 endless = jax.jit(lambda: jax.lax.while_loop(lambda n: n >= 0, lambda n: (n + 1) % 1000, 0)).lower().compile()
 with StopSignals():
@@ -401,9 +403,9 @@ def test_a_run_that_failed_can_go_on_with_the_step_skipped(workplace, monkeypatc
         spoilt = Spoilt(data.train.data, data.train.labels, rows=None)
         return dataclasses.replace(data, train=spoilt)
 
-    monkeypatch.setattr(runs, "create_dataset", create)
+    monkeypatch.setattr("runs.run.create_dataset", create)
     result = run(config_of())
-    folder = runs.run_folder(config_of(), 1)
+    folder = run_folder(config_of(), 1)
     assert (result["status"], result["steps"], result["skipped_steps"]) == ("failed", 5, 0)
     assert result["error"].startswith("the training loss is not finite at step 5 (largest parameter: ")
     assert len(result["rows"]) == 4
@@ -411,7 +413,7 @@ def test_a_run_that_failed_can_go_on_with_the_step_skipped(workplace, monkeypatc
 
     # Kept for inspection: the model before the step, which is that of a run of four steps.
     run(config_of(num_steps=4, output_parent_dir="four"))
-    four = runs.run_folder(config_of(output_parent_dir="four"), 1)
+    four = run_folder(config_of(output_parent_dir="four"), 1)
     assert (folder / "nonfinite.eqx").read_bytes() == (four / "model.eqx").read_bytes()
 
     resumed = []

@@ -16,8 +16,9 @@ from small_experiments import HERE, SEED_1, lines, read, refusal, run, snapshot,
 import run_experiment
 from data_dir.dataloaders import Dataloader
 from data_dir.datasets import create_dataset
-from runs import compilation_cache
-from runs import run as runs
+from runs import command
+from runs.folder import finished_result
+from runs.selection import select_configs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,7 +90,7 @@ def test_the_result_comes_last_and_an_old_one_goes_first(workplace, monkeypatch)
 
     monkeypatch.setattr(eqx, "tree_serialise_leaves", broken)
     assert run("--dataset_name", "Tiny", "--seeds", "1", "--overwrite") == 130
-    assert runs.finished_result(SEED_1) is None
+    assert finished_result(SEED_1) is None
     assert not (SEED_1 / "model.eqx").exists()
 
 
@@ -105,7 +106,7 @@ def test_a_seed_that_diverges_is_recorded_and_the_others_go_on(workplace, monkey
             data = dataclasses.replace(data, train=bad)
         return data
 
-    monkeypatch.setattr(runs, "create_dataset", create)
+    monkeypatch.setattr("runs.run.create_dataset", create)
     assert run("--dataset_name", "Tiny", "--seeds", "1", "2", "3") == 1
     output = capsys.readouterr()
     assert "seed 2: FAILED, the training loss is not finite at step 1 (" in output.out
@@ -120,7 +121,7 @@ def test_a_seed_that_diverges_is_recorded_and_the_others_go_on(workplace, monkey
     assert (result["steps"], result["best_step"], result["val_metric"], result["test_metric"]) == (1, None, None, None)
 
     # The failed one is tried again, the finished ones are kept.
-    monkeypatch.setattr(runs, "create_dataset", create_dataset)
+    monkeypatch.setattr("runs.run.create_dataset", create_dataset)
     before = snapshot(SEED_1)
     assert run("--dataset_name", "Tiny", "--seeds", "1", "2", "3") == 0
     assert snapshot(SEED_1) == before
@@ -224,30 +225,13 @@ def test_a_kept_program_gives_the_bits_of_a_fresh_one(workplace, kept_or_taken):
     assert jax.config.jax_compilation_cache_dir == of_tests
 
 
-@pytest.mark.filterwarnings("error")
-def test_entries_that_a_full_disk_left_empty_are_compiled_again(tmp_path):
-    def compiled():
-        jax.clear_caches()
-        with compilation_cache.enabled(str(tmp_path)):
-            jax.jit(lambda x: 2 * x)(np.float32(1))  # a warning would be an error
-        return sorted(tmp_path.glob("*-cache"))
-
-    entries = compiled()
-    assert entries
-    for entry in entries:
-        entry.write_bytes(b"")
-    (tmp_path / "mine").touch()
-    assert compiled() == entries
-    assert all(entry.stat().st_size for entry in entries)
-    assert (tmp_path / "mine").exists()
-
-
 def test_a_folder_for_compiled_programs_that_cannot_be_written_is_a_notice(workplace, capsys):
     folder = "configs/LinHRU/Tiny.json/kept"
     assert run("--dataset_name", "Tiny", "--seeds", "1", "--compilation_cache", folder) == 0
     (notice,) = (line for line in capsys.readouterr().err.splitlines() if "step" not in line)
     assert notice == (
-        f"Nothing compiled is kept: {folder}: Not a directory (--compilation_cache names another folder, or none)."
+        f"Compiled programs are not kept: {folder}: Not a directory "
+        "(--compilation_cache names another folder, or none)."
     )
 
 
@@ -266,8 +250,8 @@ def test_where_compiled_programs_are_kept_by_default(monkeypatch, variables, fol
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert run_experiment.parser().parse_args([]).compilation_cache == folder
-    assert f"(default: {folder})" in " ".join(run_experiment.parser().format_help().split())
+    assert command.parser().parse_args([]).compilation_cache == folder
+    assert f"(default: {folder})" in " ".join(command.parser().format_help().split())
 
 
 # Which data sets
@@ -275,7 +259,8 @@ def test_where_compiled_programs_are_kept_by_default(monkeypatch, variables, fol
 
 def test_without_a_processed_set_it_says_so_and_runs_the_bundled_one(workplace, monkeypatch, capsys):
     # Its own run is tested above; here only that it is chosen.
-    monkeypatch.setattr(runs, "run_seed", lambda config, seed, **_: {"status": "failed", "error": config.dataset_name})
+    failed = {"status": "failed", "error": "not trained"}
+    monkeypatch.setattr("runs.train_all.run_seed", lambda *_, **__: failed)
     assert run_experiment.main(["--data_dir", "empty", "--seeds", "1"]) == 1
     output = capsys.readouterr().out
     assert "None of the six UEA sets is processed in empty" in output
@@ -287,17 +272,21 @@ def test_without_a_processed_set_it_says_so_and_runs_the_bundled_one(workplace, 
 def test_by_default_the_processed_sets_of_the_published_experiments_run(workplace):
     for name in ("Heartbeat", "EigenWorms"):
         shutil.copytree("data/processed/UEA/Tiny", f"data/processed/UEA/{name}")
-    arguments = run_experiment.parser().parse_args(["--data_dir", "data"])
-    configs = run_experiment._configs(arguments)
+    arguments = command.parser().parse_args(["--data_dir", "data"])
+    configs = select_configs(arguments)
     assert {config.model_name for config in configs} == {"LinHRU"}
     assert [config.dataset_name for config in configs] == ["EigenWorms", "Heartbeat"]
     assert {config.learning_algorithm for config in configs} == {"RHEL"}
 
 
 def test_help_names_every_flag_without_loading_anything_heavy():
-    code = "import sys, run_experiment; print(run_experiment.parser().format_help()); assert 'jax' not in sys.modules"
+    code = (
+        "import atexit, sys; atexit.register(lambda: print('jax' in sys.modules)); import run_experiment as command; "
+    )
+    code += "command.main(['--help'])"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.endswith("\nFalse\n")
     flags = (
         "model_name dataset_name learning_algorithm seeds config_dir data_dir output_parent_dir num_steps print_steps"
     )

@@ -1,5 +1,6 @@
 """The entry point: what a run leaves behind."""
 
+import importlib.util
 import json
 import struct
 import subprocess
@@ -17,7 +18,9 @@ import train
 from data_dir.datasets import create_dataset
 from experiment_configs.schema import load_config
 from models import load_run
-from runs import run as runs
+from runs.figures import draw_curves, draw_predictions
+from runs.run import confusion
+from runs.train_all import results_table
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {"config.json", "split.json", "metrics.jsonl", "model.eqx", "curves.png", "result.json", "checkpoints", ".lock"}
@@ -119,14 +122,14 @@ def test_the_metrics_are_the_evaluations(workplace):
 
 def test_a_confusion_matrix_counts_the_true_class_by_row():
     outputs = np.array([[0.1, 0.9, 0.0], [0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])
-    assert runs.confusion(outputs, np.eye(3)[[1, 0, 0]]) == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert confusion(outputs, np.eye(3)[[1, 0, 0]]) == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
 
 
 def test_a_title_is_no_mathematics(tmp_path):
     """A name that matplotlib cannot read as a formula would end a run that is trained."""
     history = [train.Evaluation(*[1.0] * len(train.Evaluation._fields))]
-    runs.draw_curves(history, tmp_path / "a.png", title=r"$\frac$", metric="accuracy", best_step=1)
-    runs.draw_predictions(np.zeros((2, 3)), np.zeros((2, 3)), tmp_path / "b.png", title=r"$\frac$")
+    draw_curves(history, tmp_path / "a.png", title=r"$\frac$", metric="accuracy", best_step=1)
+    draw_predictions(np.zeros((2, 3)), np.zeros((2, 3)), tmp_path / "b.png", title=r"$\frac$")
 
 
 def test_event_files_have_every_evaluation(workplace):
@@ -155,7 +158,7 @@ def records_of(file):
 
 
 def test_event_files_need_their_package(workplace, monkeypatch, capsys):
-    monkeypatch.setattr(run_experiment.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert run("--dataset_name", "Tiny", "--tensorboard") == 2
     assert "pip install tensorboardX" in capsys.readouterr().err
 
@@ -215,9 +218,9 @@ def test_the_table_has_the_sample_standard_deviation_of_the_completed_runs(workp
     config = load_config("configs/LinHRU/Tiny.json")
     of_seeds = [{"status": "completed", "test_metric": metric, "val_metric": 1.0} for metric in (0.5, 1.0)]
     failed = {"status": "failed", "test_metric": None, "val_metric": None}
-    row = run_experiment._table([(config, [*of_seeds, failed])]).splitlines()[1]
+    row = results_table([(config, [*of_seeds, failed])]).splitlines()[1]
     assert " ".join(row.split()) == "Tiny LinHRU RHEL 2 1 accuracy, % 75.0 ± 35.4 100.0 ± 0.0"
-    row = run_experiment._table([(config, [failed])]).splitlines()[1]
+    row = results_table([(config, [failed])]).splitlines()[1]
     assert " ".join(row.split()) == "Tiny LinHRU RHEL 0 1 accuracy, % - -"
 
 

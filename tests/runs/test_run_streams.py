@@ -13,7 +13,8 @@ import pytest
 from small_experiments import SEED_1, read, run
 
 import postprocess_results
-from runs import run as runs
+from runs import streams
+from runs.folder import finished_result
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = f"{sys.executable} {ROOT / 'run_experiment.py'} --config_dir configs --dataset_name Tiny --seeds 1"
@@ -28,14 +29,42 @@ def lost(kind):
 
 
 def test_a_run_whose_output_goes_nowhere_is_whole(workplace, monkeypatch):
-    for number, streams in enumerate([("full", "pipe"), ("pipe", "full")]):
+    for number, kinds in enumerate([("full", "pipe"), ("pipe", "full")]):
         with monkeypatch.context() as patched:
-            for name, kind in zip(("stdout", "stderr"), streams, strict=True):
+            for name, kind in zip(("stdout", "stderr"), kinds, strict=True):
                 patched.setattr(sys, name, lost(kind))
             assert run("--dataset_name", "Tiny", "--seeds", "1", "--output_parent_dir", str(number)) == 0
             sys.stdout.close()  # as Python does at its end: nothing is left that raises
             sys.stderr.close()
         assert read(Path(str(number), *SEED_1.parts[1:], "result.json"))["status"] == "completed"
+
+
+@pytest.mark.parametrize("kind", ["full", "pipe", "closed"])
+def test_output_that_is_all_a_command_gives_must_not_be_lost(workplace, monkeypatch, capsys, kind):
+    """A plan or an evaluation that nobody can read has failed; a training has its files."""
+    monkeypatch.setattr("runs.actions._plan", lambda _: print("the plan") or 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", None if kind == "closed" else lost(kind))
+        assert run("--plan") == 2
+        sys.stdout.close()
+    assert "--plan: the output was lost: stdout is closed or full" in capsys.readouterr().err
+    assert run("--plan") == 0
+
+
+def test_the_streams_are_given_back_as_they_were():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "stdout", stream)
+        with streams.forgiving():
+            sys.stdout.writelines(["±", "\n"])
+        assert sys.stdout is stream
+        assert stream.errors == "strict"
+        assert stream.buffer.getvalue() == b"\\xb1\n"
+        patched.setattr(sys, "stdout", lost("full"))
+        with streams.forgiving():
+            sys.stdout.writelines(["x"] * 10)
+            assert streams.output_is_lost()
+        sys.stdout.close()
 
 
 def test_letters_that_cannot_be_shown_are_numbers(workplace, monkeypatch):
@@ -80,7 +109,7 @@ def test_a_process_that_is_refused_everything_ends_with_2(workplace, capsys):
         fcntl.flock(file, fcntl.LOCK_EX)
         assert run("--dataset_name", "Tiny", "--seeds", "1") == 2
         assert "seed 1: REFUSED, " in capsys.readouterr().out
-        # Something is trained: as many failures as there are.
+        # A run is trained, so the command is not refused as a whole.
         assert run("--dataset_name", "Tiny", "--seeds", "1", "2") == 1
         assert run("--dataset_name", "Tiny", "--seeds", "1", "2") == 2
 
@@ -89,6 +118,6 @@ def test_a_process_that_is_refused_everything_ends_with_2(workplace, capsys):
 def test_a_result_without_numbers_is_not_a_finished_one(tmp_path, changes):
     sound = {"status": "completed", "best_step": 2, "steps": 4, "val_metric": 0.5, "test_metric": 0.5}
     (tmp_path / "result.json").write_text(json.dumps(sound))
-    assert runs.finished_result(tmp_path) == sound
+    assert finished_result(tmp_path) == sound
     (tmp_path / "result.json").write_text(json.dumps({**sound, **changes}))
-    assert runs.finished_result(tmp_path) is None
+    assert finished_result(tmp_path) is None

@@ -15,7 +15,9 @@ import train
 from data_dir.pickles import write_arrays
 from data_dir.splits import split_by_seed, write_index_file
 from experiment_configs.schema import validate
-from runs import run as runs
+from runs import train_all
+from runs.folder import locked
+from runs.run import run_seed
 
 FOLDER = Path("data", "processed", "UEA", "Tiny")
 
@@ -29,7 +31,7 @@ def stop_a_run(**changes):
     asked = itertools.count()
     config = validate({**HERE, "dataset_name": "Tiny", **changes}, "test")
     with pytest.raises(train.Stopped):
-        runs.run_seed(config, 1, stop=lambda: next(asked) == 1)
+        run_seed(config, 1, stop=lambda: next(asked) == 1)
 
 
 def refused(capsys, *flags):
@@ -95,14 +97,14 @@ def test_a_run_of_another_seed_is_refused(workplace, capsys):
 def stopped_in_the_last(monkeypatch):
     """SIGTERM comes when the last of the seeds begins, for as long as it is asked for."""
     asked = [True]
-    original = runs.run_seed
+    original = train_all.run_seed
 
-    def run_seed(config, seed, **options):
+    def signalled(config, seed, **options):
         if asked[0] and seed == config.seeds[-1]:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(config, seed, **options)
 
-    monkeypatch.setattr(runs, "run_seed", run_seed)
+    monkeypatch.setattr(train_all, "run_seed", signalled)
     return asked
 
 
@@ -116,16 +118,17 @@ def test_the_same_overwriting_command_keeps_what_it_made(workplace, stopped_in_t
     made = snapshot(SEED_1)
     assert made != old
     assert not (SEED_1.with_name("seed_2") / "result.json").exists()
+    made.pop(SEED_1 / ".overwrite")
     capsys.readouterr()
     for _ in range(2):  # as on a cluster that ends and requeues a job
         assert run(*command) == 75
-        assert snapshot(SEED_1) == made
-    assert "--overwrite: 2 runs that this command began anew" in capsys.readouterr().err
+        assert made.items() < snapshot(SEED_1).items()
+    assert "--overwrite: 2 runs that this command began before it was stopped" in capsys.readouterr().err
     stopped_in_the_last[0] = False
     assert run(*command) == 0
     assert snapshot(SEED_1) == made
     assert read(SEED_1.with_name("seed_2") / "result.json")["status"] == "completed"
-    assert not list(Path("outputs").glob(".overwrite*"))
+    assert not list(Path("outputs").glob("**/.overwrite*"))
     # It has ended: the next one starts anew.
     assert run(*command) == 0
     assert snapshot(SEED_1) != made
@@ -142,6 +145,44 @@ def test_what_another_command_or_other_data_made_is_cleared(workplace, stopped_i
     write_data(1)
     assert run(*command) == 75
     assert read(SEED_1 / "config.json")["data"]["sha256"] != made["data"]["sha256"]
+
+
+def test_two_processes_of_one_overwriting_command_never_clear_what_the_other_made(workplace, monkeypatch):
+    command = ("--dataset_name", "Tiny", "--seeds", "1", "2", "--overwrite")
+    original, second = train_all.run_seed, SEED_1.with_name("seed_2")
+    made = {}
+
+    def other_process_first(config, seed, **options):
+        """While this process trains seed 1, the other one makes seed 2, is refused seed 1, and ends."""
+        if seed == 1 and not made:
+            SEED_1.mkdir(parents=True, exist_ok=True)
+            with locked(SEED_1):
+                made["other"] = {}
+                assert run(*command) == 1
+                made["other"] = snapshot(second)
+        return original(config, seed, **options)
+
+    monkeypatch.setattr(train_all, "run_seed", other_process_first)
+    assert run(*command) == 0
+    assert made["other"].items() >= snapshot(second).items()
+    assert not list(Path("outputs").glob("**/.overwrite"))
+
+
+def test_an_overwriting_command_of_another_commit_starts_anew(workplace, stopped_in_the_last, monkeypatch):
+    command = ("--dataset_name", "Tiny", "--seeds", "1", "2", "--overwrite")
+    assert run(*command) == 75
+    made = snapshot(SEED_1)
+    monkeypatch.setattr(train_all, "commit", lambda: "another")
+    assert run(*command) == 75
+    assert snapshot(SEED_1) != made
+
+
+def test_a_class_that_the_training_part_lost_is_recorded(workplace):
+    split = {"train": np.arange(0, 20, 2), "validation": np.arange(1, 9, 2), "test": np.arange(9, 20, 2)}
+    write_index_file(Path("mine.json"), "Tiny", 20, {1: split})
+    write_config({**HERE, "dataset_name": "Tiny", "split": "mine.json"})
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+    assert read(SEED_1 / "config.json")["data"]["lost_classes"] == ["1"]
 
 
 # Options

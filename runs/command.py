@@ -1,0 +1,161 @@
+"""The command line of run_experiment.py: its flags, their types, and which flags go together. Imports no jax."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from experiment_configs import LEARNING_ALGORITHMS, MODEL_NAMES
+from runs import compilation_cache
+
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "experiment_configs" / "repeats"
+FALLBACK_SET = "BasicMotions"
+PUBLISHED_ALGORITHMS = ("RHEL", "BPTT")
+ALL = "all"
+# Flags that override the config field of the same name.
+OVERRIDES = (
+    *("seeds", "data_dir", "output_parent_dir", "num_steps", "print_steps", "batch_size"),
+    *("checkpoint_steps", "skip_nonfinite"),
+)
+# The flags that --evaluate and --predict read. Training and --plan read all flags but those of these two alone.
+KEPT_RUN_FLAGS = {
+    "evaluate": {"evaluate", "split", "data_dir", "own_units", "compilation_cache"},
+    "predict": {"predict", "run", "output", "overwrite", "own_units", "compilation_cache"},
+}
+STATUS = (
+    "Exit status: 0; 1 if a run failed, or if the metric, the loss or an output differs for --evaluate; 2 if the "
+    "command was refused and no run was trained, or if the output of --plan or --evaluate could not be printed; "
+    "75 if SIGTERM, SIGINT or SIGUSR1 stopped it: the same command resumes; 130 after a second SIGINT."
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+def _whole_number(name: str, least: int, below: float = float("inf")) -> Callable[[str], int]:
+    def convert(text):
+        value = int(text)
+        if not least <= value < below:
+            raise ValueError
+        return value
+
+    convert.__name__ = name  # argparse shows it
+    return convert
+
+
+_positive = _whole_number("positive whole number", 1)
+_whole = _whole_number("whole number", 0)
+_seed = _whole_number("seed from 0 to 4294967295", 0, 2**32)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags. A flag that is not given leaves the config as it is."""
+    result = _Parser(
+        prog="run_experiment.py",
+        description="Train models on data sets. A flag overrides the field of the same name in the config.",
+        epilog=STATUS,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    _add_training(result)
+    _add_other_uses(result.add_argument_group("instead of training"))
+    return result
+
+
+def _add_training(flags) -> None:
+    add = flags.add_argument
+    several = {"nargs": "+"}
+    add(
+        "--model_name",
+        **several,
+        metavar="NAME",
+        help=f"one or several of {', '.join(MODEL_NAMES)}, {ALL}; with --own_units, other folders of configs, too "
+        f"(default: {MODEL_NAMES[0]})",
+    )
+    add(
+        "--dataset_name",
+        **several,
+        metavar="NAME",
+        help=f"one or several data sets; {ALL}: those of the seven published sets that are processed (without it: "
+        f"the UEA sets among them, else {FALLBACK_SET})",
+    )
+    add(
+        "--learning_algorithm",
+        **several,
+        choices=(*LEARNING_ALGORITHMS, ALL),
+        help=f"one or several ways to compute the gradient; {ALL}: the published {' and '.join(PUBLISHED_ALGORITHMS)} "
+        "(default: RHEL)",
+    )
+    add("--seeds", **several, type=_seed, metavar="SEED", help="one run for each (without it: the seeds of the config)")
+    add(
+        "--config_dir",
+        type=Path,
+        default=CONFIG_DIR,
+        metavar="DIR",
+        help="group of configs: DIR/<model_name>/<dataset_name>.json",
+    )
+    add("--data_dir", metavar="DIR", help="folder of the data, with raw/ and processed/")
+    add("--output_parent_dir", metavar="DIR", help="folder that the runs are written to")
+    add("--num_steps", type=_positive, metavar="N", help="most steps of training")
+    add("--print_steps", type=_positive, metavar="N", help="steps from one evaluation to the next")
+    add("--batch_size", type=_positive, metavar="N", help="samples per step")
+    add("--checkpoint_steps", type=_positive, metavar="N", help="steps from one checkpoint to the next")
+    add("--skip_nonfinite", type=_whole, metavar="N", help="most steps to skip because they are not finite")
+    no = {"action": "store_true", "default": False}
+    add(
+        "--own_units",
+        **no,
+        help="import and run the Python file that a config, or the config.json of a run, names as its unit",
+    )
+    add("--tensorboard", **no, help="write event files too; needs tensorboardX")
+    add("--double_precision", **no, help="compute in float64")
+    add("--overwrite", **no, help="start runs anew even if they are finished, or replace the file of predictions")
+    compilation_cache.add_flag(flags)
+
+
+def _add_other_uses(group) -> None:
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--plan", action="store_true", help="print the memory, disk and time that the runs would take")
+    add("--evaluate", type=Path, metavar="RUN_FOLDER", help="compute the recorded metric of a run again")
+    add(
+        "--predict",
+        type=Path,
+        metavar="FILE",
+        help="write what the model of --run predicts for an npy array (N, L, C) or a ts file, as CSV",
+    )
+    add = group.add_argument
+    add("--split", choices=("train", "validation", "test"), help="for --evaluate: the part (default: test)")
+    add("--run", type=Path, metavar="RUN_FOLDER", help="for --predict: the run whose model predicts")
+    add(
+        "--output",
+        type=Path,
+        metavar="CSV",
+        help="for --predict: the file to write (default: FILE_predictions.csv beside FILE)",
+    )
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, checked: a flag that would have no effect is an error."""
+    flags = parser()
+    arguments = flags.parse_args(argv)
+    for name in () if arguments.own_units else getattr(arguments, "model_name", ()):
+        if name not in (*MODEL_NAMES, ALL):
+            flags.error(
+                f"argument --model_name: invalid choice: {name!r}: choose from {', '.join(MODEL_NAMES)}, {ALL}; your "
+                "own unit needs --own_units"
+            )
+    given = {name for name, value in vars(arguments).items() if value != flags.get_default(name)}
+    use = next((name for name in KEPT_RUN_FLAGS if name in arguments), None)
+    if use is None:
+        surplus = given & {"split", "run", "output"}
+        reason = "it goes with --evaluate or --predict"
+    else:
+        surplus = given - KEPT_RUN_FLAGS[use]
+        reason = f"it has no effect on --{use}, which takes the settings of the run"
+    if surplus:
+        flags.error(f"--{min(surplus)}: {reason}")
+    if use == "predict" and "run" not in arguments:
+        flags.error("--predict: --run RUN_FOLDER is missing, the run whose model predicts")
+    return arguments

@@ -1,0 +1,78 @@
+"""The folder of a run: its path, the names of its files, its lock, and whether the run is finished.
+
+<output_parent_dir>/<dataset>/<model>_<algorithm>/seed_<n>/
+    config.json      config with defaults, shape and hash of the data, precision, versions, commit, device, command
+    split.json       the stored rows of each part, as an index file (not for data sets that come cut into parts)
+    metrics.jsonl    one line per evaluation (the fields of `train.Evaluation`)
+    checkpoints/     the state of the training, see `training.checkpoints`: an unfinished run is resumed from it
+    model.eqx        the model and its state that were best on the validation set
+    curves.png       loss and metric against the step
+    predictions.png  regression only: predicted and true labels of some test samples
+    nonfinite.eqx    the model and its state before the step that was not finite, if such a step ended the run
+    result.json      how the run ended, and the hashes of model.eqx and of its outputs for the test part. It is written
+                     last and atomically: a folder without it is unfinished
+    events/          event files for TensorBoard, with --tensorboard
+    .overwrite       the key of the --overwrite command at work, see `runs.overwriting`
+    .lock            held by the process at work
+"""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from experiment_configs.schema import ConfigError, ExperimentConfig
+
+CONFIG, MODEL, RESULT = "config.json", "model.eqx", "result.json"  # as in `models.load`
+SPLIT, METRICS, CURVES, PREDICTIONS = "split.json", "metrics.jsonl", "curves.png", "predictions.png"
+CHECKPOINTS, EVENTS, NONFINITE = "checkpoints", "events", "nonfinite.eqx"
+LOCK, OVERWRITE = ".lock", ".overwrite"
+
+
+class RunRefused(ConfigError):
+    """The folder of a run cannot be used: another process works in it, or its run has another config or other data."""
+
+
+def run_folder(config: ExperimentConfig, seed: int) -> Path:
+    """The folder of the run of one seed."""
+    unit = f"{config.model_name}_{config.learning_algorithm}"
+    return Path(config.output_parent_dir) / config.dataset_name / unit / f"seed_{seed}"
+
+
+def finished_result(folder: Path) -> dict | None:
+    """The result of a completed run; None if the run is unfinished or failed, or if result.json is damaged."""
+    try:
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(result, dict) or result.get("status") != "completed":
+        return None
+    numbers = (result.get(name) for name in ("best_step", "steps", "val_metric", "test_metric"))
+    return result if all(_is_number(number) for number in numbers) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def clear(folder: Path) -> None:
+    """Remove the files of a run. result.json goes first: if the process dies halfway, the folder is unfinished."""
+    for name in (RESULT, OVERWRITE, CONFIG, SPLIT, METRICS, MODEL, CURVES, PREDICTIONS, NONFINITE):
+        (folder / name).unlink(missing_ok=True)
+    for name in (CHECKPOINTS, EVENTS):
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the folder. The system lifts the lock when the process ends, however it ends."""
+    with open(folder / LOCK, "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunRefused(f"{folder}: another process is at work there; wait for it, or end it") from None
+        yield

@@ -1,0 +1,124 @@
+"""Compares the gradients of the learning algorithms, parameter by parameter, with BPTT in float64."""
+
+import argparse
+import re
+import warnings
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_dir.datasets import Dataset
+from models import create_model
+from models.check import (
+    RetraceWarning,
+    agreement_by_leaf,
+    finite_difference_errors,
+    one_rounding,
+    retrace_errors,
+    rounding_of_constraints,
+    to_float64,
+    with_same_numbers,
+)
+from models.rhel import BPTT, RHEL, make_learning_algorithm, with_learning_algorithm
+from train import sample_loss
+
+
+class Problem(NamedTuple):
+    """A model without dropout, and the batch whose mean loss is differentiated."""
+
+    model: eqx.Module
+    state: eqx.nn.State
+    x: jax.Array
+    labels: jax.Array
+    classification: bool
+    rounding: list | None = None
+    """In float64: see `models.check.with_same_numbers`."""
+
+
+def make_problem(options: argparse.Namespace, model_name: str, dataset: Dataset) -> Problem:
+    """A model and a random batch of training samples, all float32."""
+    rng = np.random.default_rng(options.seed)
+    rows = rng.choice(dataset.train.size, min(options.batch_size, dataset.train.size), replace=False)
+    model, state = create_model(
+        model_name,
+        dataset.data_dim,
+        dataset.label_dim,
+        options.hidden_dim,
+        options.num_blocks,
+        options.ssm_dim,
+        classification=dataset.classification,
+        dropout_rate=0.0,
+        key=jax.random.PRNGKey(options.seed),
+        **({"step_init": options.step_init} if model_name == "NonlinHRU" else {}),
+    )
+    x, labels = (jnp.asarray(array[rows], jnp.float32) for array in (dataset.train.data, dataset.train.labels))
+    return Problem(*_cast((model, state), jnp.float32), x[:, : options.sequence_length], labels, dataset.classification)
+
+
+def widen(problem: Problem, *, moved_by: jax.Array | None = None) -> Problem:
+    """The same numbers in float64; with a key, the inputs and the constrained parameters one rounding off."""
+    rounding = rounding_of_constraints(problem.model, key=moved_by)
+    wide = Problem(*to_float64(problem[:4]), problem.classification, rounding)
+    return wide if moved_by is None else wide._replace(x=one_rounding(wide.x, key=moved_by))
+
+
+def loss(model: eqx.Module, problem: Problem) -> jax.Array:
+    """Mean loss of the batch."""
+    if problem.rounding is not None:
+        model = with_same_numbers(model, problem.rounding)
+    forward = jax.vmap(model, axis_name="batch", in_axes=(0, None, None), out_axes=(0, None))
+    outputs, _ = forward(problem.x, problem.state, None)
+    return jnp.mean(jax.vmap(sample_loss, in_axes=(0, 0, None))(outputs, problem.labels, problem.classification))
+
+
+gradient = eqx.filter_jit(eqx.filter_grad(loss))
+
+
+def compare(options: argparse.Namespace, problem: Problem, notice) -> tuple[list[dict], dict]:
+    """Rows (one per parameter, block, algorithm and precision) and what else was found about one model."""
+    wide = widen(problem)
+    by_backpropagation = with_learning_algorithm(wide.model, BPTT())
+    reference = gradient(by_backpropagation, wide)
+    notice("finite differences of the reference ..")
+    differences = finite_difference_errors(
+        lambda model: loss(model, wide), by_backpropagation, reference, key=jax.random.PRNGKey(1)
+    )
+    notice("the reference, one rounding off ..")
+    moved = gradient(by_backpropagation, widen(problem, moved_by=jax.random.PRNGKey(2)))
+    of_reference = {
+        path: {"finite_differences": difference, "one_rounding": numbers.relative_error}
+        for (path, numbers), difference in zip(agreement_by_leaf(moved, reference).items(), differences, strict=True)
+    }
+    rows = []
+    for algorithm_name in options.learning_algorithm:
+        for dtype, version_of in (("float32", problem), ("float64", wide)):
+            if (algorithm_name, dtype) == ("BPTT", "float64"):
+                continue
+            for epsilon in (options.epsilon or [None]) if algorithm_name == "RHEL" else [None]:
+                run = f"{algorithm_name} {dtype}" + (f" {epsilon:g}" if epsilon and len(options.epsilon) > 1 else "")
+                notice(f"{run} ..")
+                nudged = algorithm_name == "RHEL"
+                algorithm = RHEL(epsilon, options.literal) if nudged else make_learning_algorithm(algorithm_name)
+                found = gradient(with_learning_algorithm(version_of.model, algorithm), version_of)
+                about = {"learning_algorithm": algorithm_name, "dtype": dtype, "epsilon": epsilon, "run": run}
+                for path, numbers in agreement_by_leaf(found, reference).items():
+                    rows.append(_split_path(path) | about | numbers._asdict() | of_reference[path])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RetraceWarning)
+        retrace = np.max(retrace_errors(problem.model, problem.state, problem.x), axis=0)
+    for warning in caught:
+        notice(f"warning: {warning.message}")
+    return rows, {"retrace_error_float32": [float(error) for error in retrace]}
+
+
+def _split_path(path: str) -> dict:
+    match = re.fullmatch(r"\.blocks\[(\d+)\]\.(.+)", path)
+    name = (match[2] if match else path).removeprefix(".").removeprefix("unit.")
+    return {"parameter": name, "block": int(match[1]) if match else None}
+
+
+def _cast(tree, dtype):
+    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)

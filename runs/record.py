@@ -1,0 +1,74 @@
+"""config.json of a run: config, data, precision, versions, commit, device and command. Peak memory for result.json."""
+
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_dir.datasets import Dataset
+from data_dir.splits import PARTS
+from experiment_configs.schema import ExperimentConfig
+from runs.identity import data_hashes, precision
+
+_PACKAGES = ("jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "numpy")
+
+
+def run_record(config: ExperimentConfig, seed: int, dataset: Dataset) -> dict[str, Any]:
+    """The content of config.json."""
+    device = jax.devices()[0]
+    return {
+        "config": config.model_dump(mode="json"),
+        "defaults": config.defaults(),
+        "seed": seed,
+        "precision": precision(),
+        "data": data_record(dataset),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "commit": commit(),
+        "device": f"{device.platform} ({device.device_kind})",
+        "command": shlex.join(sys.orig_argv),
+    }
+
+
+def data_record(dataset: Dataset) -> dict[str, Any]:
+    """Sizes, hashes and classes of the data, and the maps between the files and what the model sees."""
+    return {
+        "data_dim": dataset.data_dim,
+        "label_dim": dataset.label_dim,
+        "length": dataset.length,
+        **data_hashes(dataset),
+        "class_names": None if dataset.class_names is None else [str(name) for name in dataset.class_names],
+        "lost_classes": _lost_classes(dataset) if dataset.classification else None,
+        "standardisation": None if dataset.standardisation is None else dataset.standardisation.record(),
+        "label_map": None if dataset.label_map is None else dataset.label_map._asdict(),
+        "samples": {part: getattr(dataset, part).size for part in PARTS},
+    }
+
+
+def _lost_classes(dataset: Dataset) -> list[str]:
+    """Names, or numbers, of the classes that have samples in the other parts but none in the training part."""
+    has_samples = [np.asarray(getattr(dataset, part).labels).any(axis=0) for part in PARTS]
+    lost = np.flatnonzero(np.any(has_samples, axis=0) & ~has_samples[0])
+    return [str(number if dataset.class_names is None else dataset.class_names[number]) for number in lost]
+
+
+def commit() -> str | None:
+    """The git commit of this program, with "-dirty" if files differ from it; None outside of a git repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def peak_memory() -> dict[str, int | None]:
+    """The most memory in bytes that this process has held so far; None if the device does not report it."""
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    device = jax.devices()[0].memory_stats() or {}
+    return {"host": host, "device": device.get("peak_bytes_in_use")}

@@ -1,0 +1,123 @@
+"""The configs that a command line names, checked with their data before anything is trained."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_dir.datasets import PPG, PUBLISHED_UEA, create_dataset, processed_datasets
+from data_dir.storage import DataError, script_command
+from experiment_configs import MODEL_NAMES
+from experiment_configs.schema import ConfigError, ExperimentConfig, config_path, load_config
+from runs.command import ALL, FALLBACK_SET, OVERRIDES, PUBLISHED_ALGORITHMS
+from runs.folder import run_folder
+from runs.identity import data_hashes, identity, require_same_run
+from runs.run import require_batch
+
+SMALL_UEA_SETS = ("SelfRegulationSCP1", "SelfRegulationSCP2")  # small enough to try
+
+
+class Selection:
+    """The runs of a command: `configs`, the `identities` of their runs by folder, and `lines` about the data sets."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        """Load the data of every config and seed once, and refuse what would fail after hours of other runs.
+
+        **Raises:** `ConfigError` or `DataError`.
+        """
+        self.configs: list[ExperimentConfig] = []
+        self.identities: dict[Path, dict] = {}
+        lines, checked = {}, {}
+        for config in select_configs(arguments):
+            # Configs that differ only in model and algorithm have the same data.
+            key = (config.batch_size, config.seeds, *config.data_options().values())
+            if key not in checked:
+                checked[key] = output_step, hashes, found = check_data(config)
+                lines |= dict.fromkeys(found)
+            output_step, hashes, _ = checked[key]
+            config = config.completed(output_step)
+            self.configs.append(config)
+            for seed in config.seeds:
+                self.identities[run_folder(config, seed)] = identity(config, seed, hashes[seed])
+        self.lines = list(lines)
+
+    def require_same_runs(self) -> None:
+        """Raise `RunRefused` if a folder holds a run that was made with another config or on other data."""
+        for folder, now in self.identities.items():
+            require_same_run(folder, now)
+
+
+def check_data(config: ExperimentConfig) -> tuple[int, dict[int, dict], list[str]]:
+    """The output step of a data set, its `data_hashes` by seed, and lines on its shape and what is odd about it.
+
+    **Raises:** `DataError` if a data set is missing or damaged, `ConfigError` if it has fewer samples than a batch.
+    """
+    hashes, notes = {}, {}
+    for seed in config.seeds:
+        dataset = create_dataset(seed=seed, **config.data_options() | {"inmemory": False})
+        require_batch(config, dataset)
+        hashes[seed] = data_hashes(dataset)
+        notes |= {f"{config.dataset_name}: {note}": None for note in dataset.notes}
+    return dataset.output_step, hashes, [dataset.describe(), *notes]
+
+
+def select_configs(arguments: argparse.Namespace) -> list[ExperimentConfig]:
+    """The configs with the flags laid over them, in the order data set, model, algorithm. Prints which sets it takes.
+
+    **Raises:** `ConfigError` or `DataError`.
+    """
+    named = getattr(arguments, "dataset_name", None)
+    names = _expanded(PUBLISHED_UEA if named is None else named, (*PUBLISHED_UEA, PPG))
+    configs = [config for name in names for config in _load(arguments, name)]
+    processed = [config for config in configs if config.dataset_name in processed_datasets(config.data_dir)]
+    if named is None and processed:
+        print("Processed UEA sets:", ", ".join(dict.fromkeys(config.dataset_name for config in processed)))
+        return processed
+    if named is None:
+        configs = list(_load(arguments, FALLBACK_SET))
+        data_dir = configs[0].data_dir
+        print(
+            f"None of the six UEA sets is processed in {data_dir}. These commands fetch and process two of them:\n"
+            f"    {script_command('download_uea.py', data_dir, '--datasets', *SMALL_UEA_SETS)}\n"
+            f"    {script_command('process_uea.py', data_dir)}\n"
+            f"Running {FALLBACK_SET}, which needs no download."
+        )
+    elif ALL in named:
+        wanted = [config for config in configs if config.dataset_name in named or config in processed]
+        for config in {config.dataset_name: config for config in configs if config not in wanted}.values():
+            print(f"Left out: {_how_to_get(config)}")
+        if not wanted:
+            raise DataError("--dataset_name all: none of the seven published sets is processed (see above).")
+        return wanted
+    return configs
+
+
+def _load(arguments: argparse.Namespace, dataset_name: str) -> Iterator[ExperimentConfig]:
+    """The configs of a data set: every model by every algorithm."""
+    given = vars(arguments)
+    changes = {name: given[name] for name in OVERRIDES if name in given}
+    algorithms = _expanded(given.get("learning_algorithm", ()), PUBLISHED_ALGORITHMS)
+    # Without the flag, the config decides.
+    overrides = [changes | {"learning_algorithm": algorithm} for algorithm in algorithms] or [changes]
+    for model in _expanded(given.get("model_name", MODEL_NAMES[:1]), MODEL_NAMES):
+        path = config_path(arguments.config_dir, model, dataset_name)
+        config = load_config(path, model, own_units=arguments.own_units)
+        if config.dataset_name != dataset_name:
+            raise ConfigError(
+                f'{path}: dataset_name is "{config.dataset_name}": allowed is the name of the file, {dataset_name}'
+            )
+        for flags in overrides:
+            yield config.replace(flags, source=f"{path} with the flags") if flags else config
+
+
+def _expanded(names, everything) -> list[str]:
+    """The names without repeats, with `ALL` replaced by everything."""
+    return list(dict.fromkeys(each for name in names for each in (everything if name == ALL else (name,))))
+
+
+def _how_to_get(config: ExperimentConfig) -> str:
+    """The message about a data set that is not processed: it names the commands."""
+    try:
+        check_data(config)
+    except DataError as error:
+        return str(error)
+    return f"dataset_name {config.dataset_name!r}"

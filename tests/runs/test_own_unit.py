@@ -1,0 +1,70 @@
+"""A unit of the user's own, through the command: trained, planned, evaluated, loaded, and never imported unasked."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_experiments import HERE, read, refusal, run, write_config
+
+import run_experiment
+from models import load_run
+from models.load import RunError, load_unit
+
+UNIT = """
+from pathlib import Path
+from typing import Annotated
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from models.layer import AbstractHRULayer, Option
+from models.LinHRU import LinearOscillators
+
+Path("imported").touch()
+
+
+class Springs(AbstractHRULayer):
+    A: Float[Array, " P"]
+
+    def __init__(self, hidden_dim, ssm_dim, *, first: Annotated[float, Option("", above=0)] = 1.0, key, **common):
+        super().__init__(hidden_dim, ssm_dim, key=key, **common)
+        self.A = jnp.full(ssm_dim, first)
+
+    def hamiltonian(self):
+        return LinearOscillators(A=self.A, step=jnp.full_like(self.A, 0.1))
+"""
+
+
+def test_a_unit_of_ones_own_through_the_command(workplace, capsys):
+    Path("my_unit.py").write_text(UNIT)
+    fields = {**HERE, "model_name": "Springs", "unit": "my_unit.py:Springs", "dataset_name": "Tiny", "first": 2.0}
+    del fields["complex_ssm"]
+    write_config({**fields, "seeds": [1]}, "Springs")
+    flags = ("--dataset_name", "Tiny", "--model_name", "Springs")
+    error = refusal(capsys, f"--config_dir configs {' '.join(flags)}")
+    assert "invalid choice: 'Springs'" in error
+    assert "your own unit needs --own_units" in error
+    assert run(*flags, "--own_units", "--plan") == 0
+    assert run(*flags, "--own_units") == 0
+    folder = Path("outputs", "Tiny", "Springs_RHEL", "seed_1")
+    assert read(folder / "config.json")["config"]["first"] == 2.0
+    assert run(*flags, "--own_units") == 0
+    assert "Tiny Springs RHEL seed 1: kept" in capsys.readouterr().out
+
+    # What is kept is used with the same permission, and not without it.
+    Path("imported").unlink()
+    load_unit.__globals__["_module_of"].cache_clear()
+    np.save("new.npy", np.zeros((2, 8, 2)))
+    predict = ("--predict", "new.npy", "--run", str(folder))
+    for use in (("--evaluate", str(folder)), predict):
+        assert run_experiment.main([*use]) == 2
+        assert 'unit is "my_unit.py:Springs": this is Python code' in capsys.readouterr().err
+    with pytest.raises(RunError, match=r"the run has its own unit, my_unit.py:Springs"):
+        load_run(folder)
+    assert not Path("imported").exists()
+    assert run_experiment.main(["--evaluate", str(folder), "--own_units"]) == 0
+    assert "equal" in capsys.readouterr().out
+    assert run_experiment.main([*predict, "--own_units"]) == 0
+    assert len(Path("new_predictions.csv").read_text().splitlines()) == 3
+    model, _ = load_run(folder, unit=load_unit("my_unit.py:Springs"))
+    assert type(model.blocks[0].unit).__name__ == "Springs"
