@@ -246,11 +246,14 @@ def _read_leaves(file: io.BytesIO, like):
     file of an earlier version has B, C and D of a unit behind its other leaves.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
-    parents, names = [path[:-1] for path, _ in leaves], [jax.tree_util.keystr(path) for path, _ in leaves]
-    present = range(len(leaves))
-    earlier = sorted(
-        present, key=lambda i: (parents.index(parents[i]), names[i].endswith((".unit.B", ".unit.C", ".unit.D")))
-    )
+    names, present = [jax.tree_util.keystr(path) for path, _ in leaves], range(len(leaves))
+
+    def earlier_place(i):
+        unit = names[i].rpartition(".")[0]
+        first = next(j for j in present if names[j].startswith(f"{unit}.")) if unit.endswith(".unit") else i
+        return first, names[i].endswith((".B", ".C", ".D"))
+
+    earlier = sorted(present, key=earlier_place)
     mismatches = {}
     for order in (present, earlier):
         file.seek(0)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PRNGKeyArray
 
 import train
@@ -84,7 +83,7 @@ def _measure_step(config: ExperimentConfig, dataset: Dataset, model, state, key:
 
     def send(count):
         nonlocal training
-        dispatched = (*stack, key, np.int32(count))
+        dispatched = (*stack, key, jnp.int32(count))
         training, losses, _ = train.train_steps(dispatched, training, optimiser, config.classification)
         return losses
 

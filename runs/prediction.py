@@ -172,7 +172,7 @@ def _outputs(model, state, x: Float[Array, "batch L data_dim"]) -> Float[Array, 
 
 
 @contextmanager
-def _kept_run(folder: str | Path, own_units: bool):
+def _kept_run(folder: str | Path, own_units: bool = False):
     """Within the block jax has the precision of the run."""
     folder = Path(folder)
     record = read_record(folder)

@@ -51,7 +51,7 @@ class Checkpoints:
         self._folder = folder.absolute()
         self._config = config
 
-    def save(self, step: int, arrays: Sequence[Array], json_part: dict) -> None:
+    def save(self, step: int, arrays: Sequence[Array | np.ndarray], json_part: dict) -> None:
         """Save arrays that are not empty, and values that fit into JSON. Then remove all but the newest two.
 
         **Raises:** `CheckpointError` if the checkpoint cannot be written. The previous one is then intact.
@@ -73,7 +73,7 @@ class Checkpoints:
                 "intact. Free some disk space; then the same command resumes from it"
             ) from error
 
-    def restore(self, like: Sequence[Array]) -> Restored | None:
+    def restore(self, like: Sequence[Array | np.ndarray]) -> Restored | None:
         """Read the newest sound checkpoint, and remove damaged later ones. None if there is no checkpoint.
 
         `like` are arrays of the expected shapes and types.
@@ -101,7 +101,7 @@ class Checkpoints:
         self._remove_temporary()
         return restored
 
-    def _read(self, step: int, like: Sequence[Array]) -> tuple[list[np.ndarray], dict]:
+    def _read(self, step: int, like: Sequence[Array | np.ndarray]) -> tuple[list[np.ndarray], dict]:
         folder = self._folder / str(step)
         like = [np.asarray(array) for array in like]
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from training.steps import TrainingState, copied
@@ -89,7 +90,7 @@ class Progress:
             "seconds": asdict(self.seconds),
         }
 
-    def restored(self, arrays: list[Array], json_part: dict) -> "Progress":
+    def restored(self, arrays: list[Array] | list[np.ndarray], json_part: dict) -> "Progress":
         """The progress that `arrays` and `json_part` were taken from. `self` is the start of the same training."""
         own, rest = eqx.partition((self.training, self.best, self.key), eqx.is_array)
         arrays = jax.tree.unflatten(jax.tree.structure(own), map(jnp.asarray, arrays))

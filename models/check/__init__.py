@@ -84,7 +84,7 @@ class WrongGradient(ValueError):
 
 def check_gradient(
     hamiltonian: AbstractHamiltonian,
-    drives: Float[Array, "time ..."],
+    drives: Float[Array, "time *in"],
     *,
     epsilon: float | None = None,
     literal: bool = False,

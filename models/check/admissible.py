@@ -33,7 +33,7 @@ class InadmissibleHamiltonian(InadmissibleSystem):
 
 def check_hamiltonian(
     hamiltonian: AbstractHamiltonian,
-    drives: Float[Array, "time ..."],
+    drives: Float[Array, "time *in"],
     *,
     n_osc: int | None = None,
     key: PRNGKeyArray | None = None,
@@ -168,7 +168,7 @@ def _where_from(owner: PyTree, method: str, array: Array) -> str:
 # Systems
 
 
-def check_system(system: AbstractSystem, inputs: Float[Array, "time in"], *, key: PRNGKeyArray | None = None) -> None:
+def check_system(system: AbstractSystem, inputs: Float[Array, "time *in"], *, key: PRNGKeyArray | None = None) -> None:
     """Raises `InadmissibleSystem` with every violated assumption about the ports and about the Hamiltonian.
 
     The assumptions about the ports: the readout is affine in the positions, both ports treat every step alike, and

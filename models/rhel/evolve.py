@@ -34,12 +34,12 @@ def with_learning_algorithm(model: PyTree, algorithm: AbstractLearningAlgorithm)
 
 def evolve(
     hamiltonian: AbstractHamiltonian,
-    drives: Float[Array, "time ..."],
+    drives: Float[Array, "time *in"],
     *,
     learning_algorithm: str | AbstractLearningAlgorithm = "RHEL",
     epsilon: float | None = None,
     n_osc: int | None = None,
-) -> Float[Array, "time ..."]:
+) -> Float[Array, "time *osc"]:
     """Positions q_1, .., q_L of a Hamiltonian, from rest, under a sequence of drives.
 
     Differentiable in reverse mode, by the learning algorithm, with respect to every floating-point array of the

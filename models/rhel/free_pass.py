@@ -41,8 +41,8 @@ class AbstractScanned(AbstractLearningAlgorithm):
 
     @abstractmethod
     def run(
-        self, system: AbstractSystem, inputs: Float[Array, "time batch in"], schedule: Schedule
-    ) -> Float[Array, "time batch out"]:
+        self, system: AbstractSystem, inputs: Float[Array, "time batch *in"], schedule: Schedule
+    ) -> Float[Array, "time batch *out"]:
         """Outputs of the system, from rest, to a batch of sequences."""
 
     @override
@@ -78,8 +78,8 @@ def _schedules(scan, chunk, system, inputs) -> tuple[Schedule, Schedule]:
 
 
 def free_pass(
-    system: AbstractSystem, inputs: Float[Array, "time batch in"], schedule: Schedule
-) -> tuple[Float[Array, "time batch out"], State, Float[Array, " batch"]]:
+    system: AbstractSystem, inputs: Float[Array, "time batch *in"], schedule: Schedule
+) -> tuple[Float[Array, "time batch *out"], State, Float[Array, " batch"]]:
     """Outputs; the states at the ends of the segments (segment, batch, osc); the size of the states of each sequence.
 
     The size is the largest of all positions and of the momenta at the ends of the segments.

@@ -45,28 +45,28 @@ class AbstractHamiltonian(eqx.Module):
     linear: ClassVar[bool] = False
 
     @abstractmethod
-    def kinetic(self, p: Float[Array, " osc"]) -> Float[Array, ""]:
+    def kinetic(self, p: Float[Array, "*osc"]) -> Float[Array, ""]:
         """dt * T(p), even in p."""
 
     @abstractmethod
-    def potential(self, q: Float[Array, " osc"], drive: Float[Array, " osc"]) -> Float[Array, ""]:
+    def potential(self, q: Float[Array, "*osc"], drive: Float[Array, "*in"]) -> Float[Array, ""]:
         """dt * V(q, drive)."""
 
-    def kinetic_contrast(self, p: Float[Array, " osc"], dp: Float[Array, " osc"]) -> Float[Array, ""]:
+    def kinetic_contrast(self, p: Float[Array, "*osc"], dp: Float[Array, "*osc"]) -> Float[Array, ""]:
         """kinetic(p + dp) - kinetic(p - dp)."""
         return self.kinetic(p + dp) - self.kinetic(p - dp)
 
     def potential_contrast(
-        self, q: Float[Array, " osc"], dq: Float[Array, " osc"], drive: Float[Array, " osc"]
+        self, q: Float[Array, "*osc"], dq: Float[Array, "*osc"], drive: Float[Array, "*in"]
     ) -> Float[Array, ""]:
         """potential(q + dq, drive) - potential(q - dq, drive)."""
         return self.potential(q + dq, drive) - self.potential(q - dq, drive)
 
-    def velocity(self, p: Float[Array, " osc"]) -> Float[Array, " osc"]:
+    def velocity(self, p: Float[Array, "*osc"]) -> Float[Array, "*osc"]:
         """Displacement of q in one step at momentum p: dt * dT/dp."""
         return jax.grad(self.kinetic)(p)
 
-    def force(self, q: Float[Array, " osc"], drive: Float[Array, " osc"]) -> Float[Array, " osc"]:
+    def force(self, q: Float[Array, "*osc"], drive: Float[Array, "*in"]) -> Float[Array, "*osc"]:
         """Change of p in one step at position q: -dt * dV/dq."""
         return jax.tree.map(lambda slope: -slope, jax.grad(self.potential)(q, drive))
 
@@ -88,8 +88,8 @@ def leapfrog(velocity: Callable, force: Callable, state: State, drive: PyTree) -
 
 
 def flow(
-    hamiltonian: AbstractHamiltonian, state: State, drives: Float[Array, "time osc"], scan: str = "sequential"
-) -> tuple[State, Float[Array, "time osc"]]:
+    hamiltonian: AbstractHamiltonian, state: State, drives: Float[Array, "time *in"], scan: str = "sequential"
+) -> tuple[State, Float[Array, "time *osc"]]:
     """Carries a state through a sequence of drives; returns the final state and the position after every step.
 
     `scan` is "sequential", or, for a linear Hamiltonian, "associative".

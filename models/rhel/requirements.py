@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from .hamiltonian import AbstractHamiltonian
 
 
-def position_like(system: eqx.Module, inputs: Float[Array | jax.ShapeDtypeStruct, "time in"]) -> jax.ShapeDtypeStruct:
+def position_like(system: eqx.Module, inputs: Float[Array | jax.ShapeDtypeStruct, "time *in"]) -> jax.ShapeDtypeStruct:
     """Shape and type of a position, and of a momentum, of one sequence."""
     drives = jax.eval_shape(system.drive, _one_step(inputs))
     parameters = jax.tree.leaves(eqx.filter(system.hamiltonian, eqx.is_inexact_array))
@@ -24,7 +24,7 @@ def _one_step(inputs):
     return jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
 
 
-def require_admissible(system: eqx.Module, inputs: Float[Array | jax.ShapeDtypeStruct, "time in"]) -> None:
+def require_admissible(system: eqx.Module, inputs: Float[Array | jax.ShapeDtypeStruct, "time *in"]) -> None:
     """Raises if the shapes and types of a system do not allow it to run or to be differentiated.
 
     `TypeError` for drives that are not floating-point, a Hamiltonian that is no `AbstractHamiltonian`, and parameters
@@ -84,7 +84,7 @@ def _traced(method, module, *arguments):
     return jaxpr.out_avals
 
 
-def require_linear_readout(system: eqx.Module, inputs: Float[Array | jax.ShapeDtypeStruct, "time in"]) -> None:
+def require_linear_readout(system: eqx.Module, inputs: Float[Array | jax.ShapeDtypeStruct, "time *in"]) -> None:
     """Raises `ValueError` if the derivative of the readout by the positions depends on the positions."""
     inputs, state = _one_step(inputs), position_like(system, inputs)
     positions = jax.ShapeDtypeStruct((1, *state.shape), state.dtype)

@@ -22,7 +22,7 @@ class RetraceWarning(UserWarning):
     """An echo without nudges misses the state that the free pass started from."""
 
 
-def retrace_error(system: AbstractSystem, inputs: Float[Array, "time in"]) -> Float[Array, ""]:
+def retrace_error(system: AbstractSystem, inputs: Float[Array, "time *in"]) -> Float[Array, ""]:
     """How far the echo without nudges misses the rest state, relative to the largest position or momentum on the way.
 
     This echo runs the whole way back from the final state. The echo of `RHEL()` rejoins the kept states and is less
@@ -31,7 +31,7 @@ def retrace_error(system: AbstractSystem, inputs: Float[Array, "time in"]) -> Fl
     return miss(system.hamiltonian, rest_state(system, inputs), system.drive(inputs))
 
 
-def miss(hamiltonian: AbstractHamiltonian, start: State, drives: Float[Array, "time osc"]) -> Float[Array, ""]:
+def miss(hamiltonian: AbstractHamiltonian, start: State, drives: Float[Array, "time *in"]) -> Float[Array, ""]:
     """How far the flow from `start` and back misses `start`, relative to the largest number on the way."""
     (q, p), positions = flow(hamiltonian, start, drives)
     scale = _largest(start, positions, p)

@@ -31,11 +31,13 @@ class AbstractSystem(eqx.Module):
         return drive_shape
 
     @abstractmethod
-    def drive(self, inputs: Float[Array, "time in"]) -> Float[Array, "time osc"]:
+    def drive(self, inputs: Float[Array, "time *in"]) -> Float[Array, "time *osc"]:
         """Drives v_t of the inputs u_t."""
 
     @abstractmethod
-    def readout(self, positions: Float[Array, "time osc"], inputs: Float[Array, "time in"]) -> Float[Array, "time out"]:
+    def readout(
+        self, positions: Float[Array, "time *osc"], inputs: Float[Array, "time *in"]
+    ) -> Float[Array, "time *out"]:
         """Outputs o_t of the positions q_{t+1} and the inputs u_t."""
 
 
@@ -68,10 +70,12 @@ class AbstractLearningAlgorithm(eqx.Module):
     """
 
     @abstractmethod
-    def respond(self, system: AbstractSystem, inputs: Float[Array, "time batch in"]) -> Float[Array, "time batch out"]:
+    def respond(
+        self, system: AbstractSystem, inputs: Float[Array, "time batch *in"]
+    ) -> Float[Array, "time batch *out"]:
         """Outputs of the system, from rest, to a batch of sequences."""
 
-    def __call__(self, system: AbstractSystem, inputs: Float[Array, "time in"]) -> Float[Array, "time out"]:
+    def __call__(self, system: AbstractSystem, inputs: Float[Array, "time *in"]) -> Float[Array, "time *out"]:
         """Outputs of the system, from rest, to a sequence.
 
         All arithmetic is in the widest floating-point type of the system and the inputs, and in float32 at least. The
@@ -107,7 +111,7 @@ def in_one_precision(system: AbstractSystem, inputs: Array) -> tuple[AbstractSys
     return *jax.tree.map(widened, (system, inputs)), dtype
 
 
-def one_sequence(inputs: Float[Array, "time batch in"]) -> jax.ShapeDtypeStruct:
+def one_sequence(inputs: Float[Array, "time batch *in"]) -> jax.ShapeDtypeStruct:
     """Shape and type of the inputs of one sequence of a batch."""
     return jax.ShapeDtypeStruct((len(inputs), *inputs.shape[2:]), inputs.dtype)
 
@@ -118,19 +122,19 @@ def _respond(algorithm_and_system, inputs):
     return algorithm.respond(system, inputs)
 
 
-def drives_of(system: AbstractSystem, inputs: Float[Array, "time batch in"]) -> Float[Array, "time batch osc"]:
+def drives_of(system: AbstractSystem, inputs: Float[Array, "time batch *in"]) -> Float[Array, "time batch *osc"]:
     """`system.drive` of every sequence."""
     return jax.vmap(system.drive, 1, 1)(inputs)
 
 
 def outputs_of(
-    system: AbstractSystem, positions: Float[Array, "time batch osc"], inputs: Float[Array, "time batch in"]
-) -> Float[Array, "time batch out"]:
+    system: AbstractSystem, positions: Float[Array, "time batch *osc"], inputs: Float[Array, "time batch *in"]
+) -> Float[Array, "time batch *out"]:
     """`system.readout` of every sequence."""
     return jax.vmap(system.readout, 1, 1)(positions, inputs)
 
 
-def rest_state(system: AbstractSystem, inputs: Float[Array, "time in"]) -> State:
+def rest_state(system: AbstractSystem, inputs: Float[Array, "time *in"]) -> State:
     """Zero position and momentum of one sequence of inputs."""
     state = position_like(system, inputs)
     zeros = as_varying(jnp.zeros(state.shape, state.dtype), inputs)

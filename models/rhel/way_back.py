@@ -35,8 +35,8 @@ class AbstractWayBack(eqx.Module):
 
     @abstractmethod
     def stretch(
-        self, moving: PyTree, drives: Float[Array, "time batch osc"], incoming: Float[Array, "time batch osc"]
-    ) -> tuple[PyTree, Float[Array, "time batch osc"], AbstractHamiltonian, Float[Array, "time batch osc"]]:
+        self, moving: PyTree, drives: Float[Array, "time batch *osc"], incoming: Float[Array, "time batch *osc"]
+    ) -> tuple[PyTree, Float[Array, "time batch *osc"], AbstractHamiltonian, Float[Array, "time batch *osc"]]:
         """`moving` before the stretch; its positions q_{t+1}; the gradients of the Hamiltonian and of the drives."""
 
 
@@ -48,7 +48,7 @@ class AbstractRetracing(AbstractScanned):
         self,
         hamiltonian: AbstractHamiltonian,
         positions_grad: Callable,
-        steps: tuple[Float[Array, "time batch in"], Float[Array, "time batch out"]],
+        steps: tuple[Float[Array, "time batch *in"], Float[Array, "time batch *out"]],
         size: Float[Array, " batch"],
         schedule: Schedule,
     ) -> tuple[AbstractWayBack, Callable]:
