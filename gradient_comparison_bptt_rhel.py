@@ -37,7 +37,7 @@ DATASET, BUNDLED_DATASET = "SelfRegulationSCP1", "BasicMotions"
 
 def parse(arguments=None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
 
     def positive(kind):
         def convert(text):

@@ -136,7 +136,7 @@ def train(
     `ValueError` for a `steps_per_dispatch` below 1.
     """
     pace = StepsPerDispatch(steps_per_dispatch)
-    optimiser = adam(learning_rate, grad_clip)
+    optimiser = adam(learning_rate, grad_clip)  # pyright: ignore[reportArgumentType] (a number or a schedule has a hash)
     progress = Progress(initial_state(model, state, optimiser, skip_nonfinite), copied((model, state)), key)
     if resume is not None:
         progress = resume(progress)
@@ -190,7 +190,7 @@ def _tested(loop: Loop) -> TrainingResult:
         test_metric=test_metric,
         steps=progress.step,
         skipped=progress.skipped,
-        stop_reason=loop.stop_reason(),
+        stop_reason=str(loop.stop_reason()),
         seconds=progress.seconds,
         history=progress.history,
     )

@@ -85,8 +85,9 @@ def _schedule(name: str, text: str, lr: float, num_steps: int):
         near = difflib.get_close_matches(name, SCHEDULES, n=1)
         raise SchedulerError(f"{name!r} is not allowed" + (f"; did you mean {near[0]!r}?" if near else ""))
     signature = inspect.signature(getattr(optax, name))
-    pieces = [_ARGUMENT.fullmatch(piece.strip()) for piece in text.split(",")]
-    if not all(pieces):
+    matches = [_ARGUMENT.fullmatch(piece.strip()) for piece in text.split(",")]
+    pieces = [match for match in matches if match is not None]
+    if len(pieces) < len(matches):
         raise SchedulerError(f"the arguments of {name}, {text!r}, cannot be read")
     given = [piece["value"] for piece in pieces if piece["name"] is None]
     named = {piece["name"]: piece["value"] for piece in pieces if piece["name"] is not None}

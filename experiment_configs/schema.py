@@ -249,7 +249,7 @@ def config_class(unit: type[AbstractHRULayer] | None) -> type[ExperimentConfig]:
     """
     own = {} if unit is None else unit_options(unit)
     options = {name: next(iter(owners.values())) for name, owners in options_of_models().items()} | own
-    fields = {name: _option_field(option, name in own) for name, option in options.items()}
+    fields: dict[str, Any] = {name: _option_field(option, name in own) for name, option in options.items()}
     known = create_model("ExperimentConfig", __base__=ExperimentConfig, **fields)
     known.unit_class = None if unit in MODELS.values() else unit
     return known

@@ -78,7 +78,7 @@ class Option:
         if self.kind is bool or isinstance(value, bool):
             return self.kind is bool and isinstance(value, bool)
         kinds = int | np.integer if self.kind is int else int | float | np.number
-        return isinstance(value, kinds) and self.above < value < self.below
+        return isinstance(value, kinds) and bool(self.above < value < self.below)
 
 
 class AbstractHRULayer(eqx.Module):

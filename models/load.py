@@ -84,6 +84,8 @@ def load_unit(name: str) -> type[AbstractHRULayer]:
 @lru_cache
 def _module_of(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"unit_{path.stem}", path)
+    assert spec is not None  # it is None for a name that does not end in .py
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)

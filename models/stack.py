@@ -6,7 +6,6 @@ its way from one to the next, and every product contracts over the batch.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import equinox as eqx
@@ -22,10 +21,12 @@ from .rhel.batching import batched_at_once
 from .rhel.stretches import scan_stretches, stretch_length
 
 
-@batched_at_once
-def _affine(layer: eqx.nn.Linear, x: Float[Array, "L batch in"]) -> Float[Array, "L batch out"]:
-    """The same linear layer at every step."""
-    return x @ layer.weight.T + layer.bias[None, None]
+def _at_every_step(layer: eqx.nn.Linear, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+    assert layer.bias is not None
+    return x @ layer.weight.T + layer.bias[(None,) * (x.ndim - 1)]
+
+
+_affine = batched_at_once(_at_every_step)
 
 
 class GLU(eqx.Module):
@@ -41,8 +42,7 @@ class GLU(eqx.Module):
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         """The same unit at every step."""
-        w1, w2 = (x @ layer.weight.T + layer.bias[(None,) * (x.ndim - 1)] for layer in (self.w1, self.w2))
-        return w1 * jax.nn.sigmoid(w2)
+        return _at_every_step(self.w1, x) * jax.nn.sigmoid(_at_every_step(self.w2, x))
 
 
 class FeedForward(eqx.Module):
@@ -72,7 +72,7 @@ class FeedForward(eqx.Module):
         """The result for a stretch of steps. With dropout there is a key for every step and sequence."""
         if not keys:
             return self.glu(jax.nn.gelu(x))
-        words = jax.vmap(jax.vmap(partial(_random_words, size=x.shape[2])))(*keys)
+        words = jax.vmap(jax.vmap(lambda key: _random_words(key, x.shape[2])))(*keys)
         cut, scale = np.uint32(self._cut()), 65536 / (65536 - self._cut())
         x = jnp.where(words >> 16 >= cut, scale * jax.nn.gelu(x), 0)
         return jnp.where((words & np.uint32(0xFFFF)) >= cut, scale * self.glu(x), 0)

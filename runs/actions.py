@@ -56,7 +56,9 @@ def _plan(arguments: argparse.Namespace) -> int:
 def plan_table(plans: list[planning.Plan], now: datetime) -> str:
     """A line for each plan, and the time at which all of them would be done."""
     sizes = ("temporaries", "arguments", "disk")
-    rows = [("data set", "model", "algorithm", "runs", "parameters", *sizes, "s / 1000 steps", "at most")]
+    rows: list[tuple[str, ...]] = [
+        ("data set", "model", "algorithm", "runs", "parameters", *sizes, "s / 1000 steps", "at most")
+    ]
     for plan in plans:
         config = plan.config
         rows.append(

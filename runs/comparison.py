@@ -3,6 +3,10 @@
 Only result.json and metrics.jsonl of each run are read. Needs no jax.
 """
 
+# pandas types what a row or a group holds as anything; the checker then warns of each use.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportIndexIssue=false
+
 import json
 import math
 import re

@@ -3,7 +3,7 @@
 import argparse
 import re
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -65,7 +65,7 @@ def widen(problem: Problem, *, moved_by: jax.Array | None = None) -> Problem:
     return wide if moved_by is None else wide._replace(x=one_rounding(wide.x, key=moved_by))
 
 
-def loss(model: eqx.Module, problem: Problem) -> jax.Array:
+def loss(model: Any, problem: Problem) -> jax.Array:
     """Mean loss of the batch."""
     if problem.rounding is not None:
         model = with_same_numbers(model, problem.rounding)

@@ -1,5 +1,9 @@
 """Tables and figures of a comparison of gradients."""
 
+# pandas types what a row or a group holds as anything; the checker then warns of each use.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportIndexIssue=false
+
 from itertools import cycle
 
 import numpy as np

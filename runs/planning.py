@@ -98,7 +98,7 @@ def _measure_step(config: ExperimentConfig, dataset: Dataset, model, state, key:
 def _seconds_per_evaluation(config: ExperimentConfig, dataset: Dataset, model, state) -> float:
     """Of the training and the validation part, from the time of one batch."""
     x, y = next(dataset.train.loop_epoch(config.batch_size))
-    batch = Dataloader(x, y)
+    batch = Dataloader(x, y)  # pyright: ignore[reportArgumentType] (arrays on the device serve, too)
     for _ in range(2):  # the first time it is compiled
         start = time.perf_counter()
         train.evaluate(model, state, batch, batch_size=config.batch_size, classification=config.classification)

@@ -93,7 +93,7 @@ class _Run:
     folder: Path
     on_evaluation: Callable | None
     on_resume: Callable | None
-    progress: train.Progress | None = field(default=None, init=False)
+    progress: train.Progress = field(init=False)  # `_begin` sets it
 
     def __post_init__(self):
         self.identity = identity(self.config, self.seed, data_hashes(self.dataset))
@@ -152,7 +152,7 @@ class _Run:
         self.progress = fresh if restored is None else fresh.restored(restored.arrays, restored.json_part)
         (self.folder / files.RESULT).unlink(missing_ok=True)
         write_json(self.folder / files.CONFIG, run_record(self.config, self.seed, self.dataset))
-        if self.dataset.split is not None:
+        if self.dataset.split is not None and self.dataset.stored is not None:
             rows = {self.seed: self.dataset.split}
             write_index_file(self.folder / files.SPLIT, self.dataset.name, self.dataset.stored, rows)
         # The evaluations after the checkpoint are made again.
@@ -185,11 +185,11 @@ class _Run:
             "test_outputs_sha256": sha256_of_array(outputs),
         }
         if config.classification:
-            result["test_confusion"] = confusion(outputs, dataset.test.labels)
+            result["test_confusion"] = confusion(outputs, np.asarray(dataset.test.labels))
         else:
-            shown = (outputs[..., 0], dataset.test.labels)
+            shown = (outputs[..., 0], np.asarray(dataset.test.labels))
             if dataset.label_map is not None:
-                shown = map(dataset.label_map.to_labels, shown)
+                shown = tuple(map(dataset.label_map.to_labels, shown))
             draw_predictions(*shown, self.folder / files.PREDICTIONS, title=self.title)
         _save_model(path, trained.model, trained.state)
         return result | {"model_sha256": sha256_of(path)}

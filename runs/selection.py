@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from data_dir.datasets import PPG, PUBLISHED_UEA, create_dataset, processed_datasets
 from data_dir.storage import DataError, script_command
@@ -53,7 +54,8 @@ def check_data(config: ExperimentConfig) -> tuple[int, dict[int, dict], list[str
     """
     hashes, notes = {}, {}
     for seed in config.seeds:
-        dataset = create_dataset(seed=seed, **config.data_options() | {"inmemory": False})
+        options: dict[str, Any] = config.data_options() | {"inmemory": False}
+        dataset = create_dataset(seed=seed, **options)
         require_batch(config, dataset)
         hashes[seed] = data_hashes(dataset)
         notes |= {f"{config.dataset_name}: {note}": None for note in dataset.notes}

@@ -1,6 +1,7 @@
 """Standard output and error that may be closed, full, or unable to show a letter, without ending the program."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -53,7 +54,7 @@ def forgiving() -> Iterator[None]:
     closed = {name for name in ("stdout", "stderr") if getattr(sys, name) is None}
     _open_all()
     before = sys.stdout, sys.stderr
-    errors = {stream: stream.errors for stream in before if hasattr(stream, "reconfigure")}
+    errors = {stream: stream.errors for stream in before if isinstance(stream, io.TextIOWrapper)}
     for stream in errors:
         stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = (

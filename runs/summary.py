@@ -1,5 +1,9 @@
 """The files of a comparison: Markdown, LaTeX, CSV and figures."""
 
+# pandas types what a row or a group holds as anything; the checker then warns of each use.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportIndexIssue=false
+
 import math
 from pathlib import Path
 

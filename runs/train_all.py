@@ -134,7 +134,9 @@ def _outcome(config: ExperimentConfig, result: dict) -> str:
 
 def results_table(results: list[tuple[ExperimentConfig, list[dict]]]) -> str:
     """Mean and sample standard deviation over the completed seeds, one line per config."""
-    rows = [("data set", "model", "algorithm", "seeds", "failed", "metric", "test", "validation")]
+    rows: list[tuple[str, ...]] = [
+        ("data set", "model", "algorithm", "seeds", "failed", "metric", "test", "validation")
+    ]
     for config, of_seeds in results:
         completed = [result for result in of_seeds if result["status"] == "completed"]
         scale, metric, digits = (100, "accuracy, %", 1) if config.classification else (1, "mse", 4)

@@ -137,7 +137,7 @@ class Loop:
             _mean(progress.losses),
             *train_results,
             *val_results,
-            float(rate(updates_before) if callable(rate) else rate),
+            float(np.asarray(rate(updates_before) if callable(rate) else rate)),
             _mean(progress.gradient_norms),
             error,
             *(seconds.total, seconds.steps, seconds.evaluation, seconds.compiling),
@@ -195,7 +195,8 @@ class Loop:
     def _failure(self, step: int, where: str) -> NonFiniteLoss:
         """The error of a training step. The device still holds the state before it, with its number counted up."""
         samples = self._batches_after(step - 1).draw()
-        batch = (*map(jnp.asarray, self.dataset.train.batch(samples)), self._dropout_key)
+        x, y = map(jnp.asarray, self.dataset.train.batch(samples))
+        batch = (x, y, self._dropout_key)
         before = replace(self.progress.training, step=jnp.array(step - 1))
         _, gradient = eqx.filter_jit(batch_gradient)(batch, before, self.dataset.classification)
         rows = self.dataset.train.rows[samples].tolist()

@@ -93,8 +93,8 @@ class Progress:
     def restored(self, arrays: list[Array] | list[np.ndarray], json_part: dict) -> "Progress":
         """The progress that `arrays` and `json_part` were taken from. `self` is the start of the same training."""
         own, rest = eqx.partition((self.training, self.best, self.key), eqx.is_array)
-        arrays = jax.tree.unflatten(jax.tree.structure(own), map(jnp.asarray, arrays))
-        training, best, key = eqx.combine(arrays, rest)
+        saved = jax.tree.unflatten(jax.tree.structure(own), map(jnp.asarray, arrays))
+        training, best, key = eqx.combine(saved, rest)
         # The number of skips allowed is an option, not a part of the progress: it may have changed.
         skips_left = jnp.maximum(self.training.skips_left - json_part["skipped"], 0)
         return Progress(
@@ -142,6 +142,6 @@ class Clock:
         spent = time.perf_counter() - start - (self._seconds.compiling - compiling)
         setattr(self._seconds, part, getattr(self._seconds, part) + spent)
 
-    def _listen(self, event: str, seconds: float, **_) -> None:
+    def _listen(self, event: str, duration_secs: float, **_) -> None:
         if event in _COMPILING and threading.get_ident() == self._thread:
-            self._seconds.compiling += seconds
+            self._seconds.compiling += duration_secs

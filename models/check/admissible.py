@@ -63,7 +63,9 @@ def _wrong_numbers(system: AbstractSystem, inputs: Array, key: PRNGKeyArray) -> 
     with jax.enable_x64(True):
         system, inputs = to_float64((system, inputs))
         samples, reasons = sampled(system.hamiltonian, system.drive(inputs), shape, key)
-        reasons += not_finite(samples) if samples else []
+        if samples is None:
+            return reasons
+        reasons += not_finite(samples)
         return reasons or [f"{reason}: {check.way_out}" for check in CHECKS for reason in check.violations(samples)]
 
 

@@ -171,8 +171,8 @@ def worst(
     """The largest error of a sample relative to the size of its reference (or to `scale`), and the sample."""
     value, reference = (np.asarray(x).reshape(len(x), -1) for x in (value, reference))
     error = np.max(np.abs(value - reference), axis=1)
-    scale = np.max(np.abs(reference), axis=1) if scale is None else scale
-    ratio = np.where(error == 0, 0, error / np.maximum(scale, np.finfo(float).tiny))
+    sizes = np.max(np.abs(reference), axis=1) if scale is None else scale
+    ratio = np.where(error == 0, 0, error / np.maximum(sizes, np.finfo(float).tiny))
     worst = int(np.argmax(np.where(np.isnan(ratio), np.inf, ratio)))
     return float(ratio[worst]), worst
 

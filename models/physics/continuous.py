@@ -42,6 +42,7 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
@@ -53,8 +54,16 @@ except ImportError as error:
 from ..rhel.hamiltonian import AbstractHamiltonian, State
 from ..rhel.requirements import require_force_of_energies
 
+Time = float | Float[Array, ""]
+
 PARITY_SAMPLES = 32
 """Instants of a free pass at whose momenta T(p) is compared with T(-p)."""
+
+
+def _saved(solution: diffrax.Solution) -> PyTree:
+    """What a solve was asked to save."""
+    assert solution.ys is not None
+    return solution.ys
 
 
 def _require_positive(name, value):
@@ -101,16 +110,16 @@ class Problem(eqx.Module):
     def __check_init__(self):
         _require_positive("duration", self.duration)
 
-    def rate(self, state: State, t: float) -> State:
+    def rate(self, state: State, t: Time) -> State:
         """f: the velocities of positions and momenta."""
         q, p = state
         return self.hamiltonian.velocity(p), self.hamiltonian.force(q, self.drive(t))
 
-    def error(self, q: Float[Array, " osc"], t: float) -> Float[Array, " osc"]:
+    def error(self, q: Float[Array, " osc"], t: Time) -> Float[Array, " osc"]:
         """e = dl/dq."""
         return jax.grad(self.loss)(q, t)
 
-    def energy(self, state: State, t: float) -> Float[Array, ""]:
+    def energy(self, state: State, t: Time) -> Float[Array, ""]:
         """H = T + V."""
         q, p = state
         return self.hamiltonian.kinetic(p) + self.hamiltonian.potential(q, self.drive(t))
@@ -194,7 +203,7 @@ def total_loss(
         saveat=diffrax.SaveAt(t1=True),
         adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
     )
-    return solution.ys[1][0]
+    return _saved(solution)[1][0]
 
 
 class FreePass(eqx.Module):
@@ -203,21 +212,21 @@ class FreePass(eqx.Module):
     problem: Problem
     recording: diffrax.Solution
 
-    def state(self, t: float) -> State:
+    def state(self, t: Time) -> State:
         """Position and momentum at time t."""
         return self.recording.evaluate(t)[0]
 
-    def error(self, t: float) -> Float[Array, " osc"]:
+    def error(self, t: Time) -> Float[Array, " osc"]:
         """The error signal e(t)."""
         return self.problem.error(self.state(t)[0], t)
 
     def loss(self) -> Float[Array, ""]:
         """L, solved along with the state."""
-        return self.recording.ys[1][0]
+        return _saved(self.recording)[1][0]
 
     def end(self) -> State:
         """The state at the end of the duration."""
-        return jax.tree.map(lambda x: x[0], self.recording.ys[0])
+        return jax.tree.map(lambda x: x[0], _saved(self.recording)[0])
 
 
 def free_pass(problem: Problem, integrator: Integrator) -> FreePass:
@@ -242,7 +251,7 @@ class AbstractReturn(eqx.Module):
         """What is carried, at τ = 0."""
 
     @abstractmethod
-    def rate(self, free: FreePass, t: float, carried: PyTree) -> PyTree:
+    def rate(self, free: FreePass, t: Time, carried: PyTree) -> PyTree:
         """Its derivative by τ."""
 
     @abstractmethod
@@ -250,7 +259,7 @@ class AbstractReturn(eqx.Module):
         """λ = (λ_q, λ_p), the gradient of the loss that is still to come at t with respect to the state at t."""
 
     @abstractmethod
-    def density(self, free: FreePass, t: float, carried: PyTree) -> AbstractHamiltonian:
+    def density(self, free: FreePass, t: Time, carried: PyTree) -> AbstractHamiltonian:
         """g: what the instant t adds to the gradient of each array of the Hamiltonian, per unit of time."""
 
     def __call__(self, free: FreePass, integrator: Integrator) -> "WayBack":
@@ -273,25 +282,25 @@ class WayBack(eqx.Module):
     free: FreePass
     recording: diffrax.Solution
 
-    def carried(self, t: float) -> PyTree:
+    def carried(self, t: Time) -> PyTree:
         """What the method carries when it is back at t."""
         return self.recording.evaluate(self.free.problem.duration - t)[0]
 
-    def adjoint(self, t: float) -> State:
+    def adjoint(self, t: Time) -> State:
         """λ(t), or its estimate Δ(t)."""
         return self.method.adjoint(self.carried(t))
 
-    def density(self, t: float) -> AbstractHamiltonian:
+    def density(self, t: Time) -> AbstractHamiltonian:
         """g(t), or its estimate Δ_θ(t)."""
         return self.method.density(self.free, t, self.carried(t))
 
-    def accumulated(self, t: float) -> AbstractHamiltonian:
+    def accumulated(self, t: Time) -> AbstractHamiltonian:
         """The integral of the density from t to T."""
         return self.recording.evaluate(self.free.problem.duration - t)[1]
 
     def gradient(self) -> AbstractHamiltonian:
         """dL/dθ, for every floating-point array of the Hamiltonian."""
-        return jax.tree.map(lambda x: x[0], self.recording.ys[1])
+        return jax.tree.map(lambda x: x[0], _saved(self.recording)[1])
 
 
 class Echo(AbstractReturn):

@@ -14,6 +14,7 @@ from functools import partial
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
@@ -116,7 +117,9 @@ class EchoImperfection(eqx.Module):
             return {}
         keys = jax.vmap(lambda x: jax.random.fold_in(jax.random.fold_in(key, x[0]), x[1]))(jnp.asarray(keys))
         numbers = jax.vmap(lambda key: jax.random.normal(key, drives.shape, drives.dtype))(keys)
-        drawn = dict(zip(present, jnp.split(numbers, np.cumsum([rows[name] for name in present])[:-1]), strict=True))
+        drawn: dict[str, PyTree] = dict(
+            zip(present, jnp.split(numbers, np.cumsum([rows[name] for name in present])[:-1]), strict=True)
+        )
         if "noise" in drawn:
             drawn["noise"] = (drawn["noise"][:2], drawn["noise"][2:])
         if "drift" in drawn:
@@ -131,7 +134,8 @@ class EchoImperfection(eqx.Module):
         if self.drift is None:
             return hamiltonian
         parameters, static = eqx.partition(hamiltonian, eqx.is_inexact_array)
-        moved = jax.tree.map(lambda x, number: x * (1 + 0.5 * self.drift * number), parameters, drawn["drift"])
+        half = 0.5 * jnp.asarray(self.drift)
+        moved = jax.tree.map(lambda x, number: x * (1 + half * number), parameters, drawn["drift"])
         return eqx.combine(moved, static)
 
     def replayed(self, drives: Float[Array, "time osc"], drawn: dict) -> Float[Array, "time osc"]:
@@ -298,4 +302,4 @@ def _quantised(x: PyTree, quantum: Strength, size: Array | None = None) -> PyTre
 
 def quantum(bits: int | Array) -> Array:
     """The quantum of a signed converter of so many bits whose range is ± the size."""
-    return 2.0 ** (1 - bits)
+    return jnp.asarray(2.0 ** (1 - bits))
