@@ -196,7 +196,10 @@ def test_sizes_may_be_numpy_integers():
 def test_output_step_reads_the_last_position_of_each_stretch():
     sparse, state = make("LinHRU", classification=False, output_step=8)
     dense, _ = make("LinHRU", classification=False)
-    np.testing.assert_array_equal(forward(sparse, state, batch(50))[0], forward(dense, state, batch(50))[0][:, 7::8])
+    every_eighth, all_steps = (forward(model, state, batch(50))[0] for model in (sparse, dense))
+    # Two programs: the last bit may differ.
+    np.testing.assert_allclose(every_eighth, all_steps[:, 7::8], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(every_eighth, all_steps[:, ::8][:, : every_eighth.shape[1]], atol=1e-3)
 
 
 @pytest.mark.parametrize("mode", ["ema", "batch"])
