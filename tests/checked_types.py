@@ -1,4 +1,7 @@
-"""What jaxtyping compares arguments with annotations by, in the tests."""
+"""What jaxtyping compares arguments with annotations by, in the tests.
+
+Switch it on with `pytest --jaxtyping-packages=models,training,train,checked_types.checked`.
+"""
 
 from beartype import BeartypeConf, beartype
 

@@ -3,7 +3,7 @@
 The methods are traced at the shapes of one step; no number is computed. Checks with numbers are in `models.check`.
 """
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,13 +14,11 @@ from jaxtyping import Array, Float
 
 from .hamiltonian import AbstractHamiltonian
 
-if TYPE_CHECKING:
-    from .system import AbstractSystem
+System = Any
+"""An `AbstractSystem`, whose module imports this one."""
 
 
-def position_like(
-    system: "AbstractSystem", inputs: Float[Array | jax.ShapeDtypeStruct, "time *in"]
-) -> jax.ShapeDtypeStruct:
+def position_like(system: System, inputs: Float[Array | jax.ShapeDtypeStruct, "time *in"]) -> jax.ShapeDtypeStruct:
     """Shape and type of a position, and of a momentum, of one sequence."""
     drives = jax.eval_shape(system.drive, _one_step(inputs))
     parameters = jax.tree.leaves(eqx.filter(system.hamiltonian, eqx.is_inexact_array))
@@ -32,7 +30,7 @@ def _one_step(inputs):
     return jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
 
 
-def require_admissible(system: "AbstractSystem", inputs: Float[Array | jax.ShapeDtypeStruct, "time *in"]) -> None:
+def require_admissible(system: System, inputs: Float[Array | jax.ShapeDtypeStruct, "time *in"]) -> None:
     """Raises if the shapes and types of a system do not allow it to run or to be differentiated.
 
     `TypeError` for drives that are not floating-point, a Hamiltonian that is no `AbstractHamiltonian`, and parameters
@@ -92,7 +90,7 @@ def _traced(method, module, *arguments):
     return jaxpr.out_avals
 
 
-def require_linear_readout(system: "AbstractSystem", inputs: Float[Array | jax.ShapeDtypeStruct, "time *in"]) -> None:
+def require_linear_readout(system: System, inputs: Float[Array | jax.ShapeDtypeStruct, "time *in"]) -> None:
     """Raises `ValueError` if the derivative of the readout by the positions depends on the positions."""
     inputs, state = _one_step(inputs), position_like(system, inputs)
     positions = jax.ShapeDtypeStruct((1, *state.shape), state.dtype)
