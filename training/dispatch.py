@@ -1,11 +1,12 @@
 """How many steps are sent to the device at once, and the stack of their batches.
 
 Every dispatch allocates the temporaries of a step. On the CPU their memory is new to the process, page by page. Several
-steps of one dispatch share it. Measured on two busy CPU cores, RHEL, medians of alternating runs:
+steps of one dispatch share it. Measured with the loop of `train.train` on two busy CPU cores, LinHRU by RHEL, against a
+loop that sends every step alone (alternating runs, median of the CPU time of a step):
 
-- Heartbeat (batch 32, 405 time steps, 62 channels, 48 MiB of temporaries): 277 ms of CPU time and 2,200 page faults a
-  step with 6 steps a dispatch; 310 ms (7 % more, 7 pairs) and 12,400 page faults with one.
-- BasicMotions: 16.3 ms of CPU time a step with 20 steps a dispatch; 17.6 ms (9 % more, 21 pairs) with one.
+- Heartbeat (batch 32, 405 time steps, 62 channels, 48 MiB of temporaries): 61 ms and 2,500 page faults a step; alone
+  78 ms (28 % more, 4 pairs) and 12,500 page faults.
+- BasicMotions: 2.5 ms a step; alone 4.2 ms (3 pairs).
 
 One compiled program serves every number of steps, and the bits of a step do not depend on its place in a stack. So
 the number may follow the clock.
