@@ -66,6 +66,9 @@ def create_model(
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
         sizes[name] = int(size)
+    for name, flag in {"classification": classification, "train_steps": train_steps, "remat": remat}.items():
+        if not isinstance(flag, bool | np.bool_):
+            raise ValueError(f"{name} must be true or false, got {flag!r}")
     if classification and output_step != 1:
         raise ValueError(
             f"output_step is {output_step}, but a classification has one output per sequence: it must be 1"
