@@ -98,10 +98,10 @@ def test_a_gradient_of_rounding_alone_is_no_error():
     """Of one drive for all oscillators."""
     errors = check_gradient(Round(jnp.ones(8), jnp.asarray(0.3), jnp.asarray(1.0)), DRIVES[:, 0], n_osc=8)
     assert errors["unused"] == (0, 0, 0)
-    # The rounding itself depends on the compiler. In float64 it may be zero.
-    assert 0 < errors["angle"].rhel < 1e-2
-    assert errors["angle"].rhel_float64 < 1e-2
-    assert 0 < errors["drives"].rhel_float64 < 1e-12
+    assert 0 < errors["angle"].rhel_float64 < 1e-2
+    # How the gradient of the drives rounds depends on the compiler. In float64 it may not differ at all.
+    assert 0 < errors["drives"].rhel < 1e-5
+    assert errors["drives"].rhel_float64 < 1e-12
 
 
 def test_agreement():

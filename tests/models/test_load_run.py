@@ -193,6 +193,7 @@ def test_a_model_that_is_not_the_one_of_the_result_is_refused(folder):
         models.load_run(folder)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("name", ["train_steps", "gate", "classification", "damping", "remat", "complex_ssm"])
 def test_a_flag_that_is_text_is_refused(folder, name):
     record = read_record(folder)
@@ -237,6 +238,7 @@ def test_a_record_that_is_none_is_refused(folder, content, message):
         read_record(folder)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("section", "field", "value", "message"),
     [

@@ -269,6 +269,7 @@ def test_algorithm_reaches_every_unit():
         assert [block.unit.learning_algorithm for block in model.blocks] == [algorithm, algorithm]
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("model_name", "options", "message"),
     [
