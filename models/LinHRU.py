@@ -23,8 +23,8 @@ class LinearOscillators(AbstractHamiltonian):
 
     linear: ClassVar[bool] = True
 
-    A: Float[Array, " P"]
-    step: Float[Array, " P"]
+    A: Float[Array, "*osc"]
+    step: Float[Array, "*osc"]
 
     @override
     def kinetic(self, p):

@@ -240,6 +240,7 @@ def test_impossible_strengths_are_refused(name, value):
         EchoImperfection(**{name: value})
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
