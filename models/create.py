@@ -101,7 +101,7 @@ def options_of_models() -> dict[str, dict[str, Option]]:
 
 
 def _checked(options: dict[str, Any], unit: type[AbstractHRULayer], algorithm: str) -> dict[str, Any]:
-    """The options that are given, without those of other units that are None or False. Raises `ValueError`."""
+    """The given options, without None and without the options of other units that are False. Raises `ValueError`."""
     declared, others = unit_options(unit), options_of_models()
     unit_name = next((name for name, known in MODELS.items() if known is unit), unit.__name__)
     given = {}
@@ -111,12 +111,10 @@ def _checked(options: dict[str, Any], unit: type[AbstractHRULayer], algorithm: s
             raise ValueError(f"unknown option {name}: {unit_name} has {', '.join(declared) or 'no options'}")
         if value is None or (option is None and value is False):
             continue
-        works_with = (option or next(iter(owners.values()))).algorithms
-        if option is None or (value is not False and works_with and algorithm not in works_with):
-            owner, other = unit_name if option else " and ".join(owners), unit_name
-            if works_with:
-                owner, other = f"{owner}, trained by {' or '.join(works_with)}", f"{unit_name} by {algorithm}"
-            raise ValueError(f"{name} is an option of {owner}, not of {other}")
+        if option is None:
+            raise ValueError(f"{name} is an option of {' and '.join(owners)}, not of {unit_name}")
+        if value is not False and option.algorithms and algorithm not in option.algorithms:
+            raise ValueError(f"{name} works with {' or '.join(option.algorithms)}, not with {algorithm}")
         if not option.allows(value):
             raise ValueError(f"{name} must be {option.allowed()}, got {value!r}")
         given[name] = value
