@@ -351,6 +351,7 @@ class NoHamiltonian:
     potential = kinetic
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("hamiltonian", "drives", "error", "message"),
     [
