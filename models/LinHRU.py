@@ -86,7 +86,7 @@ class LinHRULayer(AbstractHRULayer):
             return super().__call__(inputs, standardisation)
         system = standardised(self.system(), standardisation)
         gamma = self._for_both_parts(jnp.where(self.gamma >= 0, self.gamma, 0))
-        return respond_damped(self.learning_algorithm, system, 0.5 * gamma * system.hamiltonian.step, inputs)
+        return respond_damped(self.learning_algorithm, system, 0.5 * gamma * self.hamiltonian().step, inputs)
 
     def _for_both_parts(self, x: Float[Array, " ssm_dim"]) -> Float[Array, " P"]:
         """Repeated for the imaginary part, if the unit is complex."""

@@ -17,18 +17,19 @@ MODELS: dict[str, type[AbstractHRULayer]] = {"LinHRU": LinHRULayer, "NonlinHRU":
 """The unit of every model. A new model is one row here."""
 
 BATCHNORM_MODES = ("ema", "batch")
+Size = int | np.integer
 
 
 def create_model(
     model_name: str | type[AbstractHRULayer],
-    data_dim: int,
-    label_dim: int,
-    hidden_dim: int,
-    num_blocks: int,
-    ssm_dim: int,
+    data_dim: Size,
+    label_dim: Size,
+    hidden_dim: Size,
+    num_blocks: Size,
+    ssm_dim: Size,
     *,
     classification: bool,
-    output_step: int = 1,
+    output_step: Size = 1,
     learning_algorithm: str = "RHEL",
     epsilon: float | None = None,
     train_steps: bool = True,
