@@ -126,6 +126,7 @@ def test_auto_is_sequential_on_a_cpu_and_settled_when_lowering_elsewhere(monkeyp
     assert loops(program(RHEL(), ("cpu", "cuda"))) == loops(alone) + on_gpu
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_bad_choices_are_named():
     (hamiltonian, drives), _ = problem(saturating)
     with pytest.raises(ValueError, match=r"unknown scan 'fast'; one of auto, sequential, associative"):
