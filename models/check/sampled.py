@@ -155,7 +155,7 @@ def first(flags: np.ndarray) -> int:
     return int(np.argmax(np.asarray(flags)))
 
 
-def _group(sample: int) -> str:
+def _group(sample: int | np.integer) -> str:
     return GROUPS[sample // STATES]
 
 

@@ -102,7 +102,6 @@ VIOLATIONS = {
     "Python float in a tuple": (Stretched(ONES, (0.3, 1.0)), r"scale\[0\] is a Python float, 0.3, .* a static field"),
     "Python complex": (Stretched(ONES, 1 + 2j), r"scale is a Python complex, .* jnp.asarray\(\[1.0, 2.0\]\)"),
     "Python int": (Stretched(ONES, 2), r"scale is a Python int, 2, .*: make it jnp.asarray\(2.0\) or, .* a static"),
-    "no subclass": (object(), r"object is not an AbstractHamiltonian: subclass"),
     # Arrays from outside
     "global array": (
         stiffer(lambda k, q, v: OUTSIDE * q**2),
@@ -284,6 +283,13 @@ def test_every_violation_is_named_with_a_way_out(violation):
         check_hamiltonian(hamiltonian, DRIVES)
 
 
+@pytest.mark.usefixtures("unchecked_types")
+def test_what_is_no_hamiltonian_is_named():
+    with pytest.raises(InadmissibleHamiltonian, match="object is not an AbstractHamiltonian: subclass"):
+        check_hamiltonian(object(), DRIVES)
+
+
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("drives", BAD_DRIVES)
 def test_drives_are_looked_at(drives):
     drives, message = BAD_DRIVES[drives]
