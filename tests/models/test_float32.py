@@ -20,7 +20,7 @@ Other draws of parameters and samples have an array beyond the bound here and th
 where a nearly free oscillator outweighs all others: on SelfRegulationSCP1 in 2 of 8 draws of LinHRU and in 8 of 8 of
 NonlinHRU at a step of 0.1, by up to 3e-3; BPTT in float32 was as far off there.
 
-`pytest -s tests/test_float32.py` prints the figures side by side.
+`XLA_FLAGS= pytest -s tests/models/test_float32.py` prints the figures of docs/precision.md side by side.
 """
 
 import warnings
