@@ -23,8 +23,8 @@ class LinearOscillators(AbstractHamiltonian):
 
     linear: ClassVar[bool] = True
 
-    A: Float[Array, " P"]
-    step: Float[Array, " P"]
+    A: Float[Array, "*osc"]
+    step: Float[Array, "*osc"]
 
     @override
     def kinetic(self, p):
@@ -85,9 +85,8 @@ class LinHRULayer(AbstractHRULayer):
         if self.gamma is None:
             return super().__call__(inputs, standardisation)
         system = standardised(self.system(), standardisation)
-        step = self._for_both_parts(self.trainable(jax.nn.sigmoid(self.step)))
         gamma = self._for_both_parts(jnp.where(self.gamma >= 0, self.gamma, 0))
-        return respond_damped(self.learning_algorithm, system, 0.5 * gamma * step, inputs)
+        return respond_damped(self.learning_algorithm, system, 0.5 * gamma * self.hamiltonian().step, inputs)
 
     def _for_both_parts(self, x: Float[Array, " ssm_dim"]) -> Float[Array, " P"]:
         """Repeated for the imaginary part, if the unit is complex."""

@@ -54,10 +54,10 @@ class SaturatingOscillators(AbstractHamiltonian):
     W is the paper's A (the published code's W_diag). Stable while step^2 (alpha + W) < 4.
     """
 
-    W_diag: Float[Array, " P"]
-    b: Float[Array, " P"]
-    alpha: Float[Array, " P"]
-    step: Float[Array, " P"]
+    W_diag: Float[Array, "*osc"]
+    b: Float[Array, "*osc"]
+    alpha: Float[Array, "*osc"]
+    step: Float[Array, "*osc"]
 
     @override
     def kinetic(self, p):

@@ -17,18 +17,19 @@ MODELS: dict[str, type[AbstractHRULayer]] = {"LinHRU": LinHRULayer, "NonlinHRU":
 """The unit of every model. A new model is one row here."""
 
 BATCHNORM_MODES = ("ema", "batch")
+Size = int | np.integer
 
 
 def create_model(
     model_name: str | type[AbstractHRULayer],
-    data_dim: int,
-    label_dim: int,
-    hidden_dim: int,
-    num_blocks: int,
-    ssm_dim: int,
+    data_dim: Size,
+    label_dim: Size,
+    hidden_dim: Size,
+    num_blocks: Size,
+    ssm_dim: Size,
     *,
     classification: bool,
-    output_step: int = 1,
+    output_step: Size = 1,
     learning_algorithm: str = "RHEL",
     epsilon: float | None = None,
     train_steps: bool = True,
@@ -66,6 +67,9 @@ def create_model(
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
         sizes[name] = int(size)
+    for name, flag in {"classification": classification, "train_steps": train_steps, "remat": remat}.items():
+        if not isinstance(flag, bool | np.bool_):
+            raise ValueError(f"{name} must be true or false, got {flag!r}")
     if classification and output_step != 1:
         raise ValueError(
             f"output_step is {output_step}, but a classification has one output per sequence: it must be 1"
@@ -98,7 +102,7 @@ def options_of_models() -> dict[str, dict[str, Option]]:
 
 
 def _checked(options: dict[str, Any], unit: type[AbstractHRULayer], algorithm: str) -> dict[str, Any]:
-    """The options that are given, without those of other units that are None or False. Raises `ValueError`."""
+    """The given options, without None and without the options of other units that are False. Raises `ValueError`."""
     declared, others = unit_options(unit), options_of_models()
     unit_name = next((name for name, known in MODELS.items() if known is unit), unit.__name__)
     given = {}
@@ -108,12 +112,10 @@ def _checked(options: dict[str, Any], unit: type[AbstractHRULayer], algorithm: s
             raise ValueError(f"unknown option {name}: {unit_name} has {', '.join(declared) or 'no options'}")
         if value is None or (option is None and value is False):
             continue
-        works_with = (option or next(iter(owners.values()))).algorithms
-        if option is None or (value is not False and works_with and algorithm not in works_with):
-            owner, other = unit_name if option else " and ".join(owners), unit_name
-            if works_with:
-                owner, other = f"{owner}, trained by {' or '.join(works_with)}", f"{unit_name} by {algorithm}"
-            raise ValueError(f"{name} is an option of {owner}, not of {other}")
+        if option is None:
+            raise ValueError(f"{name} is an option of {' and '.join(owners)}, not of {unit_name}")
+        if value is not False and option.algorithms and algorithm not in option.algorithms:
+            raise ValueError(f"{name} works with {' or '.join(option.algorithms)}, not with {algorithm}")
         if not option.allows(value):
             raise ValueError(f"{name} must be {option.allowed()}, got {value!r}")
         given[name] = value

@@ -1,8 +1,8 @@
-"""A trained model, from the folder that its run left. The one module of this package that reads files.
+"""A trained model, from the folder of its run. No other module of this package reads files.
 
-config.json names the sizes, the options and the maps of the data set, model.eqx holds the numbers, result.json the hash
-of model.eqx. Nothing in these files is unpickled or evaluated. A unit of your own is Python code: only `load_unit`
-imports it, and `load_run` never calls `load_unit`.
+config.json holds the sizes, the options and the maps of the data set, model.eqx the numbers, result.json the hash of
+model.eqx. No file is unpickled or evaluated. A unit of your own is Python code: only `load_unit` imports it, and
+`load_run` never calls `load_unit`.
 """
 
 import hashlib
@@ -30,9 +30,7 @@ from .stack import HRU
 
 CONFIG, MODEL, RESULT = "config.json", "model.eqx", "result.json"
 PRECISIONS = ("float32", "float64")
-_ARGUMENTS = inspect.signature(create_model).parameters
-_COMMON = _ARGUMENTS.keys() - {"data_dim", "label_dim", "key", "options"}
-_FLAGS = {name for name, argument in _ARGUMENTS.items() if argument.annotation is bool}
+_COMMON = inspect.signature(create_model).parameters.keys() - {"data_dim", "label_dim", "key", "options"}
 
 
 class RunError(ValueError):
@@ -44,7 +42,7 @@ class UnitError(ValueError):
 
 
 class OfRawSeries(eqx.Module):
-    """A trained model between the maps of its data set: it takes series and gives labels in the units of the files.
+    """A trained model with the maps of its data set: its inputs and outputs have the units of the files.
 
     (x - mean) * scale for every channel (0 and 1 for the channel of time), then `trained`, then centre + unit * output.
     """
@@ -56,7 +54,7 @@ class OfRawSeries(eqx.Module):
     label_unit: float
 
     def __call__(self, x: Float[Array, "L data_dim"], state: eqx.nn.State, key: PRNGKeyArray | None = None):
-        """Output and state, as of the trained model."""
+        """Output and state, as from the trained model."""
         output, state = self.trained((x - self.mean[None]) * self.scale[None], state, key)
         return self.label_centre + self.label_unit * output, state
 
@@ -93,9 +91,9 @@ def _module_of(path: Path) -> ModuleType:
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """The content of config.json of a run: "config", "data", "precision", "seed" and what else was recorded.
+    """The content of config.json of a run: "config", "data", "precision", "seed" and more.
 
-    **Raises:** `RunError` if it cannot be read, or lacks one of these.
+    **Raises:** `RunError` if the file cannot be read, or lacks one of these four.
     """
     path = Path(folder) / CONFIG
     try:
@@ -127,11 +125,11 @@ def _require(path: Path, fields: Any, **kinds: type) -> None:
 def load_run(
     folder: str | Path, *, unit: type[AbstractHRULayer] | None = None
 ) -> tuple[HRU | OfRawSeries, eqx.nn.State]:
-    """The model that was best on the validation set of a run, and its BatchNorm state, for series as files have them.
+    """The model of a run with the best validation, and its BatchNorm state, for series in the units of the files.
 
-    It is as `create_model` gives it, within `OfRawSeries` if the run standardised its channels or mapped its labels.
-    For use without dropout call `equinox.nn.inference_mode` on it. Only config.json and model.eqx are needed. If
-    result.json lies beside them, model.eqx must have the sha256 that it records.
+    The model is as from `create_model`, within `OfRawSeries` if the run standardised its channels or mapped its labels.
+    For use without dropout call `equinox.nn.inference_mode` on it. The function needs config.json and model.eqx. If
+    the folder has a result.json, model.eqx must have the sha256 that it records.
 
     `unit`: the class, for a run with a unit of your own.
 
@@ -142,9 +140,9 @@ def load_run(
 
 
 def of_raw_series(trained: HRU, record: dict[str, Any], path: Path) -> HRU | OfRawSeries:
-    """The trained model within the maps of a record; the trained model alone, if the record has no maps.
+    """The trained model with the maps of a record; the trained model alone, if the record has no maps.
 
-    **Raises:** `RunError`, naming `path`, for maps that are damaged.
+    **Raises:** `RunError`, which names `path`, if the maps are damaged.
     """
     data, time = record["data"], bool(record["config"].get("time"))
     if data.get("standardisation") is None and data.get("label_map") is None:
@@ -164,10 +162,10 @@ def of_raw_series(trained: HRU, record: dict[str, Any], path: Path) -> HRU | OfR
 
 
 def load_trained(folder: str | Path, *, unit: type[AbstractHRULayer] | None = None) -> tuple[HRU, eqx.nn.State]:
-    """The model and state as they were trained, for what the loaders of `data_dir.datasets.create_dataset` serve.
+    """The model and state as they were trained. They take what the loaders of `data_dir.datasets.create_dataset` give.
 
-    **Raises:** `RunError` if a file is missing or damaged, if they do not belong to each other, if jax is set to
-    another precision than the run had, and if the run has a unit of its own that is not given.
+    **Raises:** `RunError` if a file is missing or damaged, if the files do not belong together, if jax has another
+    precision than the run, and if the run has a unit of its own that is not given.
     """
     folder = Path(folder)
     record = read_record(folder)
@@ -183,55 +181,42 @@ def load_trained(folder: str | Path, *, unit: type[AbstractHRULayer] | None = No
         content = path.read_bytes()
     except OSError as error:
         raise RunError(
-            f"{path}: cannot be read ({error.strerror}); a run that is unfinished or has failed has none: run it again"
+            f"{path}: cannot be read ({error.strerror}); a run that is unfinished or has failed has no model: run it "
+            "again"
         ) from None
     file = io.BytesIO(content)
-    try:
-        loaded = _read_leaves(file, like)
-    except _Mismatch as error:
-        raise RunError(
-            f"{path}: {error}; the file is damaged, or belongs to another config than the {CONFIG} beside it"
-        ) from None
+    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+    loaded = [_read_leaf(file, leaf, f"{path}: {jax.tree_util.keystr(name)}") for name, leaf in leaves]
     recorded = _recorded_sha256(folder / RESULT)
     if recorded is not None and recorded != hashlib.sha256(content).hexdigest():
         raise RunError(f"{path}: was changed since the run ended: its sha256 differs from the {RESULT} beside it")
     if file.read(1):
         raise RunError(f"{path}: holds more than the model of the {CONFIG} beside it: it belongs to another config")
-    return loaded
-
-
-class _Mismatch(ValueError):
-    """The file does not hold what the config describes."""
+    return jax.tree.unflatten(structure, loaded)
 
 
 def _recorded_sha256(path: Path) -> str | None:
-    """The hash of model.eqx in result.json; None if there is no result.json, as for an unfinished run, or no hash."""
+    """The hash of model.eqx in result.json; None without a result.json, as for an unfinished run, or without a hash."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["model_sha256"]
+        return json.loads(path.read_text(encoding="utf-8")).get("model_sha256")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
         raise RunError(f"{path}: cannot be read ({error}); run it again") from None
-    except KeyError:  # a run of an earlier version
-        return None
 
 
 def _structure(path: Path, record: dict, unit: type[AbstractHRULayer] | None):
     """The model and state with shapes and types in place of the arrays."""
-    config, table = record["config"], options_of_models()
+    config = record["config"]
     if config.get("unit") is not None and unit is None:
         raise RunError(
-            f"{path}: the run has its own unit, {config['unit']}: this is Python code, which is not run unasked. Give "
-            "the class, load_run(folder, unit=..); models.load.load_unit imports it by this name"
+            f"{path}: the run has its own unit, {config['unit']}: this is Python code, which load_run does not run. "
+            "Give the class, load_run(folder, unit=..); models.load.load_unit imports it by this name"
         )
     if config.get("unit") is None and unit is not None:
         raise RunError(f"{path}: the run has no own unit, but {config.get('model_name')!r}: leave unit out")
-    own = {} if unit is None else unit_options(unit)
-    options = {name: config[name] for name in _COMMON | table.keys() | own.keys() if name in config}
-    flags = _FLAGS | {name for name, of in table.items() if any(option.kind is bool for option in of.values())}
-    for name in flags & options.keys():
-        if not isinstance(options[name], bool):
-            raise RunError(f"{path}: {name} is {options[name]!r}: allowed is true or false")
+    names = _COMMON | options_of_models().keys() | ({} if unit is None else unit_options(unit)).keys()
+    options = {name: config[name] for name in names if name in config}
     options |= {name: record["data"][name] for name in ("data_dim", "label_dim")}
     if unit is not None:
         options["model_name"] = unit
@@ -241,42 +226,28 @@ def _structure(path: Path, record: dict, unit: type[AbstractHRULayer] | None):
         raise RunError(f"{path}: describes no model ({error})") from None
 
 
-def _read_leaves(file: io.BytesIO, like):
-    """The inverse of `equinox.tree_serialise_leaves`, which writes the leaves in their order, each as an npy file.
+def _read_leaf(file: io.BytesIO, leaf: Any, where: str) -> Any:
+    """The next leaf of a file of `equinox.tree_serialise_leaves`, which writes every number and array as an npy file.
 
-    `equinox.tree_deserialise_leaves` would take numbers that are no arrays from the file, whatever the config says. A
-    file of an earlier version has B, C and D of a unit behind its other leaves.
+    `equinox.tree_deserialise_leaves` takes a number that is no array from the file. Here the number is part of the
+    config, and the file must agree.
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
-    names, present = [jax.tree_util.keystr(path) for path, _ in leaves], range(len(leaves))
-
-    def earlier_place(i):
-        unit = names[i].rpartition(".")[0]
-        first = next(j for j in present if names[j].startswith(f"{unit}.")) if unit.endswith(".unit") else i
-        return first, names[i].endswith((".B", ".C", ".D"))
-
-    earlier = sorted(present, key=earlier_place)
-    mismatches = {}
-    for order in (present, earlier):
-        file.seek(0)
-        loaded: dict[int, Any] = {}
-        try:
-            for i in order:
-                loaded[i] = _read_leaf(file, leaves[i][1])
-        except Exception as error:  # numpy reads a damaged header with Python's parser, which can fail in any way
-            mismatches.setdefault(len(loaded), f"{names[i]}: {str(error) or type(error).__name__}")
-        else:
-            return jax.tree.unflatten(structure, [loaded[i] for i in present])
-    raise _Mismatch(mismatches[max(mismatches)])
+    try:
+        return _same_kind(file, leaf)
+    except Exception as error:  # numpy reads a damaged header with Python's parser, which can fail in any way
+        raise RunError(
+            f"{where}: {str(error) or type(error).__name__}; the file is damaged, or belongs to another config than "
+            f"the {CONFIG} beside it"
+        ) from None
 
 
-def _read_leaf(file: io.BytesIO, leaf):
-    """An array of the shape and type of `leaf`; or `leaf` itself, which has to be the same number in the file."""
+def _same_kind(file: io.BytesIO, leaf: Any) -> Any:
     is_array = isinstance(leaf, jax.ShapeDtypeStruct)
     if not (is_array or eqx.is_array_like(leaf)):
         return leaf
     start = file.tell()
     np.lib.format.read_magic(file)
+    # Before the array is read: a damaged shape may ask for any amount of memory.
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     if is_array and (shape, dtype) != (leaf.shape, leaf.dtype):
         raise ValueError(f"{dtype} of shape {shape}, expected {leaf.dtype} of shape {leaf.shape}")
@@ -284,8 +255,8 @@ def _read_leaf(file: io.BytesIO, leaf):
         raise ValueError(f"{dtype} of shape {shape}, expected the number {leaf}")
     file.seek(start)
     stored = np.lib.format.read_array(file, allow_pickle=False)
-    if not is_array:
-        if stored.item() != leaf:
-            raise ValueError(f"{stored}, expected {leaf}")
-        return leaf
-    return jnp.asarray(stored)
+    if is_array:
+        return jnp.asarray(stored)
+    if stored.item() != leaf:
+        raise ValueError(f"{stored}, expected {leaf}")
+    return leaf

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry_2x32
-from jaxtyping import Array, Float, PRNGKeyArray, UInt32
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped, UInt32
 
 from .layer import AbstractHRULayer
 from .normalisation import BatchNorm
@@ -68,7 +68,9 @@ class FeedForward(eqx.Module):
     def _cut(self) -> int:
         return round(self.dropout.p * 65536)
 
-    def of_stretch(self, x: Float[Array, "time batch H"], *keys: PRNGKeyArray) -> Float[Array, "time batch H"]:
+    def of_stretch(
+        self, x: Float[Array, "time batch H"], *keys: Shaped[Array, "time batch ..."]
+    ) -> Float[Array, "time batch H"]:
         """The result for a stretch of steps. With dropout there is a key for every step and sequence."""
         if not keys:
             return self.glu(jax.nn.gelu(x))

@@ -3,6 +3,15 @@
 import os
 import tempfile
 
+# Compiling takes most of the time of the tests. Without these optimisations it takes a fifth of it, and the results
+# are the same up to rounding. The commands that tests start inherit the flags. Set XLA_FLAGS, also to an empty text, to
+# test what users run: `XLA_FLAGS= make test-all`. XLA reads the flags once, before the first computation.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
+
 import jax
 import jaxtyping
 import pytest

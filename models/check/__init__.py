@@ -69,8 +69,8 @@ WAYS_OUT = dict(
     rhel="in this precision rounding is amplified: make the time step smaller, or compute in float64",
     rhel_float64="the echoes do not give the gradient: nudge with a smaller epsilon, or write the contrasts in closed "
     "form; mend those whose derivatives differ from those of the energies",
-    finite_differences="reverse mode itself is not the slope of the loss: the energies have corners, stop_gradient or "
-    "a derivative rule of their own, or the dynamics are chaotic",
+    finite_differences="reverse mode itself is not the slope of the loss: the energies have corners, a stop_gradient "
+    "(stop gradients where the Hamiltonian is made) or a wrong derivative rule, or the dynamics are chaotic",
 )
 
 

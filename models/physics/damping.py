@@ -40,9 +40,9 @@ CHUNK = 8
 def respond_damped(
     algorithm: AbstractLearningAlgorithm,
     system: AbstractSystem,
-    rate: Float[Array, " osc"],
-    inputs: Float[Array, "time in"],
-) -> Float[Array, "time out"]:
+    rate: Float[Array, "..."],
+    inputs: Float[Array, "time *in"],
+) -> Float[Array, "time *out"]:
     """Outputs, from rest, of a system whose position and momentum shrink by exp(-rate) after every step.
 
     `rate` (gamma dt / 2) has the shape of a position, or is one number for all, and is differentiated like any

@@ -27,7 +27,8 @@ from ..rhel.nudges import relative_amplitude
 from ..rhel.requirements import require_linear_readout
 from ..rhel.system import AbstractLearningAlgorithm, rest_state
 
-Strength = Float[Array, ""] | float | None
+Strength = Float[Array, "..."] | float | None
+"""A number, or an array of numbers that `jax.vmap` maps over."""
 
 DRAWN = ("noise", "drift", "replay", "recording")
 """The parts that draw random numbers. The place of a part in this list goes into its key."""
@@ -163,7 +164,7 @@ class ImperfectRHEL(AbstractLearningAlgorithm):
     """
 
     imperfection: EchoImperfection = EchoImperfection()
-    epsilon: Float[Array, ""] | float = 1e-2
+    epsilon: Float[Array, "..."] | float = 1e-2
     seed: Array | int = 0
 
     def __check_init__(self):

@@ -1,6 +1,7 @@
 """Learning algorithms by name, and `evolve`: a Hamiltonian alone, without ports."""
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .backprop import BPTT, ReversibleBPTT
@@ -34,7 +35,7 @@ def with_learning_algorithm(model: PyTree, algorithm: AbstractLearningAlgorithm)
 
 def evolve(
     hamiltonian: AbstractHamiltonian,
-    drives: Float[Array, "time *in"],
+    drives: Float[Array | np.ndarray, "time *in"],
     *,
     learning_algorithm: str | AbstractLearningAlgorithm = "RHEL",
     epsilon: float | None = None,

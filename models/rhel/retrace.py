@@ -22,12 +22,13 @@ class RetraceWarning(UserWarning):
     """An echo without nudges misses the state that the free pass started from."""
 
 
-def retrace_error(system: AbstractSystem, inputs: Float[Array, "time *in"]) -> Float[Array, ""]:
+def retrace_error(system: AbstractSystem, inputs: Float[Array | np.ndarray, "time *in"]) -> Float[Array, ""]:
     """How far the echo without nudges misses the rest state, relative to the largest position or momentum on the way.
 
     This echo runs the whole way back from the final state. The echo of `RHEL()` rejoins the kept states and is less
     sensitive; the literal echo is as sensitive as this one.
     """
+    inputs = jnp.asarray(inputs)
     return miss(system.hamiltonian, rest_state(system, inputs), system.drive(inputs))
 
 

@@ -1,6 +1,7 @@
 """A scan over a long sequence, one stretch of steps at a time."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def scan_stretches(
     return carry, jax.tree.map(lambda *xs: jnp.concatenate(xs), *(pieces[::-1] if reverse else pieces))
 
 
-def stretch_length(values: int, longest: int | None = None) -> int:
+def stretch_length(values: Any, longest: int | None = None) -> int:
     """Steps of a stretch that stays in the cache of a CPU if a step has so many values: at least 8.
 
     With `longest`, that number or a power of 2 smaller. A batch of symbolic size, as `jax.export` takes it, has the

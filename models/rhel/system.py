@@ -75,7 +75,9 @@ class AbstractLearningAlgorithm(eqx.Module):
     ) -> Float[Array, "time batch *out"]:
         """Outputs of the system, from rest, to a batch of sequences."""
 
-    def __call__(self, system: AbstractSystem, inputs: Float[Array, "time *in"]) -> Float[Array, "time *out"]:
+    def __call__(
+        self, system: AbstractSystem, inputs: Float[Array | np.ndarray, "time *in"]
+    ) -> Float[Array, "time *out"]:
         """Outputs of the system, from rest, to a sequence.
 
         All arithmetic is in the widest floating-point type of the system and the inputs, and in float32 at least. The

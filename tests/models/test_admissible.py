@@ -102,7 +102,6 @@ VIOLATIONS = {
     "Python float in a tuple": (Stretched(ONES, (0.3, 1.0)), r"scale\[0\] is a Python float, 0.3, .* a static field"),
     "Python complex": (Stretched(ONES, 1 + 2j), r"scale is a Python complex, .* jnp.asarray\(\[1.0, 2.0\]\)"),
     "Python int": (Stretched(ONES, 2), r"scale is a Python int, 2, .*: make it jnp.asarray\(2.0\) or, .* a static"),
-    "no subclass": (object(), r"object is not an AbstractHamiltonian: subclass"),
     # Arrays from outside
     "global array": (
         stiffer(lambda k, q, v: OUTSIDE * q**2),
@@ -165,7 +164,7 @@ VIOLATIONS = {
     "root of p": (heavier(lambda p: jnp.sqrt(jnp.abs(p))), r"the gradient of Own.kinetic by p is not finite at rest"),
     "root of k": (
         springs(0 * ONES, potential=lambda self, q, v: jnp.sum(jnp.sqrt(self.k) * q**2 - q * v)),
-        r"the gradient of Own.potential by Own.k is not finite at rest: write it without the division or root of zero",
+        r"the gradient of Own.potential by Own.k is not finite: write it without the division or root of zero",
     ),
     "norm of q": (
         springs(potential=lambda self, q, v: jnp.linalg.norm(q) * jnp.sum(self.k) - q @ v),
@@ -231,26 +230,18 @@ VIOLATIONS = {
         stiffer(lambda k, q, v: 0.1 * lying_square(q)),
         r"Own.potential by q does not change as its grad",
     ),
-    "lying custom_jvp of a parameter": (
-        stiffer(lambda k, q, v: 0.1 * lying_square(k) * q**2),
-        r"Own.potential does not change with Own.k as its gradient says: by .*, not .*, along a random dir",
-    ),
-    "stopped parameter": (
-        stiffer(lambda k, q, v: 0.01 * jax.lax.stop_gradient(k) * q**2),
-        r"Own.potential does not change with Own.k as its gradient says: .*: .* where the Hamiltonian is made",
-    ),
     # Contrasts
     "contrast": (
         springs(potential_contrast=lambda self, q, dq, v: jnp.sum(self.k * q * dq)),
-        r"Own.potential_contrast is .*, but Own.potential differs by .* at 1 of a random half-difference",
+        r"the gradient of Own.potential_contrast by .* % off, at 1 of a random half-difference: a contrast is",
     ),
     "kinetic contrast": (
         springs(kinetic_contrast=lambda self, p, dp: 0.05 * jnp.sum(p * dp)),
-        r"Own.kinetic_contrast is .*, but Own.kinetic differs by",
+        r"the gradient of Own.kinetic_contrast by the mean is 75 % off, at 1 of",
     ),
     "contrast at small differences": (
         springs(kinetic_contrast=lambda self, p, dp: 0.2 * jnp.sum(jnp.where(jnp.abs(dp) < 3e-9, 0, p * dp))),
-        r"Own.kinetic_contrast is .*, but Own.kinetic differs by .* at 1e-08 of a random half-difference",
+        r"the gradient of Own.kinetic_contrast by the half-difference is .* % off, at 1e-08 of a random",
     ),
     "contrast that is detached": (
         springs(potential_contrast=lambda self, q, dq, v: jnp.sum(0.2 * dq * (jax.lax.stop_gradient(self.k) * q - v))),
@@ -260,7 +251,7 @@ VIOLATIONS = {
         type("Own", (LinearOscillators,), {"kinetic": lambda self, p: jnp.sum(self.step * p**2)})(
             A=ONES, step=0.1 * ONES
         ),
-        r"Own.kinetic_contrast is .*, but Own.kinetic differs by",
+        r"the gradient of Own.kinetic_contrast by Own.step is 50 % off",
     ),
     # Linear systems
     "coupled, said to be linear": (
@@ -292,6 +283,13 @@ def test_every_violation_is_named_with_a_way_out(violation):
         check_hamiltonian(hamiltonian, DRIVES)
 
 
+@pytest.mark.usefixtures("unchecked_types")
+def test_what_is_no_hamiltonian_is_named():
+    with pytest.raises(InadmissibleHamiltonian, match="object is not an AbstractHamiltonian: subclass"):
+        check_hamiltonian(object(), DRIVES)
+
+
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("drives", BAD_DRIVES)
 def test_drives_are_looked_at(drives):
     drives, message = BAD_DRIVES[drives]

@@ -41,6 +41,21 @@ class Stopped(Springs):
         return Springs.potential(self, q, drive) + 0.05 * jnp.sum(jax.lax.stop_gradient(self.k) * q**2)
 
 
+@jax.custom_jvp
+def square(x):
+    return x**2
+
+
+square.defjvp(lambda primals, tangents: (square(*primals), 2.5 * primals[0] * tangents[0]))
+
+
+class Lying(Springs):
+    """A parameter with a derivative rule that is wrong."""
+
+    def potential(self, q, drive):
+        return Springs.potential(self, q, drive) + 0.05 * jnp.sum(square(self.k) * q**2)
+
+
 class Round(Springs):
     """The parameter `angle` has a gradient of zero, up to rounding; `unused` has none."""
 
@@ -64,11 +79,22 @@ def test_check_gradient_finds_the_errors_of_every_leaf(system, float32, float64)
 
 
 @pytest.mark.parametrize(
-    ("kind", "epsilon", "number"), [(Detached, 1e-4, "rhel_float64"), (Stopped, None, "finite_differences")]
+    ("kind", "epsilon", "number", "error", "message"),
+    [
+        (
+            Detached,
+            1e-4,
+            "rhel_float64",
+            InadmissibleHamiltonian,
+            "the gradient of Detached.potential_contrast by Deta",
+        ),
+        (Stopped, None, "finite_differences", WrongGradient, r"finite_differences\) above .*, k .*: .* stop_gradient"),
+        (Lying, None, "finite_differences", WrongGradient, r"finite_differences\) above .*, k .*: .* derivative rule"),
+    ],
 )
-def test_a_wrong_gradient_is_refused_or_returned(kind, epsilon, number):
+def test_a_wrong_gradient_is_refused_or_returned(kind, epsilon, number, error, message):
     hamiltonian = kind(jnp.ones(8))
-    with pytest.raises(InadmissibleHamiltonian, match=r"by Detached.k is|with Stopped.k as its"):
+    with pytest.raises(error, match=message):
         check_gradient(hamiltonian, DRIVES)
     errors = check_gradient(hamiltonian, DRIVES, epsilon=epsilon, strict=False)
     assert getattr(errors["k"], number) > 0.1
@@ -99,7 +125,9 @@ def test_a_gradient_of_rounding_alone_is_no_error():
     errors = check_gradient(Round(jnp.ones(8), jnp.asarray(0.3), jnp.asarray(1.0)), DRIVES[:, 0], n_osc=8)
     assert errors["unused"] == (0, 0, 0)
     assert 0 < errors["angle"].rhel_float64 < 1e-2
-    assert 0 < errors["drives"].rhel_float64 < 1e-12
+    # How the gradient of the drives rounds depends on the compiler. In float64 it may not differ at all.
+    assert 0 < errors["drives"].rhel < 1e-5
+    assert errors["drives"].rhel_float64 < 1e-12
 
 
 def test_agreement():

@@ -22,6 +22,7 @@ from tests.systems import (
 
 DURATION, SIZE = 4.0, 3
 TIMES = np.linspace(0, DURATION, 101)
+REST = (np.zeros(SIZE), np.zeros(SIZE))
 INTEGRATOR = Integrator(1e-12)
 
 run = eqx.filter_jit(free_pass)
@@ -196,7 +197,7 @@ def test_a_system_whose_echo_does_not_return_is_refused(x64, kind, error, messag
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
-@pytest.mark.parametrize("make", [Echo, Integrator, lambda value: Problem(None, drive, loss, None, value)])
+@pytest.mark.parametrize("make", [Echo, Integrator, lambda value: Problem(linear(SIZE), drive, loss, REST, value)])
 def test_sizes_must_be_positive(make, value):
     with pytest.raises(ValueError, match=r"(epsilon|tolerance|duration) must be positive and finite, got"):
         make(value)

@@ -216,6 +216,7 @@ def test_vmap_and_jit_give_the_numbers_of_one_by_one(x64):
     assert_close(shared(hamiltonian), jax.tree.map(lambda x: jnp.sum(x, (0, 1)), nested[0]), 1e-10)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_bad_arguments_are_named():
     hamiltonian, drives, _ = problem(linear)
     with pytest.raises(ValueError, match="the sequence is empty"):

@@ -1,5 +1,7 @@
 """Scans, stretches and batches: ways of computing one and the same thing, and what they cost in memory."""
 
+from functools import cache
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -38,9 +40,7 @@ def literal(scan):
     return RHEL(1.0, literal=True, scan=scan)
 
 
-@pytest.mark.parametrize(
-    ("kind", "length"), [(BPTT, 2), (BPTT, 300), (RHEL, 1), (RHEL, 128), (RHEL, 300), (literal, 127), (literal, 300)]
-)
+@pytest.mark.parametrize(("kind", "length"), [(BPTT, 300), (RHEL, 1), (RHEL, 300), (literal, 300)])
 def test_associative_scan_is_the_sequential_one(x64, kind, length):
     arguments, incoming = problem(linear, length)
     sequential, associative = (
@@ -61,15 +61,14 @@ def finite(**options):
     return RHEL(1e-6, **options)
 
 
-# Every chunk with the echo, every system, and both ways back that cut the sequence with one step, a remainder and one
-# stretch for all.
+# One step, a remainder, no remainder, and one stretch for all. Pendulums have a matrix of parameters, which the echo
+# reads once for a stretch.
 @pytest.mark.parametrize(
     ("kind", "system", "chunk"),
     [
-        *((finite, linear, 1), (finite, saturating, 7), (finite, pendulums, 128), (finite, saturating, LENGTH)),
+        *((finite, linear, 1), (finite, saturating, 7), (finite, saturating, LENGTH)),
         *((RHEL, pendulums, 7), (RHEL, saturating, 1000)),
-        *((ReversibleBPTT, linear, 1), (ReversibleBPTT, pendulums, 7), (ReversibleBPTT, saturating, 1000)),
-        (BPTT, saturating, 7),
+        *((ReversibleBPTT, saturating, 7), (BPTT, saturating, 7)),
     ],
 )
 def test_length_of_the_stretches_does_not_matter(x64, kind, system, chunk):
@@ -107,7 +106,7 @@ def test_reversible_backpropagation_in_float32():
 
 
 def test_auto_is_sequential_on_a_cpu_and_settled_when_lowering_elsewhere(monkeypatch):
-    arguments, incoming = problem(linear)
+    arguments, incoming = problem(linear, length=20)
 
     def program(algorithm, platforms):
         def gradient(arguments, incoming):
@@ -127,6 +126,7 @@ def test_auto_is_sequential_on_a_cpu_and_settled_when_lowering_elsewhere(monkeyp
     assert loops(program(RHEL(), ("cpu", "cuda"))) == loops(alone) + on_gpu
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_bad_choices_are_named():
     (hamiltonian, drives), _ = problem(saturating)
     with pytest.raises(ValueError, match=r"unknown scan 'fast'; one of auto, sequential, associative"):
@@ -171,9 +171,10 @@ def test_every_order_of_vmap_and_grad(x64, algorithm):
     each = [[alone((system, inputs[i, j]), incoming[i, j]) for j in range(3)] for i in range(2)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x).reshape(2, 3, *x[0].shape), *each[0], *each[1])
 
-    per_sequence = jax.vmap(jax.vmap(lambda x, g: alone((system, x), g)))(inputs, incoming)
+    per_sequence = jax.jit(jax.vmap(jax.vmap(lambda x, g: alone((system, x), g))))(inputs, incoming)
     assert_close(per_sequence, stacked, 1e-10)
 
+    @eqx.filter_jit
     @eqx.filter_grad
     def together(system_and_inputs):
         system, inputs = system_and_inputs
@@ -193,10 +194,10 @@ def test_every_order_of_vmap_and_grad(x64, algorithm):
 
         return jax.grad(loss)(arrays)
 
-    both = jax.vmap(of_one)(ensemble, inputs, incoming)
+    of_member, both = jax.jit(of_one), jax.jit(jax.vmap(of_one))(ensemble, inputs, incoming)
     for i in range(2):
         member = jax.tree.map(lambda x, i=i: x[i], ensemble)
-        assert_close(jax.tree.map(lambda x, i=i: x[i], both), of_one(member, inputs[i], incoming[i]), 1e-10)
+        assert_close(jax.tree.map(lambda x, i=i: x[i], both), of_member(member, inputs[i], incoming[i]), 1e-10)
 
 
 # What it costs
@@ -210,46 +211,34 @@ def equations(jaxpr):
             yield from equations(inner)
 
 
+@cache
 def layer_gradient(kind, length, ssm_dim, algorithm, batch=2, hidden_dim=8):
+    """The equations of the gradient of a layer."""
     layer = kind(hidden_dim, ssm_dim, learning_algorithm=algorithm, key=jax.random.PRNGKey(0))
     arrays, static = eqx.partition(layer, eqx.is_inexact_array)
 
     def gradient(arrays, inputs):
         return jax.grad(lambda a: jnp.sum(jax.vmap(eqx.combine(a, static))(inputs) ** 2))(arrays)
 
-    return jax.make_jaxpr(gradient)(arrays, jnp.zeros((batch, length, hidden_dim))).jaxpr
+    return list(equations(jax.make_jaxpr(gradient)(arrays, jnp.zeros((batch, length, hidden_dim))).jaxpr))
+
+
+def largest_array(equations):
+    return max(var.aval.size for equation in equations for var in equation.outvars)
 
 
 KINDS = [LinHRULayer, NonlinHRULayer]
-ALGORITHMS = [RHEL(), RHEL(literal=True), ReversibleBPTT()]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_program_does_not_grow_with_length_or_oscillators(kind, algorithm):
-    sizes = {
-        len(list(equations(layer_gradient(kind, length, ssm_dim, algorithm))))
-        for length, ssm_dim in ((256, 4), (2560, 4), (256, 64))
-    }
-    assert len(sizes) == 1
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_no_array_of_all_steps_and_oscillators(kind, algorithm):
+@pytest.mark.parametrize("algorithm", [RHEL(), RHEL(literal=True), ReversibleBPTT()])
+def test_a_program_grows_with_neither_length_nor_oscillators_and_has_no_array_of_all(kind, algorithm):
     length, batch, ssm_dim = 1280, 2, 64
-    largest = max(
-        var.aval.size
-        for equation in equations(layer_gradient(kind, length, ssm_dim, algorithm, batch))
-        for var in equation.outvars
-    )
-    assert largest < length * batch * ssm_dim
-    # ... where backpropagation has one.
-    assert any(
-        var.aval.size >= length * batch * ssm_dim
-        for equation in equations(layer_gradient(kind, length, ssm_dim, BPTT(), batch))
-        for var in equation.outvars
-    )
+    small, large = layer_gradient(kind, 256, 4, algorithm), layer_gradient(kind, length, ssm_dim, algorithm)
+    assert len(small) == len(large)
+    assert largest_array(large) < length * batch * ssm_dim
+    # Backpropagation has an array of all steps and oscillators.
+    assert largest_array(layer_gradient(kind, length, ssm_dim, BPTT())) >= length * batch * ssm_dim
 
 
 @pytest.mark.parametrize("algorithm", [RHEL(), RHEL(1e-3), ReversibleBPTT()])
@@ -263,18 +252,14 @@ def test_the_gradient_of_a_matrix_is_not_carried_once_for_every_sequence(algorit
         return jax.grad(loss)(hamiltonian)
 
     jaxpr = jax.make_jaxpr(gradient)(pendulums(size), jnp.zeros((batch, length, size))).jaxpr
-    assert max(var.aval.size for equation in equations(jaxpr) for var in equation.outvars) < batch * size**2
+    assert largest_array(equations(jaxpr)) < batch * size**2
 
 
-def temporaries(model_name, algorithm, *, length=896, ssm_dim=64, batch=32, num_blocks=2, hidden_dim=64):
+@cache
+def temporaries(model_name, algorithm, *, length=896, ssm_dim=64, batch=32, hidden_dim=64):
     """Bytes of temporaries of the gradient of a whole network."""
     model, state = create_model(
-        model_name,
-        7,
-        2,
-        hidden_dim,
-        num_blocks,
-        ssm_dim,
+        *(model_name, 7, 2, hidden_dim, 1, ssm_dim),
         classification=True,
         learning_algorithm=algorithm,
         key=jax.random.PRNGKey(0),
@@ -293,14 +278,8 @@ def temporaries(model_name, algorithm, *, length=896, ssm_dim=64, batch=32, num_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model_name", ["LinHRU", "NonlinHRU"])
-def test_temporaries_do_not_grow_with_the_number_of_oscillators(model_name):
-    few, many = (temporaries(model_name, "RHEL", ssm_dim=ssm_dim) for ssm_dim in (64, 1024))
-    assert many <= 1.3 * few
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model_name", ["LinHRU", "NonlinHRU"])
-def test_temporaries_grow_no_faster_than_the_sequence(model_name):
-    short, long = (temporaries(model_name, "RHEL", length=length, batch=4) for length in (896, 3584))
-    assert long <= 4.1 * short
-    assert short <= 0.5 * temporaries(model_name, "BPTT", ssm_dim=256, batch=4)
+def test_temporaries_do_not_grow_with_the_oscillators_and_no_faster_than_the_sequence(model_name):
+    size = temporaries(model_name, "RHEL")
+    assert temporaries(model_name, "RHEL", ssm_dim=1024) <= 1.3 * size
+    assert temporaries(model_name, "RHEL", length=3584) <= 4.1 * size
+    assert size <= 0.5 * temporaries(model_name, "BPTT", ssm_dim=256)

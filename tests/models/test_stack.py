@@ -113,6 +113,7 @@ def test_batches_under_another_vmap_have_moments_of_their_own(x64):
 # Dropout and the feed-forward part
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("rate", [0.05, 0.5])
 def test_the_two_masks_are_independent_and_of_the_right_rate(rate):
     class Shows(eqx.Module):

@@ -138,7 +138,8 @@ def test_arrays_that_are_no_parameters_are_mapped_like_any_other(x64, algorithm)
         return jnp.sum(evolve(Numbered(A, plain.step, number, mask), v, learning_algorithm=algorithm) ** 2)
 
     together = jax.jit(jax.grad(lambda A: jnp.sum(jax.vmap(partial(loss, A))(jnp.arange(2), masks))))(plain.A)
-    alone = sum(jax.grad(loss)(plain.A, number, mask) for number, mask in enumerate(masks))
+    gradient = jax.jit(jax.grad(loss))
+    alone = sum(gradient(plain.A, number, mask) for number, mask in enumerate(masks))
     np.testing.assert_allclose(together, alone, rtol=1e-10)
 
 
@@ -197,8 +198,9 @@ def test_export_with_a_batch_of_any_size():
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_an_empty_batch_has_outputs_and_no_gradient(algorithm):
     empty = jnp.zeros((0, LENGTH, SIZE))
-    assert jax.vmap(lambda v: evolve(saturating(SIZE), v, learning_algorithm=algorithm))(empty).shape == empty.shape
-    gradient = eqx.filter_grad(energy_of_positions)(saturating(SIZE), empty, algorithm)
+    outputs = jax.jit(jax.vmap(lambda v: evolve(saturating(SIZE), v, learning_algorithm=algorithm)))(empty)
+    assert outputs.shape == empty.shape
+    gradient = eqx.filter_jit(eqx.filter_grad(energy_of_positions))(saturating(SIZE), empty, algorithm)
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(gradient))
 
 
@@ -280,6 +282,7 @@ class ComplexRead(BareSystem):
 def test_a_port_may_be_complex_and_print(x64, algorithm):
     system = ComplexRead(saturating(SIZE), C=jnp.array([[1.0 + 2j], [3j], [1.0]]))
 
+    @eqx.filter_jit
     @eqx.filter_grad
     def gradient(system, algorithm):
         return jnp.sum(algorithm(system, batch()[0]) ** 2)
@@ -307,7 +310,7 @@ def test_an_energy_without_a_forward_derivative_is_named(x64):
     with pytest.raises(ValueError, match=r"of CustomSlope, .* jax.custom_jvp .* epsilon=1e-3, or BPTT"):
         jax.grad(lambda h: jnp.sum(evolve(h, x) ** 2))(hamiltonian)
     value, reference = (
-        jax.grad(lambda v, a=a: jnp.sum(evolve(hamiltonian, v, learning_algorithm=a) ** 2))(x)
+        jax.jit(jax.grad(lambda v, a=a: jnp.sum(evolve(hamiltonian, v, learning_algorithm=a) ** 2)))(x)
         for a in (RHEL(1e-3), BPTT())
     )
     assert_close(value, reference, 1e-9)
@@ -348,6 +351,7 @@ class NoHamiltonian:
     potential = kinetic
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("hamiltonian", "drives", "error", "message"),
     [
