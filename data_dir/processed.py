@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import known_sha256, known_sha256_of_array
+from common.files import known_sha256, sha256_of_array
 from data_dir.npy import read_npy
 from data_dir.pickles import read_array, read_arrays
 from data_dir.storage import DataError, read_json
@@ -27,28 +27,22 @@ def array_file(folder: Path, stem: str) -> Path:
     return npy if npy.exists() else folder / f"{stem}.pkl"
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether the folder holds all samples in one array."""
-    return array_file(folder, WHOLE[0]).exists()
-
-
 def is_dataset(folder: Path) -> bool:
-    """Whether the folder holds a processed set, of either kind."""
-    return is_whole(folder) or array_file(folder, CUT["train"][0]).exists()
+    """Whether the folder holds a processed set, of either form."""
+    return any(array_file(folder, stem).exists() for stem in (WHOLE[0], CUT["train"][0]))
 
 
 class ProcessedSet:
-    """The files of one processed set. Pickles are read once, npy files are memory-mapped and hashed once in a process.
+    """The files of one processed set. npy files are memory-mapped. Each described file is hashed once in a process.
 
     ``info`` is dataset.json, or empty without that file, as in folders that the published scripts wrote. Raises
-    DataError if dataset.json is damaged, if a file that it names is missing or has another size or sha256, and if the
-    folder has an array twice, as npy file and as pickle. All methods raise DataError for arrays that do not fit.
+    DataError if dataset.json is damaged, if a file that it names is missing or has another sha256, and if the folder
+    has an array as npy file and as pickle. All methods raise DataError for arrays that do not fit.
     """
 
     def __init__(self, folder: Path):
-        self.folder, self.is_whole = folder, is_whole(folder)
+        self.folder, self.is_whole = folder, array_file(folder, WHOLE[0]).exists()
         self._description = folder / "dataset.json"
-        self._contents: dict[Path, bytes] = {}  # pickles that were read to be hashed and are not unpickled yet
         self._sums: dict[str, str] = {}
         for stem in (*WHOLE, *(stem for stems in CUT.values() for stem in stems)):
             npy, pickled = folder / f"{stem}.npy", folder / f"{stem}.pkl"
@@ -62,20 +56,19 @@ class ProcessedSet:
         except DataError as error:
             raise DataError(f"{error} {_AGAIN}") from error
         files, names = info.get("processed_files", {}), info.get("class_names", [])
-        if not isinstance(files, dict) or not isinstance(names, list):
-            raise DataError(f"{self._description}: class_names must be a list and processed_files an object. {_AGAIN}")
-        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-            raise DataError(f"{self._description}: class_names must be distinct texts. {_AGAIN}")
+        if not isinstance(files, dict) or not all(isinstance(described, dict) for described in files.values()):
+            raise DataError(f"{self._description}: processed_files must describe each file by an object. {_AGAIN}")
+        if (
+            not isinstance(names, list)
+            or not all(isinstance(name, str) for name in names)
+            or len({*names}) < len(names)
+        ):
+            raise DataError(f"{self._description}: class_names must be a list of distinct texts. {_AGAIN}")
         for name, described in files.items():
             file = self.folder / name
             if not file.is_file():
                 raise DataError(f"{file}: no such file, but dataset.json names it. {_AGAIN}")
-            size = file.stat().st_size
-            if not isinstance(described, dict) or size != described.get("bytes"):
-                raise DataError(f"{file}: has {size} bytes, dataset.json says otherwise. {_AGAIN}")
-            if file.suffix == ".pkl":
-                self._contents[file] = file.read_bytes()
-            if known_sha256(file, self._contents.get(file)) != described.get("sha256"):
+            if known_sha256(file) != described.get("sha256"):
                 raise DataError(f"{file}: was changed since it was processed (sha256). {_AGAIN}")
         return info
 
@@ -135,7 +128,7 @@ class ProcessedSet:
     def original_idxs(self) -> list[np.ndarray]:
         """The lists of rows in original_idxs.pkl. Raises DataError if the file is missing or holds no lists."""
         path = self.folder / "original_idxs.pkl"
-        value = read_arrays(path, self._contents.pop(path, None))
+        value = read_arrays(path)
         if not isinstance(value, list | tuple):
             raise DataError(f"{path}: holds no list of rows for each part. {_AGAIN}")
         return [np.asarray(rows) for rows in value]
@@ -145,7 +138,7 @@ class ProcessedSet:
         path = self.folder / "mask.pkl"
         if not path.exists():
             return None
-        mask = read_array(path, self._contents.pop(path, None))
+        mask = read_array(path)
         if mask.shape != shape or mask.dtype != bool:
             raise DataError(f"{path}: {mask.dtype} of shape {mask.shape}; needed is bool of shape {shape}. {_AGAIN}")
         return mask
@@ -180,7 +173,7 @@ class ProcessedSet:
     def _read(self, stem: str) -> np.ndarray:
         """The array as float32. Raises DataError for values that are not finite in float32.
 
-        A memory-mapped array that dataset.json describes was checked when it was written; its values are not read.
+        The values of a memory-mapped array that dataset.json describes are not checked: they were, when it was written.
         """
         path = array_file(self.folder, stem)
         way_out = _AGAIN if self.info else _OWN
@@ -188,12 +181,13 @@ class ProcessedSet:
             raise DataError(f"{path}: no such file, nor {path.with_suffix('.npy').name}. {way_out}")
         is_npy = path.suffix == ".npy"
         try:
-            values = read_npy(path) if is_npy else read_array(path, self._contents.pop(path, None))
+            values = read_npy(path) if is_npy else read_array(path)
         except DataError as error:
             raise DataError(f"{error} {way_out}") from error
         if values.dtype.kind not in "biuf":
             raise DataError(f"{path}: holds no array of numbers.")
-        self._sums[stem] = known_sha256_of_array(path, values)
+        hashed_as_file = is_npy and values.flags.c_contiguous
+        self._sums[stem] = known_sha256(path) if hashed_as_file else sha256_of_array(values)
         if is_npy and path.name in self.info.get("processed_files", {}) and values.dtype == np.float32:
             return values
         with np.errstate(over="ignore"):
@@ -224,10 +218,9 @@ def _from_numbers(labels: np.ndarray, path: Path, names: list[str] | None) -> tu
     if 0 <= values[0] <= values[-1] < len(names) and values.tolist() not in readings:
         readings.append(values.tolist())
     if len(readings) != 1:
-        listed = ", ".join(spelled[:10]) + (" ..." if len(values) > 10 else "")
         raise DataError(
-            f"{path}: the labels {listed} must be among the {len(names)} class_names of dataset.json, or their "
-            f"positions from 0 to {len(names) - 1}; they are {'both' if readings else 'neither'}. Write one-hot rows "
-            "(n, K)."
+            f"{path}: the labels {', '.join(spelled[:10])} must be among the {len(names)} class_names of dataset.json, "
+            f"or their positions from 0 to {len(names) - 1}; they are {'both' if readings else 'neither'}. Write "
+            "one-hot rows (n, K)."
         )
     return np.eye(len(names), dtype=np.float32)[np.array(readings[0])[classes]], names

@@ -1,11 +1,11 @@
-"""A unit that is in no paper, trained by echoes: python examples/custom_hamiltonian.py [--num_steps 200]
+"""Your own unit, trained by echoes: python examples/custom_hamiltonian.py [--num_steps 200]
 
-Pendulums, every one tied to every other by a spring of its own. The two methods of `Pendulums` are all that the echo
-needs to know. `PendulumLayer` declares its parameters and its one option, and draws them. The block and the stack are
-the ordinary ones. The script trains it on BasicMotions (real, bundled) by RHEL, and checks its gradient against reverse
-mode and finite differences, before the training and after it.
+The unit is a set of pendulums. A spring ties each pair of them. The echo uses only the two methods of `Pendulums`.
+`PendulumLayer` declares its parameters and its one option, and draws them. The block and the stack are the ordinary
+ones. The script trains the unit on BasicMotions (real, bundled) by RHEL. It checks the gradient against reverse mode
+and finite differences, before and after the training.
 
-A config names the unit, so that the ordinary command trains it, too:
+The command `run_experiment.py` trains it, too. A config names the unit:
 
     python run_experiment.py --config_dir experiment_configs/examples --model_name Pendulums --dataset_name BasicMotions
         --own_units

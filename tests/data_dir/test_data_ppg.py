@@ -309,7 +309,7 @@ def test_a_recording_that_is_cut_short_is_refused(tmp_path):
     source = put(tmp_path, (1,))
     file = source / "S1" / "S1.pkl"
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(DataError, match=r"S1\.pkl: not a pickle, or cut short"):
+    with pytest.raises(DataError, match=r"S1\.pkl: not a pickle of arrays, or cut short"):
         process(source, tmp_path, subjects=(1,))
 
 

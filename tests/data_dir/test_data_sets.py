@@ -344,6 +344,7 @@ def test_the_number_of_classes_must_be_that_of_the_names(tmp_path):
         '{"class_names": ["a", "b", 1]}',
         '{"class_names": ["a", "b", "a"]}',
         '{"processed_files": []}',
+        '{"processed_files": {"data.pkl": 3}}',
         "\xff",
     ],
 )
@@ -363,7 +364,7 @@ def test_files_changed_since_they_were_processed_are_refused(tmp_path):
         with pytest.raises(DataError, match=rf"{file}: was changed since it was processed \(sha256\)"):
             load(tmp_path, "GunPoint")
         (folder / file).write_bytes(whole[:-1])
-        with pytest.raises(DataError, match=rf"{file}: has {len(whole) - 1} bytes, dataset\.json says otherwise"):
+        with pytest.raises(DataError, match=rf"{file}: was changed since it was processed \(sha256\)"):
             load(tmp_path, "GunPoint")
         if file != "data.pkl":  # Without it the set counts as absent and is processed again.
             (folder / file).unlink()
