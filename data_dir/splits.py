@@ -84,15 +84,10 @@ def write_index_file(path: Path, dataset_name: str, n: int, splits: dict[int, Sp
 
     The same arguments give the same bytes. The file appears in one piece.
     """
-    seeds = (
-        f'    "{seed}": {{\n'
-        + ",\n".join(f'      "{part}": {json.dumps(split[part].tolist())}' for part in PARTS)
-        + "\n    }"
-        for seed, split in splits.items()
-    )
-    head = f'{{\n  "dataset": {json.dumps(dataset_name)},\n  "n_samples": {n},\n  "seeds": {{\n'
+    seeds = {str(seed): {part: split[part].tolist() for part in PARTS} for seed, split in splits.items()}
     with replacing(path) as temporary:
-        temporary.write_text(head + ",\n".join(seeds) + "\n  }\n}\n", encoding="utf-8")
+        content = json.dumps({"dataset": dataset_name, "n_samples": n, "seeds": seeds})
+        temporary.write_text(content + "\n", encoding="utf-8")
 
 
 def read_index_file(path: str | Path, dataset_name: str, n: int, seed: int) -> Split:

@@ -5,7 +5,16 @@ from pathlib import Path
 
 from common.files import sha256_of, write_json
 from data_dir.fetching.origin import RECORD, files_changed, write_record
-from data_dir.fetching.sources import FILE_SHA256, SOURCES, ZIP_SHA256, HashMismatch, Source, Unreachable, unpack
+from data_dir.fetching.sources import (
+    FILE_SHA256,
+    SOURCES,
+    ZIP_SHA256,
+    HashMismatch,
+    Source,
+    Unreachable,
+    ZipSource,
+    unpack,
+)
 from data_dir.storage import DataError, new_folder
 
 FORMAT_FOLDER = "Multivariate_ts"
@@ -40,7 +49,7 @@ def fetch_dataset(
             write_record(fresh, record)
         return FETCHED
     unreachable = {} if unreachable is None else unreachable
-    failures, changed = [], False
+    failures, may_accept = [], False
     offering = [source for source in sources if source.offers(name)]
     for source in offering:
         if source.name in unreachable:
@@ -53,13 +62,13 @@ def fetch_dataset(
             return FETCHED
         except DataError as error:
             failures.append(f"{source.name}: {error}")
-            changed |= isinstance(error, HashMismatch)
+            may_accept |= isinstance(error, HashMismatch)
             if isinstance(error, Unreachable):
                 unreachable[source.name] = str(error)
     message = f"{name}: no source has it.\n" + "".join(f"  - {failure}\n" for failure in failures)
-    if changed:
+    if may_accept:
         message += f"  If you trust the changed file: {_ACCEPT}.\n"
-    urls = [url for source in offering if (url := source.by_hand(name))]
+    urls = [source.urls[name] for source in offering if isinstance(source, ZipSource)]
     message += f"  By hand: fetch {' or '.join(urls)}\n  as {by_hand} and run this command again."
     raise DataError(message)
 

@@ -69,7 +69,8 @@ class Site:
 
     def source(self, name: str = "the site", good: bytes | None = GOOD, **options) -> ZipSource:
         pinned = {} if good is None else {NAME: sha256(good).hexdigest()}
-        return ZipSource(name, self.url + f"/{name[-4:]}/{{name}}.zip", pinned, **{"pause_s": 0.0, **options})
+        urls = {dataset: f"{self.url}/{name[-4:]}/{dataset}.zip" for dataset in (NAME, "Epilepsy")}
+        return ZipSource(name, **{"urls": urls, "sha256": pinned, "pause_s": 0.0, **options})
 
 
 @pytest.fixture
@@ -133,8 +134,8 @@ def test_a_set_without_a_pinned_hash_needs_consent(tmp_path, site):
 def test_sources_are_tried_in_order(tmp_path, site):
     site.answers["/site/Libras.zip"] = zipped({**TS, "more.txt": ""})
     site.answers["/nodo/Libras.zip"] = GOOD
-    other = site.source("Zenodo", records={NAME: 3})
-    elsewhere = site.source("elsewhere", records={"EigenWorms": 1})
+    other = site.source("Zenodo")
+    elsewhere = site.source("elsewhere", urls={"EigenWorms": site.url})
     assert fetch(tmp_path / "raw", elsewhere, site.source(), other) == FETCHED
     assert site.asked == ["/site/Libras.zip", "/nodo/Libras.zip"]
     assert not read_json(tmp_path / "raw" / "Multivariate_ts" / NAME / "source.json")["accepted_changed"]
@@ -147,7 +148,8 @@ def test_a_broken_connection_is_tried_again_from_the_start(tmp_path, site):
 
 
 def test_without_an_answer_every_source_and_the_way_by_hand_are_named(tmp_path, site):
-    closed = ZipSource("closed", "http://127.0.0.1:9/{name}.zip", {}, attempts=1)
+    urls = {name: f"http://127.0.0.1:9/{name}.zip" for name in (NAME, "Epilepsy")}
+    closed = ZipSource("closed", urls, {}, attempts=1)
     site.answers["/lame/Libras.zip"] = (GOOD[:100], len(GOOD))
     unreachable = {}
     with pytest.raises(DataError) as caught:
@@ -279,8 +281,8 @@ def test_the_pinned_sources():
         assert site.offers(name)
         assert zenodo.offers(name)
         assert len(site.sha256[name]) == len(zenodo.sha256[name]) == 64
-    assert site.by_hand("Heartbeat") == "https://timeseriesclassification.com/aeon-toolkit/Heartbeat.zip"
-    assert zenodo.by_hand("Heartbeat") == "https://zenodo.org/records/11206229/files/Heartbeat.zip"
+    assert site.urls["Heartbeat"] == "https://timeseriesclassification.com/aeon-toolkit/Heartbeat.zip"
+    assert zenodo.urls["Heartbeat"] == "https://zenodo.org/records/11206229/files/Heartbeat.zip"
     assert site.offers("Epilepsy")
     assert not zenodo.offers("Epilepsy")
     assert not site.offers("GunPoint")
