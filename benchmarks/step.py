@@ -13,7 +13,7 @@ How to read the results: docs/performance.md.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 

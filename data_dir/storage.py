@@ -1,4 +1,4 @@
-"""The folders of the data, and the error that every mistake of a user ends in."""
+"""The folders of the data, and the error for wrong files and wrong requests."""
 
 import argparse
 import json

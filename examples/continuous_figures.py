@@ -85,8 +85,8 @@ def draw_gradient(times, echo, adjoint, gradient):
     figure.suptitle("time runs from right to left; coloured: echoes, black dashes: adjoint method")
     panels = figure.subplots(2, 3, sharex=True)
     for column, (group, values) in zip(panels.T, gradient.items(), strict=True):
-        for axes, found, reference in zip(column, echo, adjoint, strict=True):
-            axes.plot(times, found[group], lw=1.5)
+        for axes, echoed, reference in zip(column, echo, adjoint, strict=True):
+            axes.plot(times, echoed[group], lw=1.5)
             axes.plot(times, reference[group], color="black", lw=0.7, ls=(0, (4, 6)))
         values = np.asarray(values)
         column[1].plot(np.zeros_like(values), values, "k.", clip_on=False, label="RecursiveCheckpointAdjoint")

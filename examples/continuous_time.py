@@ -41,7 +41,6 @@ from oscillators import DURATION, NAMES, OUTPUT, make_problem, parameters_of, sp
 from common.files import replacing, write_json
 from models import evolve
 from models.physics.continuous import AdjointMethod, Discretised, Echo, Integrator, free_pass, total_loss
-from runs import compilation_cache
 
 ANHARMONIC = 0.3  # stiffening of the anharmonic variant: at q = 1, the quartic spring is a third of the linear one
 EPSILON = 0.01
@@ -183,7 +182,7 @@ def print_table(instants, integrals):
     """The largest error of every group: at any instant, and of the integral."""
     print(f"{'largest relative error':24}{'at any instant':>16}" + "".join(f"{name:>28}" for name in integrals))
     for group, errors in instants.items():
-        cells = [f"{np.max(found[group]):28.1e}" if group in found else "" for found in integrals.values()]
+        cells = [f"{np.max(other[group]):28.1e}" if group in other else "" for other in integrals.values()]
         print(f"{group:24}{np.max(errors):16.1e}" + "".join(cells))
 
 
@@ -193,8 +192,8 @@ def measure(options, integrator):
     times = jnp.linspace(0, DURATION, 201 if options.quick else 1001)
     free = run(problem, integrator)
     adjoint, way = (go_back(method, free, integrator) for method in (AdjointMethod(), Echo(EPSILON)))
-    reference, found = in_time(adjoint, times), in_time(way, times)
-    instants = relative_errors(found, reference)
+    reference, echoed = in_time(adjoint, times), in_time(way, times)
+    instants = relative_errors(echoed, reference)
     others = gradients_by_other_means(problem, integrator, diffrax_adjoints(integrator)[: 1 if options.quick else 2])
     gradient = way.gradient()
     integrals = {}
@@ -216,12 +215,12 @@ def measure(options, integrator):
     outputs = [jax.vmap(lambda t, free=free: free.state(t)[0][OUTPUT])(times) for free in frees]
 
     densities_and_totals = [
-        (density, parameters_of(jax.vmap(x.accumulated)(times))) for x, density in ((way, found), (adjoint, reference))
+        (density, parameters_of(jax.vmap(x.accumulated)(times))) for x, density in ((way, echoed), (adjoint, reference))
     ]
     figures = {
         "system": draw_system(problem.hamiltonian),
         "trajectories": draw_trajectories(times, *visible_echoes(problem, integrator, times)[:2]),
-        "adjoint": draw_adjoint(times, found, reference),
+        "adjoint": draw_adjoint(times, echoed, reference),
         "gradient": draw_gradient(times, *densities_and_totals, parameters_of(others["RecursiveCheckpointAdjoint"])),
         "epsilon": draw_law(EPSILONS, curves, "ε"),
         "convergence": draw_law(dt, {"to the continuous gradient": to_continuous, "RHEL to BPTT": to_bptt}, "dt"),
@@ -271,7 +270,6 @@ def main(arguments=None):
     parser.add_argument("--learning_rate", type=float, default=0.05)
     parser.add_argument("--quick", action="store_true", help="the short form: fewer of everything")
     parser.add_argument("--animate", action="store_true", help="write oscillators.gif as well")
-    compilation_cache.add_flag(parser)
     options = parser.parse_args(arguments)
     if options.num_steps < 1:
         parser.error(f"--num_steps must be at least 1, got {options.num_steps}")
@@ -280,13 +278,13 @@ def main(arguments=None):
     except ValueError as error:
         parser.error(f"--{error}")
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    with compilation_cache.enabled(options.compilation_cache), jax.enable_x64(True):
+    with jax.enable_x64(True):
         results, figures, problem = measure(options, integrator)
         for name, figure in figures.items():
             with replacing(options.output_dir / f"{name}.png") as path:
                 figure.savefig(path, dpi=110, format="png")
         if options.animate:
-            times = np.linspace(0, DURATION, 6 if options.quick else 60)
+            times = np.linspace(0, DURATION, 2 if options.quick else 60)
             positions, echoes, way = visible_echoes(problem, integrator, times)
             gathered = np.asarray(jax.vmap(way.accumulated)(times).spring)
             with replacing(options.output_dir / "oscillators.gif") as path:

@@ -184,9 +184,9 @@ def compare(problem, sweep, strength, epsilon):
     """{parameter: (cosine of every seed, relative error of every seed)}."""
     gradient, steps = problem
     echo, exact = machine(sweep, strength, steps, epsilon)
-    found, reference = (jax.tree.map(np.asarray, gradient(algorithm)) for algorithm in (echo, exact))
-    seeds = range(len(jax.tree.leaves(found)[0]))
-    by_seed = [agreement_by_leaf(*(jax.tree.map(lambda x, i=i: x[i], y) for y in (found, reference))) for i in seeds]
+    gradients = [jax.tree.map(np.asarray, gradient(algorithm)) for algorithm in (echo, exact)]
+    seeds = range(len(jax.tree.leaves(gradients)[0]))
+    by_seed = [agreement_by_leaf(*(jax.tree.map(lambda x, i=i: x[i], tree) for tree in gradients)) for i in seeds]
     return {
         path.lstrip("."): ([x[path].cosine for x in by_seed], [x[path].relative_error for x in by_seed])
         for path in by_seed[0]
@@ -276,12 +276,12 @@ def print_tolerances(tolerances):
         f"every parameter's cosine stays above {GOOD_COSINE} up to (median over the seeds [worst, best]; * the largest "
         "strength tried; -: at no strength):"
     )
-    columns = list(dict.fromkeys(key for found in tolerances.values() for key in found))
+    columns = list(dict.fromkeys(key for cells in tolerances.values() for key in cells))
     table = [["", *columns]]
-    for part, found in tolerances.items():
+    for part, by_column in tolerances.items():
         sweep, row = SWEEPS[part], []
         for key in columns:
-            values = found.get(key, {}).values()
+            values = by_column.get(key, {}).values()
             cells = ["-" if x is None else f"{x:.2g}" + "*" * int(x == sweep.strengths[-1]) for x in values]
             row.append(f"{cells[0]} [{', '.join(cells[1:])}]" if cells else "")
         table.append([f"{sweep.title} ({sweep.label})", *row])
