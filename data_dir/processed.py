@@ -143,23 +143,6 @@ class ProcessedSet:
             raise DataError(f"{path}: {mask.dtype} of shape {mask.shape}; needed is bool of shape {shape}. {_AGAIN}")
         return mask
 
-    def label_scale(self, sizes: dict[str, int]) -> dict[str, np.ndarray] | None:
-        """Beats per minute per unit of the scaled labels, for each sample of the parts; None without subjects."""
-        if "subjects" not in self.info:
-            return None
-        try:
-            ranges = {int(name[1:]): facts["ranges"]["heart_rate"] for name, facts in self.info["subjects"].items()}
-            subjects = {part: self.info["windows"][part]["subject"] for part in sizes}
-            scale = {part: np.array([(ranges[i][1] - ranges[i][0]) / 2 for i in subjects[part]]) for part in sizes}
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise DataError(f"{self._description}: subjects or windows are damaged ({error!r}). {_AGAIN}") from error
-        for part, size in sizes.items():
-            if len(scale[part]) != size:
-                raise DataError(
-                    f"{self._description}: lists {len(scale[part])} windows in the {part} part, which has {size}."
-                )
-        return scale
-
     def _part(self, stems: tuple[str, str]) -> tuple[np.ndarray, np.ndarray, Path]:
         """Samples (n, L, C) and labels (n, ..), of equal number, and the file of the labels."""
         data, labels = self.samples(stems[0]), self._read(stems[1])

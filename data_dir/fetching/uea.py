@@ -3,10 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from common.files import sha256_of, write_json
 from data_dir.fetching.origin import RECORD, files_changed, write_record
 from data_dir.fetching.sources import (
-    FILE_SHA256,
     SOURCES,
     ZIP_SHA256,
     HashMismatch,
@@ -40,7 +38,7 @@ def fetch_dataset(
     has the set, with one line per source, the URLs, and the place for a zip that is fetched by hand.
     """
     folder, by_hand = raw / FORMAT_FOLDER / name, raw / f"{name}.zip"
-    if _is_complete(folder, name, accept_changed):
+    if _is_complete(folder):
         return EXISTS
     if by_hand.is_file():
         with new_folder(folder) as fresh:
@@ -73,29 +71,16 @@ def fetch_dataset(
     raise DataError(message)
 
 
-def _is_complete(folder: Path, name: str, accept_changed: bool) -> bool:
-    """Whether the folder holds the set. Raises DataError if it holds anything else, which is never overwritten."""
+def _is_complete(folder: Path) -> bool:
+    """Whether the folder holds files that a download wrote. Raises DataError for other files: they stay as they are."""
     if not folder.exists():
         return False
     move_away = "Move the folder away to fetch it again."
-    changed = files_changed(folder)
-    if changed:
-        raise DataError(f"{changed}. {move_away}")
-    if (folder / RECORD).exists():
-        return True
-    names = [f"{name}_{part}{suffix}" for part in ("TEST", "TRAIN") for suffix in (".arff", ".ts")]
-    files = [folder / file for file in names if (folder / file).is_file()]
-    if len({path.stem for path in files}) < 2:
-        raise DataError(f"{folder}: exists, but without {name}_TRAIN and {name}_TEST. {move_away}")
-    hashes = {path.name: sha256_of(path) for path in files}
-    pinned = FILE_SHA256.get(name, {})
-    if hashes == pinned:
-        return True
-    if not accept_changed:
-        file = files[0].name
+    if not (folder / RECORD).exists():
         raise DataError(
-            f"{folder / file}: has no record of its origin; its sha256 is {hashes[file]}, pinned is "
-            f"{pinned.get(file, 'none')}. {_ACCEPT}. {move_away}"
+            f"{folder}: has no {RECORD}, so that the origin of its files is unknown. process_uea.py can process them. "
+            f"{move_away}"
         )
-    write_json(folder / RECORD, {"source": "placed by hand", "accepted_changed": True, "files": hashes})
+    if changed := files_changed(folder):
+        raise DataError(f"{changed}. {move_away}")
     return True

@@ -15,7 +15,7 @@ from data_dir import download_uea
 from data_dir.fetching import archives
 from data_dir.fetching.archives import extract_files, series_members
 from data_dir.fetching.origin import files_changed
-from data_dir.fetching.sources import FILE_SHA256, SOURCES, PackageSource, ZipSource
+from data_dir.fetching.sources import SOURCES, PackageSource, ZipSource
 from data_dir.fetching.uea import EXISTS, FETCHED, fetch_dataset
 from data_dir.names import PUBLISHED_UEA
 from data_dir.processing.uea import process_dataset, raw_datasets, raw_files
@@ -183,11 +183,21 @@ def test_files_of_the_user_are_never_overwritten(tmp_path, site):
     site.answers["/site/Libras.zip"] = GOOD
     train, _ = put_raw(tmp_path, NAME, train="mine")
     raw = tmp_path / "raw" / "UEA"
-    with pytest.raises(DataError, match=r"Libras_TEST\.ts: has no record of its origin; .* none\. --accept_changed"):
-        fetch(raw, site.source())
-    assert fetch(raw, site.source(), accept_changed=True) == EXISTS
-    assert fetch(raw, site.source()) == EXISTS, "the record of the consent is kept"
+    for accept_changed in (False, True):
+        with pytest.raises(DataError, match=r"Libras: has no source\.json, .* process_uea\.py .* Move the folder away"):
+            fetch(raw, site.source(), accept_changed=accept_changed)
     assert train.read_text() == "mine"
+    (train.parent / "source.json").write_text("{}")
+    with pytest.raises(DataError, match=r"source\.json: names no files"):
+        fetch(raw, site.source())
+    assert site.asked == []
+
+
+def test_fetched_files_that_were_changed_are_refused(tmp_path, site):
+    site.answers["/site/Libras.zip"] = GOOD
+    raw = tmp_path / "raw" / "UEA"
+    assert fetch(raw, site.source()) == FETCHED
+    train = raw / "Multivariate_ts" / NAME / f"{NAME}_TRAIN.ts"
     train.write_text("changed")
     assert f"{train}: sha256" in files_changed(train.parent)
     with pytest.raises(DataError, match=r"Libras_TRAIN\.ts: sha256 .* when it was fetched\. Move the folder away"):
@@ -195,19 +205,7 @@ def test_files_of_the_user_are_never_overwritten(tmp_path, site):
     train.unlink()
     with pytest.raises(DataError, match=r"Libras_TRAIN\.ts: no such file, but source\.json names it"):
         fetch(raw, site.source())
-    (train.parent / "source.json").unlink()
-    with pytest.raises(DataError, match="exists, but without Libras_TRAIN and Libras_TEST"):
-        fetch(raw, site.source())
-    (train.parent / "source.json").write_text("{}")
-    with pytest.raises(DataError, match=r"source\.json: names no files"):
-        fetch(raw, site.source())
-    assert site.asked == []
-
-
-def test_files_with_the_pinned_hashes_need_no_record(tmp_path, monkeypatch):
-    put_raw(tmp_path, NAME)
-    monkeypatch.setitem(FILE_SHA256, NAME, {file: sha256(text.encode()).hexdigest() for file, text in TS.items()})
-    assert fetch(tmp_path / "raw" / "UEA") == EXISTS
+    assert len(site.asked) == 1
 
 
 def test_what_a_killed_run_left_is_not_taken_for_a_set(tmp_path, site, monkeypatch):

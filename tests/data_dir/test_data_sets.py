@@ -456,7 +456,6 @@ def test_arrays_in_npy_files_are_memory_mapped_and_checked(tmp_path):
     dataset = load(tmp_path, "ppg", **options)
     np.testing.assert_array_equal(dataset.train.data, arrays["X_train"])
     assert isinstance(dataset.train._data.base, np.memmap)
-    assert dataset.label_scale is None
     bad = arrays["X_val"].copy()
     bad[0, 0, 0] = np.nan
     for content, message in [
