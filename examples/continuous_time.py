@@ -1,4 +1,4 @@
-"""RHEL in continuous time: python examples/continuous_time.py [--quick] [--animate]
+"""RHEL in continuous time: python examples/continuous_time.py [--quick]
 
 The system is the paper's toy of six oscillators (oscillators.py). The command shows, in float64:
 
@@ -7,7 +7,7 @@ The system is the paper's toy of six oscillators (oscillators.py). The command s
 - The discrete echo of `models.rhel` tends to it as dt^2.
 - Echoes can train the springs.
 
-It writes seven figures and results.json, and with --animate an animation.
+It writes five figures and results.json.
 """
 
 import argparse
@@ -25,17 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from continuous_figures import (
-    animate,
-    draw_adjoint,
-    draw_gradient,
-    draw_law,
-    draw_system,
-    draw_training,
-    draw_trajectories,
-)
+from continuous_figures import draw_adjoint, draw_gradient, draw_law, draw_training
 from jax.flatten_util import ravel_pytree
-from matplotlib.animation import PillowWriter
 from oscillators import DURATION, NAMES, OUTPUT, make_problem, parameters_of, springs_of
 
 from common.files import replacing, write_json
@@ -45,7 +36,6 @@ from models.physics.continuous import AdjointMethod, Discretised, Echo, Integrat
 ANHARMONIC = 0.3  # stiffening of the anharmonic variant: at q = 1, the quartic spring is a third of the linear one
 EPSILON = 0.01
 EPSILONS = np.logspace(-6, 0, 13)
-VISIBLE_EPSILON = 0.2  # far larger than needed, so that the figures show two different echoes
 
 # Compiled once for all systems, methods and sizes of the nudge.
 run = eqx.filter_jit(free_pass)
@@ -170,14 +160,6 @@ def learn(problem, integrator, num_steps, learning_rate):
     return losses, problem
 
 
-def visible_echoes(problem, integrator, times):
-    """Positions of the free pass (time, osc), of echoes with large nudges (time, 2, osc), and those echoes."""
-    free = run(problem, integrator)
-    way = go_back(Echo(VISIBLE_EPSILON), free, integrator)
-    positions = jax.vmap(lambda t: free.state(t)[0])(times)
-    return np.asarray(positions), np.asarray(jax.vmap(way.carried)(times)[0]), way
-
-
 def print_table(instants, integrals):
     """The largest error of every group: at any instant, and of the integral."""
     print(f"{'largest relative error':24}{'at any instant':>16}" + "".join(f"{name:>28}" for name in integrals))
@@ -187,7 +169,7 @@ def print_table(instants, integrals):
 
 
 def measure(options, integrator):
-    """Everything but the animation: the results and the figures by name."""
+    """The results, and the figures by name."""
     problem, teacher = make_problem(options.seed, integrator)
     times = jnp.linspace(0, DURATION, 201 if options.quick else 1001)
     free = run(problem, integrator)
@@ -218,8 +200,6 @@ def measure(options, integrator):
         (density, parameters_of(jax.vmap(x.accumulated)(times))) for x, density in ((way, echoed), (adjoint, reference))
     ]
     figures = {
-        "system": draw_system(problem.hamiltonian),
-        "trajectories": draw_trajectories(times, *visible_echoes(problem, integrator, times)[:2]),
         "adjoint": draw_adjoint(times, echoed, reference),
         "gradient": draw_gradient(times, *densities_and_totals, parameters_of(others["RecursiveCheckpointAdjoint"])),
         "epsilon": draw_law(EPSILONS, curves, "ε"),
@@ -235,7 +215,7 @@ def measure(options, integrator):
         "training": {"losses": losses},
         "parameters": named(parameters_of(problem.hamiltonian)),
     }
-    return results, figures, problem
+    return results, figures
 
 
 def epsilon_curves(problem, integrator, times, quick):
@@ -269,7 +249,6 @@ def main(arguments=None):
     parser.add_argument("--num_steps", type=int, default=300, help="of the training")
     parser.add_argument("--learning_rate", type=float, default=0.05)
     parser.add_argument("--quick", action="store_true", help="the short form: fewer of everything")
-    parser.add_argument("--animate", action="store_true", help="write oscillators.gif as well")
     options = parser.parse_args(arguments)
     if options.num_steps < 1:
         parser.error(f"--num_steps must be at least 1, got {options.num_steps}")
@@ -279,18 +258,10 @@ def main(arguments=None):
         parser.error(f"--{error}")
     options.output_dir.mkdir(parents=True, exist_ok=True)
     with jax.enable_x64(True):
-        results, figures, problem = measure(options, integrator)
+        results, figures = measure(options, integrator)
         for name, figure in figures.items():
             with replacing(options.output_dir / f"{name}.png") as path:
                 figure.savefig(path, dpi=110, format="png")
-        if options.animate:
-            times = np.linspace(0, DURATION, 2 if options.quick else 60)
-            positions, echoes, way = visible_echoes(problem, integrator, times)
-            gathered = np.asarray(jax.vmap(way.accumulated)(times).spring)
-            with replacing(options.output_dir / "oscillators.gif") as path:
-                gif = path.with_suffix(".gif")  # the writer takes the format from the name
-                animate(times, problem.hamiltonian, positions, echoes, gathered).save(gif, PillowWriter(fps=20))
-                gif.replace(path)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     versions = {name: version(name) for name in ("jax", "equinox", "diffrax", "optax", "numpy")}
     results = {"options": settings, "versions": {"python": platform.python_version(), **versions}} | results
