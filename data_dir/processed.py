@@ -95,7 +95,9 @@ class ProcessedSet:
         data, labels, path = self._part(WHOLE)
         names = self.info.get("class_names")
         if labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1):
-            labels, names = _from_numbers(labels.reshape(-1), path, names)
+            if names is not None:
+                raise DataError(f"{path}: dataset.json has class_names, so the labels must be one-hot rows (n, K).")
+            labels, names = _from_numbers(labels.reshape(-1), path)
         if labels.ndim != 2 or not (np.isin(labels, (0, 1)).all() and np.all(labels.sum(axis=1) == 1)):
             raise DataError(
                 f"{path}: class labels of shape {labels.shape} must be integers (n,) or one-hot rows (n, K); a "
@@ -181,29 +183,12 @@ class ProcessedSet:
         return values
 
 
-def _from_numbers(labels: np.ndarray, path: Path, names: list[str] | None) -> tuple[np.ndarray, list[str]]:
-    """Whole numbers (n,) as one-hot rows (n, K), and the names of the classes.
-
-    With ``names`` the numbers are the positions of the names, 0..K-1, or the names themselves.
-    """
+def _from_numbers(labels: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
+    """Whole numbers (n,) as one-hot rows (n, K), and the numbers as names of the classes."""
     if np.any(labels != np.round(labels)) or np.any(np.abs(labels) >= 2**24):
         raise DataError(
             f"{path}: class labels must be integers below 2^24 or one-hot rows; a regression set needs classification "
             "False."
         )
     values, classes = np.unique(labels.astype(np.int64), return_inverse=True)
-    spelled = list(map(str, values))
-    if names is None:
-        return np.eye(len(values), dtype=np.float32)[classes], spelled
-    readings = []
-    if set(spelled) <= set(names):
-        readings.append([names.index(name) for name in spelled])
-    if 0 <= values[0] <= values[-1] < len(names) and values.tolist() not in readings:
-        readings.append(values.tolist())
-    if len(readings) != 1:
-        raise DataError(
-            f"{path}: the labels {', '.join(spelled[:10])} must be among the {len(names)} class_names of dataset.json, "
-            f"or their positions from 0 to {len(names) - 1}; they are {'both' if readings else 'neither'}. Write "
-            "one-hot rows (n, K)."
-        )
-    return np.eye(len(names), dtype=np.float32)[np.array(readings[0])[classes]], names
+    return np.eye(len(values), dtype=np.float32)[classes], list(map(str, values))
