@@ -148,6 +148,7 @@ def main() -> None:
             (raw / options.case).mkdir(parents=True)
             write_ts(raw / options.case / f"{options.case}_TRAIN.ts", train, *shape)
             write_ts(raw / options.case / f"{options.case}_TEST.ts", test, *shape)
+            print(f"files of {sum(file.stat().st_size for file in raw.rglob('*.ts')) / 1e6:.0f} MB")
             report(process_raw, folder, options.case)
         elif options.what == "scp1":
             from data_dir.processing.uea import raw_files

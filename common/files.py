@@ -21,7 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     **Raises:** `OSError` if `path` exists and is not a regular file (a folder, a device).
     """
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "is there and not a regular file; only files are replaced", str(path))
+        raise OSError(errno.EINVAL, "exists and is not a regular file, so it is not replaced", str(path))
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary

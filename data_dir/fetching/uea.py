@@ -13,7 +13,8 @@ from data_dir.fetching.sources import (
     ZipSource,
     unpack,
 )
-from data_dir.storage import DataError, new_folder
+from data_dir.folders import new_folder
+from data_dir.storage import DataError
 
 FORMAT_FOLDER = "Multivariate_ts"
 FETCHED, EXISTS = "fetched", "exists already"
