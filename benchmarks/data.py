@@ -5,17 +5,18 @@
     python benchmarks/data.py batches              host batches of PPG's shape
     python benchmarks/data.py scp1 [--data_dir D]  processes and loads the real SelfRegulationSCP1
 
-Every case runs in a process of its own, so that its peak memory is its own. The synthetic files are made on the spot in
-a temporary folder (up to 1.5 GB) and removed.
+Every measurement runs in its own process, so that its peak memory is its own. The synthetic files are made in a
+temporary folder (up to 1.5 GB) and removed.
 """
 
 import argparse
-import json
+import multiprocessing
 import pickle
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ CASES = {
     "EigenWorms": (131, 128, 17984, 6, 6, 5),
     "MotorImagery": (278, 100, 3000, 64, 3, 2),
 }
+SCP1 = "SelfRegulationSCP1"
 PPG_LABELS = 4500  # 2.5 hours
 
 
@@ -44,7 +46,7 @@ def write_ts(path: Path, n: int, length: int, channels: int, digits: int, classe
 
 
 def write_subject(path: Path, labels: int = PPG_LABELS) -> None:
-    """A recording with all arrays of a real one, also the chest's at 700 Hz."""
+    """A recording with all arrays of a real one, also those of the chest at 700 Hz."""
     rng = np.random.default_rng(0)
     rates = {"ACC": (32, 3), "BVP": (64, 1), "EDA": (4, 1), "TEMP": (4, 1)}
     wrist = {name: rng.normal(size=(labels * 2 * rate, columns)) for name, (rate, columns) in rates.items()}
@@ -56,7 +58,7 @@ def write_subject(path: Path, labels: int = PPG_LABELS) -> None:
         pickle.dump(value, file, protocol=2)
 
 
-def run_raw(folder: Path, case: str) -> dict:
+def process_raw(folder: Path, case: str) -> dict:
     """Seconds of one set from its ts files to its processed folder."""
     from data_dir.processing.uea import process_dataset, raw_files
 
@@ -65,19 +67,19 @@ def run_raw(folder: Path, case: str) -> dict:
     return {"seconds": time.perf_counter() - start, "shape": [info[key] for key in ("n_samples", "length", "channels")]}
 
 
-def run_ppg(folder: Path, subjects: str) -> dict:
+def process_subjects(folder: Path, subjects: int) -> dict:
     """Seconds of some subjects, from pickles to windows."""
     from data_dir.processing.ppg_set import process_ppg
 
     start = time.perf_counter()
-    info = process_ppg(folder / "raw" / "PPG_FieldStudy", folder, subjects=tuple(range(1, int(subjects) + 1)))
+    info = process_ppg(folder / "raw" / "PPG_FieldStudy", folder, subjects=tuple(range(1, subjects + 1)))
     return {"seconds": time.perf_counter() - start, "windows": info["n_samples"]}
 
 
-def run_batches(folder: Path) -> dict:
+def draw_windows(folder: Path) -> dict:
     """Milliseconds that a step of 100 ms waits for its batch of 4, from memory-mapped windows of PPG's shape.
 
-    The step is a sleep: it stands for an accelerator that computes while the host is free.
+    The step is a sleep. It stands for an accelerator that computes while the host is free.
     """
     import jax
 
@@ -96,14 +98,14 @@ def run_batches(folder: Path) -> dict:
     return {"median wait, ms": float(np.median(waits)), "longest wait, ms": max(waits)}
 
 
-def run_load(folder: Path, data_dir: str) -> dict:
-    """Seconds of create_dataset on SelfRegulationSCP1, and of one epoch of batches."""
+def load(folder: Path) -> dict:
+    """Seconds of create_dataset on SelfRegulationSCP1, and milliseconds of a batch."""
     import jax
 
     from data_dir.datasets import create_dataset
 
     start = time.perf_counter()
-    dataset = create_dataset(data_dir, "SelfRegulationSCP1", seed=2345, time=True)
+    dataset = create_dataset(folder, SCP1, seed=2345, time=True)
     loaded = time.perf_counter()
     batches = dataset.train.loop(32, key=jax.random.key(0))
     next(batches)
@@ -113,70 +115,57 @@ def run_load(folder: Path, data_dir: str) -> dict:
     return {"load, s": loaded - start, "a batch of 32, ms": 10 * (time.perf_counter() - begun)}
 
 
-RUNS = {run.__name__: run for run in (run_raw, run_ppg, run_batches, run_load)}
+def with_peak_memory(run: Callable[..., dict], *arguments) -> dict:
+    """The result of `run`, and the GB that this process had resident at most."""
+    result = run(*arguments)
+    # getrusage would count the memory of the parent, which made the files.
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return result | {"peak memory, GB": int(line.split()[1]) * 1024 / 1e9}
 
 
-def peak_memory() -> float:
-    """GB that this process had resident at most; getrusage would count the parent's in, which made the files."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024 / 1e9
-    raise OSError("/proc/self/status names no VmHWM")
-
-
-def measured(run, folder: Path, argument: str) -> None:
-    """Runs one case in a process of its own and prints what it took."""
-    command = [sys.executable, __file__, "--run", run.__name__, str(folder), argument]
-    result = json.loads(subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout)
-    parts = [f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in result.items()]
-    print(f"{run.__name__[4:]} {argument}: " + ", ".join(parts))
+def report(run: Callable[..., dict], *arguments) -> None:
+    """Run a measurement in a new process and print its result."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        result = pool.submit(with_peak_memory, run, *arguments).result()
+    values = (
+        f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in result.items()
+    )
+    print(f"{run.__name__}: {', '.join(values)}")
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("benchmark", nargs="*", default=[])
+    parser.add_argument("what", choices=("raw", "ppg", "batches", "scp1"))
+    parser.add_argument("case", nargs="?", choices=CASES, default="EigenWorms", help="of raw; default: %(default)s")
     parser.add_argument("--data_dir", default="data_dir")
-    parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.run:
-        name, folder, argument = options.run
-        result = RUNS[name](Path(folder), argument)
-        result["peak memory, GB"] = peak_memory()
-        print(json.dumps(result))
-        return
-    what, *arguments = options.benchmark or [""]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if what == "raw":
-            (case,) = arguments
-            train, test, *shape = CASES[case]
-            raw = folder / "raw" / "UEA" / "Multivariate_ts" / case
-            raw.mkdir(parents=True)
-            write_ts(raw / f"{case}_TRAIN.ts", train, *shape)
-            write_ts(raw / f"{case}_TEST.ts", test, *shape)
-            print(f"files of {sum(file.stat().st_size for file in raw.iterdir()) / 1e6:.0f} MB")
-            measured(run_raw, folder, case)
-        elif what in ("ppg", "batches"):
-            for i in range(1, 4):
-                write_subject(folder / "raw" / "PPG_FieldStudy" / f"S{i}" / f"S{i}.pkl")
-            if what == "ppg":
-                for subjects in ("1", "3"):
-                    measured(run_ppg, folder, subjects)
-            else:
-                measured(run_ppg, folder, "3")
-                measured(run_batches, folder)
-        elif what == "scp1":
+        raw = folder / "raw" / "UEA" / "Multivariate_ts"
+        if options.what == "raw":
+            train, test, *shape = CASES[options.case]
+            (raw / options.case).mkdir(parents=True)
+            write_ts(raw / options.case / f"{options.case}_TRAIN.ts", train, *shape)
+            write_ts(raw / options.case / f"{options.case}_TEST.ts", test, *shape)
+            print(f"files of {sum(file.stat().st_size for file in raw.rglob('*.ts')) / 1e6:.0f} MB")
+            report(process_raw, folder, options.case)
+        elif options.what == "scp1":
             from data_dir.processing.uea import raw_files
 
-            for file in raw_files(options.data_dir, "SelfRegulationSCP1"):
-                target = folder / "raw" / "UEA" / "Multivariate_ts" / "SelfRegulationSCP1" / file.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.symlink_to(file.resolve())
-            measured(run_raw, folder, "SelfRegulationSCP1")
-            measured(run_load, folder, str(folder))
+            (raw / SCP1).mkdir(parents=True)
+            for file in raw_files(options.data_dir, SCP1) or parser.error(f"no raw files in {options.data_dir}"):
+                (raw / SCP1 / file.name).symlink_to(file.resolve())
+            report(process_raw, folder, SCP1)
+            report(load, folder)
         else:
-            parser.error("name a benchmark: raw EigenWorms, raw MotorImagery, ppg, batches or scp1")
+            for i in range(1, 4):
+                write_subject(folder / "raw" / "PPG_FieldStudy" / f"S{i}" / f"S{i}.pkl")
+            if options.what == "ppg":
+                report(process_subjects, folder, 1)
+            report(process_subjects, folder, 3)
+            if options.what == "batches":
+                report(draw_windows, folder)
 
 
 if __name__ == "__main__":

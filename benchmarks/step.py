@@ -1,4 +1,4 @@
-"""Time, memory and operations of a whole training step: `python benchmarks/step.py --help`.
+"""Time and memory of a whole training step: `python benchmarks/step.py --help`.
 
 The script times every shape of the published experiments, for both models, with these programs: the learning
 algorithms of this repository; BPTT with a checkpoint at every step; the floor (the same network with its units replaced
@@ -13,7 +13,7 @@ How to read the results: docs/performance.md.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jax.extend.core import jaxprs_in_params
 from matplotlib.figure import Figure
 
 from benchmarks.opponents import CheckpointedBPTT, Floor, Straightforward
@@ -98,7 +97,6 @@ class Program:
             y = jnp.zeros((batch, length // options["output_step"]))
         self.batch = (x, y, jax.random.PRNGKey(2))
         self.rest = (optimiser, options["classification"])
-        self.operations = count_operations(train_step, self.batch, self.training, *self.rest)
         start = time.perf_counter()
         self.compiled = train_step.lower(self.batch, self.training, *self.rest).compile()
         self.compile_seconds = time.perf_counter() - start
@@ -116,24 +114,6 @@ class Program:
             raise ArithmeticError("the loss is not finite: do not time this step")
 
 
-def count_operations(function: Callable, *arguments: Any) -> float:
-    """Floating-point operations of the matrix products. A loop counts as often as it runs."""
-    jaxpr, _, _ = eqx.filter_make_jaxpr(function)(*arguments)
-    return _products(jaxpr.jaxpr)
-
-
-def _products(jaxpr) -> float:
-    total = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2 * np.prod([shape[axis] for axis in contracted]) * equation.outvars[0].aval.size
-        inside = sum(_products(getattr(inner, "jaxpr", inner)) for inner in jaxprs_in_params(equation.params))
-        total += inside * equation.params.get("length", 1)
-    return float(total)
-
-
 def measure(programs: dict[str, Program], rounds: int) -> pd.DataFrame:
     """Runs the programs in turn, so that a busy moment slows all of them. Returns one row per program."""
     for program in programs.values():
@@ -141,17 +121,14 @@ def measure(programs: dict[str, Program], rounds: int) -> pd.DataFrame:
     for _ in range(rounds):
         for program in programs.values():
             program.step()
-    rows = {}
-    for name, program in programs.items():
-        low, median, high = np.percentile(program.seconds, (25, 50, 75))
-        rows[name] = {
+    rows = {
+        name: {
             "compile s": program.compile_seconds,
-            "step s": median,
-            "quartile s": low,
-            "quartile s (3rd)": high,
+            "step s": np.median(program.seconds),
             "temporaries MiB": program.temporaries / MIB,
-            "products GFLOP": program.operations / 1e9,
         }
+        for name, program in programs.items()
+    }
     table = pd.DataFrame(rows).T
     for opponent in ("BPTT", "floor", "straightforward"):
         if opponent in programs:
@@ -203,7 +180,7 @@ def markdown(table: pd.DataFrame) -> str:
     def shown(column, value):
         if pd.isna(value):
             return ""
-        if "MiB" in column or "GFLOP" in column:
+        if "MiB" in column:
             return f"{value:,.0f}"
         return f"{value:.2f}" if "/" in column else f"{value:.3g}"
 

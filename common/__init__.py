@@ -1,1 +1,1 @@
-"""What every part may use: files and folders that appear in one piece, tables as text."""
+"""What every part may use: files that appear in one piece, hashes, tables as text."""

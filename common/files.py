@@ -1,11 +1,12 @@
-"""Files that appear in one piece, also after a power loss: they are on the disk before they have their name. Hashes."""
+"""Files that appear in one piece, and hashes. The content is on the disk before the file has its name."""
 
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ import numpy as np
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give the path of a temporary file that takes the place of `path` once the block has ended well.
+    """Give the path of a temporary file. It replaces `path` when the block ends without an error.
 
-    **Raises:** `OSError` if `path` is there and no regular file (a folder, a device): such things are not replaced.
+    **Raises:** `OSError` if `path` exists and is not a regular file (a folder, a device).
     """
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "is there and not a regular file; only files are replaced", str(path))
+        raise OSError(errno.EINVAL, "exists and is not a regular file, so it is not replaced", str(path))
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
@@ -32,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync(file: Path) -> None:
-    """Wait until what was written to a file is on the disk."""
+    """Wait until the content of a file is on the disk."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -41,7 +42,7 @@ def sync(file: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """The same for the names in a folder, as far as the file system can."""
+    """Wait until the names in a folder are on the disk, if the file system can do this."""
     with suppress(OSError):
         sync(folder)
 
@@ -58,48 +59,22 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def once_per_file(compute: Callable[..., str]) -> Callable[..., str]:
-    """Remember, while the process lives, what `compute(path, ...)` gives for a file that stays the same.
-
-    A file is the same if path, inode, size and the times of its last changes are the same. Further arguments are what
-    the caller has read of the file already; they are not part of the key.
-    """
-    known: dict[tuple, str] = {}
-
-    @functools.wraps(compute)
-    def of_file(path: Path, *read: Any) -> str:
-        stat = path.stat()
-        key = (path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        if key not in known:
-            known[key] = compute(path, *read)
-        return known[key]
-
-    return of_file
+def known_sha256(path: Path) -> str:
+    """The sha256 of a file. A process computes it once, as long as inode, size and times of the file stay the same."""
+    stat = path.stat()
+    return _sha256_of(path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-@once_per_file
-def known_sha256(path: Path, content: bytes | None = None) -> str:
-    """The sha256 of a file, computed once in a process; `content` saves reading the file."""
-    return sha256_of(path) if content is None else hashlib.sha256(content).hexdigest()
+@functools.cache
+def _sha256_of(path: Path, *_: int) -> str:
+    return sha256_of(path)
 
 
 def sha256_of_array(array: np.ndarray) -> str:
-    """The sha256 of type, shape and values: the hash of the npy file of the array in C order."""
-    digest = hashlib.sha256()
-    # For an array in Fortran order, numpy would write another header and another order of the same values.
-    np.lib.format.write_array(_Written(digest.update), np.asarray(array, order="C"), allow_pickle=False)
+    """The sha256 of type, shape and values. It equals the sha256 of the npy file of the array in C order."""
+    array = np.asarray(array, order="C")
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    digest = hashlib.sha256(header.getvalue())
+    digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-@once_per_file
-def known_sha256_of_array(path: Path, array: np.ndarray) -> str:
-    """`sha256_of_array` of the array in a file, computed once in a process."""
-    is_npy_in_c_order = path.suffix == ".npy" and array.flags.c_contiguous
-    return known_sha256(path) if is_npy_in_c_order else sha256_of_array(array)
-
-
-class _Written:
-    """A file that passes on what is written to it."""
-
-    def __init__(self, write: Callable[[bytes], None]):
-        self.write = write

@@ -41,8 +41,7 @@ class Dataset:
     three parts. ``mask`` (stored rows, length) says which time steps belong to a series; None without padding.
 
     ``standardisation`` is the map from the files' channels to the served ones, ``label_map`` from the served labels to
-    the files' ones; None if the loaders serve the numbers of the files. ``label_scale`` has for each sample of a part
-    the units (beats per minute) of a difference of 1 between labels: a squared error times its square is in bpm^2.
+    the files' ones; None if the loaders serve the numbers of the files.
 
     ``notes`` are sentences to read before training. ``sha256`` is one hash of the arrays in the files: type, shape and
     values.
@@ -60,7 +59,6 @@ class Dataset:
     class_names: list[str] | None
     mask: np.ndarray | None = None
     stored: int | None = None
-    label_scale: dict[str, np.ndarray] | None = None
     output_step: int = 1
     standardisation: Standardisation | None = None
     label_map: LabelMap | None = None
@@ -152,7 +150,6 @@ def create_dataset(
         stored=None if rows is None else len(data),
         class_names=class_names,
         mask=mask,
-        label_scale=stored.label_scale({part: loaders[part].size for part in PARTS}),
         output_step=step,
         standardisation=standardisation,
         label_map=label_map,

@@ -19,9 +19,9 @@ from pathlib import Path
 if not __package__:  # Run as a script: Python puts this folder on the path, the imports below need its parent.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from common.folders import scratch_folder
 from data_dir.fetching.sources import SOURCES, Source
 from data_dir.fetching.uea import FORMAT_FOLDER, fetch_dataset
+from data_dir.folders import scratch_folder
 from data_dir.names import PUBLISHED_UEA, UEA_MULTIVARIATE, nearest_name
 from data_dir.storage import DataError, add_folder_options, raw_folder, script_command
 

@@ -1,13 +1,13 @@
-"""Arrays in pickles, read without running what the pickle names.
+"""Arrays in pickles, read without running the code that a pickle names.
 
-A pickle is a program: it names functions and calls them. The unpickler here knows a few names only, those by which
-numpy (since 1.11) and jax (since 0.2) write arrays of numbers. It records their calls instead of making them; the
-arrays are built from the recorded parts (type, shape, bytes) later.
+A pickle is a program: it names functions and calls them. This unpickler knows only the names with which numpy (since
+1.11) and jax (since 0.2) write arrays of numbers. It records the calls and does not make them. The arrays are built
+later, from the recorded parts: type, shape and bytes.
 """
 
 import pickle
-from collections.abc import Callable
-from io import BytesIO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +17,7 @@ from data_dir.storage import DataError
 
 
 class _Recorded:
-    """A recorded call: the builder that stands for the called name, the arguments, and the state that is set later."""
+    """A recorded call: the builder for the called name, the arguments, and the state, which pickle sets later."""
 
     def __init__(self, builder: Callable, arguments: tuple):
         self.builder, self.arguments, self.state = builder, arguments, None
@@ -52,6 +52,10 @@ def _array(state, *_) -> np.ndarray:
     return _flat(data, dtype).reshape(shape, order="F" if fortran_order else "C")
 
 
+def _jax_array(_, function, arguments, state, extras) -> np.ndarray:
+    return _array(state)
+
+
 def _buffer(_, data, dtype, shape, order, axes=None) -> np.ndarray:
     if axes is not None:
         return _flat(data, dtype).reshape(shape).transpose(axes)
@@ -62,8 +66,8 @@ def _buffer(_, data, dtype, shape, order, axes=None) -> np.ndarray:
 _ALLOWED = {
     ("numpy", "ndarray"): None,
     ("numpy", "dtype"): _dtype,
-    ("jax._src.array", "_reconstruct_array"): lambda _, function, arguments, state, extras: _array(state),
-    ("jax._src.device_array", "reconstruct_device_array"): lambda _, function, arguments, state, extras: _array(state),
+    ("jax._src.array", "_reconstruct_array"): _jax_array,
+    ("jax._src.device_array", "reconstruct_device_array"): _jax_array,
     # Bytes in protocols 0 to 2.
     ("_codecs", "encode"): _bytes,
     ("__builtin__", "bytes"): _bytes,
@@ -94,8 +98,8 @@ class _ArrayUnpickler(pickle._Unpickler):
 def _built(value: Any, file_bytes: int) -> Any:
     """``value`` with arrays in place of the recorded calls.
 
-    Raises ValueError for anything but arrays, numbers, lists and tuples, and if the result is many times larger than
-    the file: a pickle can refer to one part again and again.
+    Raises ValueError for anything but arrays, numbers, lists and tuples. It also raises if the result is many times
+    larger than the file: a pickle can refer to one part again and again.
     """
     left = 16 * file_bytes + 2**16
 
@@ -114,35 +118,41 @@ def _built(value: Any, file_bytes: int) -> Any:
     return build(value)
 
 
-def read_arrays(path: str | Path, content: bytes | None = None) -> Any:
-    """The arrays of numbers in a pickle: one array, or lists and tuples of arrays and numbers.
-
-    ``content`` is the content of the file, if it was read already. jax arrays become numpy arrays. Arrays may be
-    read-only. Raises DataError, naming the file, if it is missing, damaged or no pickle, or holds anything else. No
-    function or class that the file names is imported or called.
-    """
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path}: is not a regular file.")
+@contextmanager
+def _refusing(path: Path | str) -> Iterator[None]:
+    """Turns every error into a DataError. Each opcode of a damaged pickle fails in its own way."""
     try:
-        with open(path, "rb") if content is None else BytesIO(content) as file:
-            return _built(_ArrayUnpickler(file, path).load(), file.tell())
+        yield
     except DataError:
         raise
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    except Exception as error:  # Every opcode of a damaged pickle fails in its own way.
+    except Exception as error:
         raise DataError(
             f"{path}: not a pickle of arrays, or cut short ({type(error).__name__}: {error}). Write it again."
         ) from error
 
 
-def read_array(path: str | Path, content: bytes | None = None) -> np.ndarray:
-    """As ``read_arrays``, as one array: lists and tuples of arrays of one shape are stacked. Raises DataError."""
+def read_arrays(path: str | Path) -> Any:
+    """The arrays of numbers in a pickle: one array, or lists and tuples of arrays and numbers.
+
+    jax arrays become numpy arrays. Arrays may be read-only. Raises DataError, naming the file, if it is missing,
+    damaged or no pickle, or holds anything else. No function or class that the file names is imported or called.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is not a regular file.")
     try:
-        array = np.asarray(read_arrays(path, content))
-    except DataError:
-        raise
+        file = open(path, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    with file, _refusing(path):
+        return _built(_ArrayUnpickler(file, path).load(), file.tell())
+
+
+def read_array(path: str | Path) -> np.ndarray:
+    """As ``read_arrays``, as one array. Lists and tuples of arrays of one shape are stacked. Raises DataError."""
+    value = read_arrays(path)
+    try:
+        array = np.asarray(value)
     except ValueError as error:
         raise DataError(f"{path}: holds arrays of different shapes where one array is needed.") from error
     if array.dtype.kind not in "biuf":
@@ -157,12 +167,8 @@ def read_members(file: BinaryIO, path: Path | str, members: list[tuple[str, ...]
     file has bytes. Raises DataError, naming ``path`` and the member, as ``read_arrays`` does and if a member is missing
     or no array of numbers.
     """
-    try:
+    with _refusing(path):
         value = _ArrayUnpickler(file, path).load()
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{path}: not a pickle, or cut short ({type(error).__name__}: {error}).") from error
     arrays = []
     for keys in members:
         name = "".join(f"[{key!r}]" for key in keys)
@@ -172,10 +178,9 @@ def read_members(file: BinaryIO, path: Path | str, members: list[tuple[str, ...]
                 raise DataError(f"{path}: holds no {name}.")
             inner = inner[key]
         try:
-            array = np.asarray(_built(inner, file.tell()))
+            arrays.append(np.asarray(_built(inner, file.tell())))
         except Exception as error:  # The parts may be anything.
             raise DataError(f"{path}: {name} is no array of numbers ({error}).") from error
-        arrays.append(array)
     return arrays
 
 

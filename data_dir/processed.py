@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import known_sha256, known_sha256_of_array
+from common.files import known_sha256, sha256_of_array
 from data_dir.npy import read_npy
 from data_dir.pickles import read_array, read_arrays
 from data_dir.storage import DataError, read_json
@@ -27,28 +27,22 @@ def array_file(folder: Path, stem: str) -> Path:
     return npy if npy.exists() else folder / f"{stem}.pkl"
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether the folder holds all samples in one array."""
-    return array_file(folder, WHOLE[0]).exists()
-
-
 def is_dataset(folder: Path) -> bool:
-    """Whether the folder holds a processed set, of either kind."""
-    return is_whole(folder) or array_file(folder, CUT["train"][0]).exists()
+    """Whether the folder holds a processed set, of either form."""
+    return any(array_file(folder, stem).exists() for stem in (WHOLE[0], CUT["train"][0]))
 
 
 class ProcessedSet:
-    """The files of one processed set. Pickles are read once, npy files are memory-mapped and hashed once in a process.
+    """The files of one processed set. npy files are memory-mapped. Each described file is hashed once in a process.
 
     ``info`` is dataset.json, or empty without that file, as in folders that the published scripts wrote. Raises
-    DataError if dataset.json is damaged, if a file that it names is missing or has another size or sha256, and if the
-    folder has an array twice, as npy file and as pickle. All methods raise DataError for arrays that do not fit.
+    DataError if dataset.json is damaged, if a file that it names is missing or has another sha256, and if the folder
+    has an array as npy file and as pickle. All methods raise DataError for arrays that do not fit.
     """
 
     def __init__(self, folder: Path):
-        self.folder, self.is_whole = folder, is_whole(folder)
+        self.folder, self.is_whole = folder, array_file(folder, WHOLE[0]).exists()
         self._description = folder / "dataset.json"
-        self._contents: dict[Path, bytes] = {}  # pickles that were read to be hashed and are not unpickled yet
         self._sums: dict[str, str] = {}
         for stem in (*WHOLE, *(stem for stems in CUT.values() for stem in stems)):
             npy, pickled = folder / f"{stem}.npy", folder / f"{stem}.pkl"
@@ -62,20 +56,19 @@ class ProcessedSet:
         except DataError as error:
             raise DataError(f"{error} {_AGAIN}") from error
         files, names = info.get("processed_files", {}), info.get("class_names", [])
-        if not isinstance(files, dict) or not isinstance(names, list):
-            raise DataError(f"{self._description}: class_names must be a list and processed_files an object. {_AGAIN}")
-        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-            raise DataError(f"{self._description}: class_names must be distinct texts. {_AGAIN}")
+        if not isinstance(files, dict) or not all(isinstance(described, dict) for described in files.values()):
+            raise DataError(f"{self._description}: processed_files must describe each file by an object. {_AGAIN}")
+        if (
+            not isinstance(names, list)
+            or not all(isinstance(name, str) for name in names)
+            or len({*names}) < len(names)
+        ):
+            raise DataError(f"{self._description}: class_names must be a list of distinct texts. {_AGAIN}")
         for name, described in files.items():
             file = self.folder / name
             if not file.is_file():
                 raise DataError(f"{file}: no such file, but dataset.json names it. {_AGAIN}")
-            size = file.stat().st_size
-            if not isinstance(described, dict) or size != described.get("bytes"):
-                raise DataError(f"{file}: has {size} bytes, dataset.json says otherwise. {_AGAIN}")
-            if file.suffix == ".pkl":
-                self._contents[file] = file.read_bytes()
-            if known_sha256(file, self._contents.get(file)) != described.get("sha256"):
+            if known_sha256(file) != described.get("sha256"):
                 raise DataError(f"{file}: was changed since it was processed (sha256). {_AGAIN}")
         return info
 
@@ -102,7 +95,9 @@ class ProcessedSet:
         data, labels, path = self._part(WHOLE)
         names = self.info.get("class_names")
         if labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1):
-            labels, names = _from_numbers(labels.reshape(-1), path, names)
+            if names is not None:
+                raise DataError(f"{path}: dataset.json has class_names, so the labels must be one-hot rows (n, K).")
+            labels, names = _from_numbers(labels.reshape(-1), path)
         if labels.ndim != 2 or not (np.isin(labels, (0, 1)).all() and np.all(labels.sum(axis=1) == 1)):
             raise DataError(
                 f"{path}: class labels of shape {labels.shape} must be integers (n,) or one-hot rows (n, K); a "
@@ -135,7 +130,7 @@ class ProcessedSet:
     def original_idxs(self) -> list[np.ndarray]:
         """The lists of rows in original_idxs.pkl. Raises DataError if the file is missing or holds no lists."""
         path = self.folder / "original_idxs.pkl"
-        value = read_arrays(path, self._contents.pop(path, None))
+        value = read_arrays(path)
         if not isinstance(value, list | tuple):
             raise DataError(f"{path}: holds no list of rows for each part. {_AGAIN}")
         return [np.asarray(rows) for rows in value]
@@ -145,27 +140,10 @@ class ProcessedSet:
         path = self.folder / "mask.pkl"
         if not path.exists():
             return None
-        mask = read_array(path, self._contents.pop(path, None))
+        mask = read_array(path)
         if mask.shape != shape or mask.dtype != bool:
             raise DataError(f"{path}: {mask.dtype} of shape {mask.shape}; needed is bool of shape {shape}. {_AGAIN}")
         return mask
-
-    def label_scale(self, sizes: dict[str, int]) -> dict[str, np.ndarray] | None:
-        """Beats per minute per unit of the scaled labels, for each sample of the parts; None without subjects."""
-        if "subjects" not in self.info:
-            return None
-        try:
-            ranges = {int(name[1:]): facts["ranges"]["heart_rate"] for name, facts in self.info["subjects"].items()}
-            subjects = {part: self.info["windows"][part]["subject"] for part in sizes}
-            scale = {part: np.array([(ranges[i][1] - ranges[i][0]) / 2 for i in subjects[part]]) for part in sizes}
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise DataError(f"{self._description}: subjects or windows are damaged ({error!r}). {_AGAIN}") from error
-        for part, size in sizes.items():
-            if len(scale[part]) != size:
-                raise DataError(
-                    f"{self._description}: lists {len(scale[part])} windows in the {part} part, which has {size}."
-                )
-        return scale
 
     def _part(self, stems: tuple[str, str]) -> tuple[np.ndarray, np.ndarray, Path]:
         """Samples (n, L, C) and labels (n, ..), of equal number, and the file of the labels."""
@@ -180,7 +158,7 @@ class ProcessedSet:
     def _read(self, stem: str) -> np.ndarray:
         """The array as float32. Raises DataError for values that are not finite in float32.
 
-        A memory-mapped array that dataset.json describes was checked when it was written; its values are not read.
+        The values of a memory-mapped array that dataset.json describes are not checked: they were, when it was written.
         """
         path = array_file(self.folder, stem)
         way_out = _AGAIN if self.info else _OWN
@@ -188,12 +166,13 @@ class ProcessedSet:
             raise DataError(f"{path}: no such file, nor {path.with_suffix('.npy').name}. {way_out}")
         is_npy = path.suffix == ".npy"
         try:
-            values = read_npy(path) if is_npy else read_array(path, self._contents.pop(path, None))
+            values = read_npy(path) if is_npy else read_array(path)
         except DataError as error:
             raise DataError(f"{error} {way_out}") from error
         if values.dtype.kind not in "biuf":
             raise DataError(f"{path}: holds no array of numbers.")
-        self._sums[stem] = known_sha256_of_array(path, values)
+        hashed_as_file = is_npy and values.flags.c_contiguous
+        self._sums[stem] = known_sha256(path) if hashed_as_file else sha256_of_array(values)
         if is_npy and path.name in self.info.get("processed_files", {}) and values.dtype == np.float32:
             return values
         with np.errstate(over="ignore"):
@@ -204,30 +183,12 @@ class ProcessedSet:
         return values
 
 
-def _from_numbers(labels: np.ndarray, path: Path, names: list[str] | None) -> tuple[np.ndarray, list[str]]:
-    """Whole numbers (n,) as one-hot rows (n, K), and the names of the classes.
-
-    With ``names`` the numbers are the positions of the names, 0..K-1, or the names themselves.
-    """
+def _from_numbers(labels: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
+    """Whole numbers (n,) as one-hot rows (n, K), and the numbers as names of the classes."""
     if np.any(labels != np.round(labels)) or np.any(np.abs(labels) >= 2**24):
         raise DataError(
             f"{path}: class labels must be integers below 2^24 or one-hot rows; a regression set needs classification "
             "False."
         )
     values, classes = np.unique(labels.astype(np.int64), return_inverse=True)
-    spelled = list(map(str, values))
-    if names is None:
-        return np.eye(len(values), dtype=np.float32)[classes], spelled
-    readings = []
-    if set(spelled) <= set(names):
-        readings.append([names.index(name) for name in spelled])
-    if 0 <= values[0] <= values[-1] < len(names) and values.tolist() not in readings:
-        readings.append(values.tolist())
-    if len(readings) != 1:
-        listed = ", ".join(spelled[:10]) + (" ..." if len(values) > 10 else "")
-        raise DataError(
-            f"{path}: the labels {listed} must be among the {len(names)} class_names of dataset.json, or their "
-            f"positions from 0 to {len(names) - 1}; they are {'both' if readings else 'neither'}. Write one-hot rows "
-            "(n, K)."
-        )
-    return np.eye(len(names), dtype=np.float32)[np.array(readings[0])[classes]], names
+    return np.eye(len(values), dtype=np.float32)[classes], list(map(str, values))

@@ -1,7 +1,7 @@
 """Channels and labels in the range that a network works in.
 
-A config can ask for standardised channels. Labels of a regression are mapped if tanh, the end of its network, cannot
-reach them.
+A config can ask for standardised channels. The network of a regression ends in tanh: labels outside the range of tanh
+are mapped into it.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 
 from data_dir.storage import DataError
 
-# tanh reaches its ends -1 and 1 for infinite arguments alone.
+# tanh reaches -1 and 1 only for infinite arguments.
 REACH = 0.9
 # A channel lies off zero if its mean is more than so many of its standard deviations.
 OFFSET_RATIO = 3

@@ -21,8 +21,8 @@ def split_by_seed(n: int, seed: int) -> Split:
     """The published split of ``n`` rows: 70 % train, 15 % validation, the rest test.
 
     With ``key = PRNGKey(seed)``, ``data_key = split(key, 4)[0]`` and ``order = permutation(split(data_key)[0], n)``,
-    the train rows are the first int(0.7 n) of ``order``, the validation rows those up to int(0.85 n). Generator and
-    bits are jax's defaults since 0.5, whatever the process has configured.
+    the train rows are the first int(0.7 n) of ``order``, the validation rows those up to int(0.85 n). The
+    generator and its bits are jax's defaults since 0.5. The configuration of the process does not change them.
 
     Returns int64 arrays that partition range(n). Raises DataError if a part would be empty (n < 4) or for a seed
     outside [0, 2^32).
@@ -84,15 +84,10 @@ def write_index_file(path: Path, dataset_name: str, n: int, splits: dict[int, Sp
 
     The same arguments give the same bytes. The file appears in one piece.
     """
-    seeds = (
-        f'    "{seed}": {{\n'
-        + ",\n".join(f'      "{part}": {json.dumps(split[part].tolist())}' for part in PARTS)
-        + "\n    }"
-        for seed, split in splits.items()
-    )
-    head = f'{{\n  "dataset": {json.dumps(dataset_name)},\n  "n_samples": {n},\n  "seeds": {{\n'
+    seeds = {str(seed): {part: split[part].tolist() for part in PARTS} for seed, split in splits.items()}
     with replacing(path) as temporary:
-        temporary.write_text(head + ",\n".join(seeds) + "\n  }\n}\n", encoding="utf-8")
+        content = json.dumps({"dataset": dataset_name, "n_samples": n, "seeds": seeds})
+        temporary.write_text(content + "\n", encoding="utf-8")
 
 
 def read_index_file(path: str | Path, dataset_name: str, n: int, seed: int) -> Split:

@@ -1,12 +1,8 @@
-"""The folders of the data, and the error that every mistake of a user ends in."""
+"""The folders of the data, and the error for wrong files and wrong requests."""
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from common import folders
 
 DEFAULT_DATA_DIR = Path(__file__).resolve().parent
 
@@ -52,18 +48,3 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise DataError(f"{path}: must hold a JSON object.")
     return value
-
-
-@contextmanager
-def new_folder(target: Path, *, keep: Callable[[Path], bool] | None = None) -> Iterator[Path]:
-    """``common.folders.new_folder``, which raises DataError if something cannot be written (a full disk)."""
-    try:
-        with folders.new_folder(target, keep=keep) as fresh:
-            yield fresh
-    except OSError as error:
-        # A failed write carries no file name. A name outside of the folder belongs to a file that was read.
-        if error.filename is None or Path(error.filename).is_relative_to(target.parent):
-            raise DataError(
-                f"{target}: cannot be written ({error.strerror or error}). The folder is as it was before."
-            ) from error
-        raise

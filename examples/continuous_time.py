@@ -1,4 +1,4 @@
-"""RHEL in continuous time: python examples/continuous_time.py [--quick] [--animate]
+"""RHEL in continuous time: python examples/continuous_time.py [--quick]
 
 The system is the paper's toy of six oscillators (oscillators.py). The command shows, in float64:
 
@@ -7,7 +7,7 @@ The system is the paper's toy of six oscillators (oscillators.py). The command s
 - The discrete echo of `models.rhel` tends to it as dt^2.
 - Echoes can train the springs.
 
-It writes seven figures and results.json, and with --animate an animation.
+It writes five figures and results.json.
 """
 
 import argparse
@@ -25,28 +25,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from continuous_figures import (
-    animate,
-    draw_adjoint,
-    draw_gradient,
-    draw_law,
-    draw_system,
-    draw_training,
-    draw_trajectories,
-)
+from continuous_figures import draw_adjoint, draw_gradient, draw_law, draw_training
 from jax.flatten_util import ravel_pytree
-from matplotlib.animation import PillowWriter
 from oscillators import DURATION, NAMES, OUTPUT, make_problem, parameters_of, springs_of
 
 from common.files import replacing, write_json
 from models import evolve
 from models.physics.continuous import AdjointMethod, Discretised, Echo, Integrator, free_pass, total_loss
-from runs import compilation_cache
 
 ANHARMONIC = 0.3  # stiffening of the anharmonic variant: at q = 1, the quartic spring is a third of the linear one
 EPSILON = 0.01
 EPSILONS = np.logspace(-6, 0, 13)
-VISIBLE_EPSILON = 0.2  # far larger than needed, so that the figures show two different echoes
 
 # Compiled once for all systems, methods and sizes of the nudge.
 run = eqx.filter_jit(free_pass)
@@ -133,13 +122,11 @@ def discrete_gradient(problem, steps, algorithm):
 
 
 def convergence(problem, gradient, ladder):
-    """For each number of steps: dt, the error of the discrete gradient, and the error of its echo against BPTT."""
-    rows = []
-    for steps in ladder:
-        echo, backpropagation = (discrete_gradient(problem, steps, algorithm) for algorithm in ("RHEL", "BPTT"))
-        errors = {"to_continuous": difference(echo, gradient), "to_bptt": difference(echo, backpropagation)}
-        rows.append({"dt": DURATION / steps, **errors})
-    return rows
+    """The error of the discrete echo for each number of steps, its order in dt, and its error against BPTT."""
+    echoes = [discrete_gradient(problem, steps, "RHEL") for steps in ladder]
+    dt, errors = [DURATION / steps for steps in ladder], [difference(echo, gradient) for echo in echoes]
+    to_bptt = difference(echoes[0], discrete_gradient(problem, ladder[0], "BPTT"))
+    return {"order": order(dt, errors), "dt": dt, "errors": errors, "to_bptt": to_bptt}
 
 
 def difference(value, reference):
@@ -171,30 +158,22 @@ def learn(problem, integrator, num_steps, learning_rate):
     return losses, problem
 
 
-def visible_echoes(problem, integrator, times):
-    """Positions of the free pass (time, osc), of echoes with large nudges (time, 2, osc), and those echoes."""
-    free = run(problem, integrator)
-    way = go_back(Echo(VISIBLE_EPSILON), free, integrator)
-    positions = jax.vmap(lambda t: free.state(t)[0])(times)
-    return np.asarray(positions), np.asarray(jax.vmap(way.carried)(times)[0]), way
-
-
 def print_table(instants, integrals):
     """The largest error of every group: at any instant, and of the integral."""
     print(f"{'largest relative error':24}{'at any instant':>16}" + "".join(f"{name:>28}" for name in integrals))
     for group, errors in instants.items():
-        cells = [f"{np.max(found[group]):28.1e}" if group in found else "" for found in integrals.values()]
+        cells = [f"{np.max(other[group]):28.1e}" if group in other else "" for other in integrals.values()]
         print(f"{group:24}{np.max(errors):16.1e}" + "".join(cells))
 
 
 def measure(options, integrator):
-    """Everything but the animation: the results and the figures by name."""
+    """The results, and the figures by name."""
     problem, teacher = make_problem(options.seed, integrator)
     times = jnp.linspace(0, DURATION, 201 if options.quick else 1001)
     free = run(problem, integrator)
     adjoint, way = (go_back(method, free, integrator) for method in (AdjointMethod(), Echo(EPSILON)))
-    reference, found = in_time(adjoint, times), in_time(way, times)
-    instants = relative_errors(found, reference)
+    reference, echoed = in_time(adjoint, times), in_time(way, times)
+    instants = relative_errors(echoed, reference)
     others = gradients_by_other_means(problem, integrator, diffrax_adjoints(integrator)[: 1 if options.quick else 2])
     gradient = way.gradient()
     integrals = {}
@@ -206,9 +185,8 @@ def measure(options, integrator):
     print_table(instants, integrals)
 
     curves, orders = epsilon_curves(problem, integrator, times, options.quick)
-    rows = convergence(problem, gradient, [200 * 2**n for n in range(2 if options.quick else 5)])
-    dt, to_continuous, to_bptt = ([row[key] for row in rows] for key in rows[0])
-    print(f"discrete gradient: order {order(dt, to_continuous):.2f} in dt; to BPTT {max(to_bptt):.1e} at any dt")
+    discrete = convergence(problem, gradient, [200 * 2**n for n in range(2 if options.quick else 5)])
+    print(f"discrete gradient: order {discrete['order']:.2f} in dt; error against BPTT {discrete['to_bptt']:.1e}")
 
     losses, trained = learn(problem, integrator, 20 if options.quick else options.num_steps, options.learning_rate)
     print(f"training: loss {losses[0]:.3g} to {losses[-1]:.3g}, {losses[0] / losses[-1]:.0f} times smaller")
@@ -216,15 +194,13 @@ def measure(options, integrator):
     outputs = [jax.vmap(lambda t, free=free: free.state(t)[0][OUTPUT])(times) for free in frees]
 
     densities_and_totals = [
-        (density, parameters_of(jax.vmap(x.accumulated)(times))) for x, density in ((way, found), (adjoint, reference))
+        (density, parameters_of(jax.vmap(x.accumulated)(times))) for x, density in ((way, echoed), (adjoint, reference))
     ]
     figures = {
-        "system": draw_system(problem.hamiltonian),
-        "trajectories": draw_trajectories(times, *visible_echoes(problem, integrator, times)[:2]),
-        "adjoint": draw_adjoint(times, found, reference),
+        "adjoint": draw_adjoint(times, echoed, reference),
         "gradient": draw_gradient(times, *densities_and_totals, parameters_of(others["RecursiveCheckpointAdjoint"])),
         "epsilon": draw_law(EPSILONS, curves, "ε"),
-        "convergence": draw_law(dt, {"to the continuous gradient": to_continuous, "RHEL to BPTT": to_bptt}, "dt"),
+        "convergence": draw_law(discrete["dt"], {"discrete echo": discrete["errors"]}, "dt"),
         "training": draw_training(losses, times, outputs),
     }
     results = {
@@ -232,11 +208,11 @@ def measure(options, integrator):
         "instants": named(instants),
         "gradients": {name: named(errors) for name, errors in integrals.items()},
         "epsilon": {"values": EPSILONS.tolist(), "errors": curves, "orders": orders},
-        "discrete": {"order": order(dt, to_continuous), "rows": rows},
+        "discrete": discrete,
         "training": {"losses": losses},
         "parameters": named(parameters_of(problem.hamiltonian)),
     }
-    return results, figures, problem
+    return results, figures
 
 
 def epsilon_curves(problem, integrator, times, quick):
@@ -270,8 +246,6 @@ def main(arguments=None):
     parser.add_argument("--num_steps", type=int, default=300, help="of the training")
     parser.add_argument("--learning_rate", type=float, default=0.05)
     parser.add_argument("--quick", action="store_true", help="the short form: fewer of everything")
-    parser.add_argument("--animate", action="store_true", help="write oscillators.gif as well")
-    compilation_cache.add_flag(parser)
     options = parser.parse_args(arguments)
     if options.num_steps < 1:
         parser.error(f"--num_steps must be at least 1, got {options.num_steps}")
@@ -280,19 +254,11 @@ def main(arguments=None):
     except ValueError as error:
         parser.error(f"--{error}")
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    with compilation_cache.enabled(options.compilation_cache), jax.enable_x64(True):
-        results, figures, problem = measure(options, integrator)
+    with jax.enable_x64(True):
+        results, figures = measure(options, integrator)
         for name, figure in figures.items():
             with replacing(options.output_dir / f"{name}.png") as path:
                 figure.savefig(path, dpi=110, format="png")
-        if options.animate:
-            times = np.linspace(0, DURATION, 6 if options.quick else 60)
-            positions, echoes, way = visible_echoes(problem, integrator, times)
-            gathered = np.asarray(jax.vmap(way.accumulated)(times).spring)
-            with replacing(options.output_dir / "oscillators.gif") as path:
-                gif = path.with_suffix(".gif")  # the writer takes the format from the name
-                animate(times, problem.hamiltonian, positions, echoes, gathered).save(gif, PillowWriter(fps=20))
-                gif.replace(path)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     versions = {name: version(name) for name in ("jax", "equinox", "diffrax", "optax", "numpy")}
     results = {"options": settings, "versions": {"python": platform.python_version(), **versions}} | results

@@ -1,11 +1,11 @@
-"""A unit that is in no paper, trained by echoes: python examples/custom_hamiltonian.py [--num_steps 200]
+"""Your own unit, trained by echoes: python examples/custom_hamiltonian.py [--num_steps 200]
 
-Pendulums, every one tied to every other by a spring of its own. The two methods of `Pendulums` are all that the echo
-needs to know. `PendulumLayer` declares its parameters and its one option, and draws them. The block and the stack are
-the ordinary ones. The script trains it on BasicMotions (real, bundled) by RHEL, and checks its gradient against reverse
-mode and finite differences, before the training and after it.
+The unit is a set of pendulums. A spring ties each pair of them. The echo uses only the two methods of `Pendulums`.
+`PendulumLayer` declares its parameters and its one option, and draws them. The block and the stack are the ordinary
+ones. The script trains the unit on BasicMotions (real, bundled) by RHEL. Then it checks the gradient against
+reverse mode and finite differences.
 
-A config names the unit, so that the ordinary command trains it, too:
+The command `run_experiment.py` trains it, too. A config names the unit:
 
     python run_experiment.py --config_dir experiment_configs/examples --model_name Pendulums --dataset_name BasicMotions
         --own_units
@@ -77,10 +77,10 @@ class PendulumLayer(AbstractHRULayer):
         return Pendulums(mass, springs, self.trainable(step))
 
 
-def report(title, hamiltonian, drives):
+def report(hamiltonian, drives):
     """Print the errors of the gradient, leaf by leaf, and return the largest error of RHEL in float32."""
     errors = check_gradient(hamiltonian, drives)
-    print(f"\n{title}: relative errors against reverse mode in float64")
+    print("\ntrained: relative errors against reverse mode in float64")
     print(f"{'':10}{'RHEL float32':>14}{'RHEL float64':>14}{'differences':>14}")
     for leaf, error in errors.items():
         print(f"{leaf:10}" + "".join(f"{value:14.1e}" for value in error))
@@ -88,7 +88,7 @@ def report(title, hamiltonian, drives):
 
 
 def main(arguments=None):
-    """Check, train, check again; return the test accuracy and the largest error of a float32 gradient."""
+    """Train and check; return the test accuracy and the largest error of a float32 gradient."""
     parser = argparse.ArgumentParser(description="Train your own unit by echoes.")
     parser.add_argument("--num_steps", type=int, default=200)
     parser.add_argument("--data_dir", type=Path, default=DEFAULT_DATA_DIR)
@@ -97,8 +97,6 @@ def main(arguments=None):
     keys = train.seed_keys(2345)
     sizes = {"data_dim": dataset.data_dim, "label_dim": dataset.label_dim, "hidden_dim": 16, "num_blocks": 2}
     model, state = create_model(PendulumLayer, **sizes, ssm_dim=12, classification=True, key=keys.model)
-    drives = jax.random.normal(jax.random.PRNGKey(0), (100, 12))
-    report("untrained", model.blocks[0].unit.hamiltonian(), drives)
     result = train.train(
         model,
         state,
@@ -110,7 +108,8 @@ def main(arguments=None):
         key=keys.training,
         on_evaluation=lambda e: print(f"step {e.step}: loss {e.loss:.4f}, validation accuracy {e.val_metric:.3f}"),
     )
-    largest = report("trained", result.model.blocks[0].unit.hamiltonian(), drives)
+    drives = jax.random.normal(jax.random.PRNGKey(0), (100, 12))
+    largest = report(result.model.blocks[0].unit.hamiltonian(), drives)
     print(f"\ntest accuracy of two blocks of coupled pendulums on BasicMotions: {result.test_metric:.3f}")
     return result.test_metric, largest
 

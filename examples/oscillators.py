@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from typing_extensions import override
 
 from models.physics.continuous import Integrator, Problem
 from models.rhel.hamiltonian import AbstractHamiltonian
@@ -36,12 +37,13 @@ class Oscillators(AbstractHamiltonian):
     coupling: Float[Array, " pairs"]
     stiffening: float = eqx.field(default=0.0, static=True)
 
+    @override
     def kinetic(self, p):
-        """T."""
         return jnp.sum(p**2 / (2 * self.mass))
 
+    @override
     def potential(self, q, drive):
-        """V. The drive is (u, 0, .., 0). The force on oscillator 1 is -u; in the units of models/ it is +v."""
+        # The drive is (u, 0, .., 0). The force on oscillator 1 is -u; in the units of models/ it is +v.
         first, second = PAIRS
         stretch = q[second] - q[first]
         springs = jnp.sum(self.spring * q**2) + jnp.sum(self.coupling * stretch**2)
@@ -49,7 +51,7 @@ class Oscillators(AbstractHamiltonian):
 
 
 def springs_of(oscillators: Oscillators) -> tuple[Array, Array]:
-    """The parameters that are learnt."""
+    """The trained parameters."""
     return oscillators.spring, oscillators.coupling
 
 

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 from zipfile import ZipFile
 
-from common.folders import scratch_folder
 from data_dir.fetching.archives import opened_zip
+from data_dir.folders import scratch_folder
 from data_dir.storage import DataError
 
 FOLDER = "PPG_FieldStudy"

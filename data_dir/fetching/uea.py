@@ -3,10 +3,18 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from common.files import sha256_of, write_json
 from data_dir.fetching.origin import RECORD, files_changed, write_record
-from data_dir.fetching.sources import FILE_SHA256, SOURCES, ZIP_SHA256, HashMismatch, Source, Unreachable, unpack
-from data_dir.storage import DataError, new_folder
+from data_dir.fetching.sources import (
+    SOURCES,
+    ZIP_SHA256,
+    HashMismatch,
+    Source,
+    Unreachable,
+    ZipSource,
+    unpack,
+)
+from data_dir.folders import new_folder
+from data_dir.storage import DataError
 
 FORMAT_FOLDER = "Multivariate_ts"
 FETCHED, EXISTS = "fetched", "exists already"
@@ -31,7 +39,7 @@ def fetch_dataset(
     has the set, with one line per source, the URLs, and the place for a zip that is fetched by hand.
     """
     folder, by_hand = raw / FORMAT_FOLDER / name, raw / f"{name}.zip"
-    if _is_complete(folder, name, accept_changed):
+    if _is_complete(folder):
         return EXISTS
     if by_hand.is_file():
         with new_folder(folder) as fresh:
@@ -40,7 +48,7 @@ def fetch_dataset(
             write_record(fresh, record)
         return FETCHED
     unreachable = {} if unreachable is None else unreachable
-    failures, changed = [], False
+    failures, may_accept = [], False
     offering = [source for source in sources if source.offers(name)]
     for source in offering:
         if source.name in unreachable:
@@ -53,40 +61,27 @@ def fetch_dataset(
             return FETCHED
         except DataError as error:
             failures.append(f"{source.name}: {error}")
-            changed |= isinstance(error, HashMismatch)
+            may_accept |= isinstance(error, HashMismatch)
             if isinstance(error, Unreachable):
                 unreachable[source.name] = str(error)
     message = f"{name}: no source has it.\n" + "".join(f"  - {failure}\n" for failure in failures)
-    if changed:
+    if may_accept:
         message += f"  If you trust the changed file: {_ACCEPT}.\n"
-    urls = [url for source in offering if (url := source.by_hand(name))]
+    urls = [source.urls[name] for source in offering if isinstance(source, ZipSource)]
     message += f"  By hand: fetch {' or '.join(urls)}\n  as {by_hand} and run this command again."
     raise DataError(message)
 
 
-def _is_complete(folder: Path, name: str, accept_changed: bool) -> bool:
-    """Whether the folder holds the set. Raises DataError if it holds anything else, which is never overwritten."""
+def _is_complete(folder: Path) -> bool:
+    """Whether the folder holds files that a download wrote. Raises DataError for other files: they stay as they are."""
     if not folder.exists():
         return False
     move_away = "Move the folder away to fetch it again."
-    changed = files_changed(folder)
-    if changed:
-        raise DataError(f"{changed}. {move_away}")
-    if (folder / RECORD).exists():
-        return True
-    names = [f"{name}_{part}{suffix}" for part in ("TEST", "TRAIN") for suffix in (".arff", ".ts")]
-    files = [folder / file for file in names if (folder / file).is_file()]
-    if len({path.stem for path in files}) < 2:
-        raise DataError(f"{folder}: exists, but without {name}_TRAIN and {name}_TEST. {move_away}")
-    hashes = {path.name: sha256_of(path) for path in files}
-    pinned = FILE_SHA256.get(name, {})
-    if hashes == pinned:
-        return True
-    if not accept_changed:
-        file = files[0].name
+    if not (folder / RECORD).exists():
         raise DataError(
-            f"{folder / file}: has no record of its origin; its sha256 is {hashes[file]}, pinned is "
-            f"{pinned.get(file, 'none')}. {_ACCEPT}. {move_away}"
+            f"{folder}: has no {RECORD}, so that the origin of its files is unknown. process_uea.py can process them. "
+            f"{move_away}"
         )
-    write_json(folder / RECORD, {"source": "placed by hand", "accepted_changed": True, "files": hashes})
+    if changed := files_changed(folder):
+        raise DataError(f"{changed}. {move_away}")
     return True

@@ -1,4 +1,4 @@
-"""What is odd about a data set. The data are never changed.
+"""The audit of a data set. It reports defects and never changes the data.
 
 A finding is a dict that fits into JSON: "kind", "text" for people, and the numbers. Channels count from 0.
 """

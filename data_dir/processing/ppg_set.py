@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from common.files import sha256_of, write_json
 from data_dir.fetching.recordings import SUBJECTS, Pickle, opened_source
+from data_dir.folders import new_folder
 from data_dir.names import PPG
 from data_dir.pickles import read_members
 from data_dir.processing import ppg
 from data_dir.splits import PARTS
-from data_dir.storage import DataError, new_folder, processed_folder
+from data_dir.storage import DataError, processed_folder
 
 COLLECTION = "PPG"
 SEED = 2345

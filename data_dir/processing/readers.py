@@ -1,8 +1,8 @@
 """The UEA archive's text files, ts and arff, read and checked.
 
-After @data each line is one series of equal time steps. Messages name the row and the cause. (sktime's readers
-lower-case a ts file, compare no label with the header, refuse tabs, comments and byte order marks, and report damage by
-whatever exception it leads to.)
+After @data each line is one series of equal time steps. Messages name the row and the cause. sktime's readers are not
+used: they change the case of labels, do not compare labels with the header, refuse tabs, comments and byte order marks,
+and raise exceptions that do not name the file or the row.
 """
 
 from collections.abc import Iterator

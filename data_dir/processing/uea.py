@@ -9,11 +9,12 @@ import numpy as np
 
 from common.files import sha256_of, write_json
 from data_dir.fetching.origin import RECORD, files_changed
+from data_dir.folders import new_folder
 from data_dir.pickles import write_arrays
 from data_dir.processing.audit import audit_rows, audit_series
 from data_dir.processing.merging import REFUSE, merge
 from data_dir.processing.readers import read_raw
-from data_dir.storage import DataError, new_folder, processed_folder, raw_folder, read_json
+from data_dir.storage import DataError, processed_folder, raw_folder, read_json
 
 COLLECTION = "UEA"
 

@@ -61,6 +61,9 @@ def test_the_smallest_lag_counts():
     assert shifted_copies(data) == [ShiftedCopy(1, 0, 0, N * LENGTH)]
     data[:, :, 1] = np.roll(data[:, :, 1], 4, axis=1)
     assert [(copy.channel, copy.lag) for copy in shifted_copies(data)] == [(0, 4), (1, 6)]
+    long = noise(1, LENGTH + 5)[:, :, 0]
+    data = np.stack([long[:, start : start + LENGTH] for start in (2, 0, 5)], axis=2)  # channel 2 copies both others
+    assert [(copy.channel, copy.original, copy.lag) for copy in shifted_copies(data)] == [(0, 1, 2), (2, 0, 3)]
 
 
 @pytest.mark.parametrize("series", range(N))

@@ -15,7 +15,7 @@ from data_dir import download_uea
 from data_dir.fetching import archives
 from data_dir.fetching.archives import extract_files, series_members
 from data_dir.fetching.origin import files_changed
-from data_dir.fetching.sources import FILE_SHA256, SOURCES, PackageSource, ZipSource
+from data_dir.fetching.sources import SOURCES, PackageSource, ZipSource
 from data_dir.fetching.uea import EXISTS, FETCHED, fetch_dataset
 from data_dir.names import PUBLISHED_UEA
 from data_dir.processing.uea import process_dataset, raw_datasets, raw_files
@@ -69,7 +69,8 @@ class Site:
 
     def source(self, name: str = "the site", good: bytes | None = GOOD, **options) -> ZipSource:
         pinned = {} if good is None else {NAME: sha256(good).hexdigest()}
-        return ZipSource(name, self.url + f"/{name[-4:]}/{{name}}.zip", pinned, **{"pause_s": 0.0, **options})
+        urls = {dataset: f"{self.url}/{name[-4:]}/{dataset}.zip" for dataset in (NAME, "Epilepsy")}
+        return ZipSource(name, **{"urls": urls, "sha256": pinned, "pause_s": 0.0, **options})
 
 
 @pytest.fixture
@@ -133,8 +134,8 @@ def test_a_set_without_a_pinned_hash_needs_consent(tmp_path, site):
 def test_sources_are_tried_in_order(tmp_path, site):
     site.answers["/site/Libras.zip"] = zipped({**TS, "more.txt": ""})
     site.answers["/nodo/Libras.zip"] = GOOD
-    other = site.source("Zenodo", records={NAME: 3})
-    elsewhere = site.source("elsewhere", records={"EigenWorms": 1})
+    other = site.source("Zenodo")
+    elsewhere = site.source("elsewhere", urls={"EigenWorms": site.url})
     assert fetch(tmp_path / "raw", elsewhere, site.source(), other) == FETCHED
     assert site.asked == ["/site/Libras.zip", "/nodo/Libras.zip"]
     assert not read_json(tmp_path / "raw" / "Multivariate_ts" / NAME / "source.json")["accepted_changed"]
@@ -147,7 +148,8 @@ def test_a_broken_connection_is_tried_again_from_the_start(tmp_path, site):
 
 
 def test_without_an_answer_every_source_and_the_way_by_hand_are_named(tmp_path, site):
-    closed = ZipSource("closed", "http://127.0.0.1:9/{name}.zip", {}, attempts=1)
+    urls = {name: f"http://127.0.0.1:9/{name}.zip" for name in (NAME, "Epilepsy")}
+    closed = ZipSource("closed", urls, {}, attempts=1)
     site.answers["/lame/Libras.zip"] = (GOOD[:100], len(GOOD))
     unreachable = {}
     with pytest.raises(DataError) as caught:
@@ -181,11 +183,21 @@ def test_files_of_the_user_are_never_overwritten(tmp_path, site):
     site.answers["/site/Libras.zip"] = GOOD
     train, _ = put_raw(tmp_path, NAME, train="mine")
     raw = tmp_path / "raw" / "UEA"
-    with pytest.raises(DataError, match=r"Libras_TEST\.ts: has no record of its origin; .* none\. --accept_changed"):
-        fetch(raw, site.source())
-    assert fetch(raw, site.source(), accept_changed=True) == EXISTS
-    assert fetch(raw, site.source()) == EXISTS, "the record of the consent is kept"
+    for accept_changed in (False, True):
+        with pytest.raises(DataError, match=r"Libras: has no source\.json, .* process_uea\.py .* Move the folder away"):
+            fetch(raw, site.source(), accept_changed=accept_changed)
     assert train.read_text() == "mine"
+    (train.parent / "source.json").write_text("{}")
+    with pytest.raises(DataError, match=r"source\.json: names no files"):
+        fetch(raw, site.source())
+    assert site.asked == []
+
+
+def test_fetched_files_that_were_changed_are_refused(tmp_path, site):
+    site.answers["/site/Libras.zip"] = GOOD
+    raw = tmp_path / "raw" / "UEA"
+    assert fetch(raw, site.source()) == FETCHED
+    train = raw / "Multivariate_ts" / NAME / f"{NAME}_TRAIN.ts"
     train.write_text("changed")
     assert f"{train}: sha256" in files_changed(train.parent)
     with pytest.raises(DataError, match=r"Libras_TRAIN\.ts: sha256 .* when it was fetched\. Move the folder away"):
@@ -193,19 +205,7 @@ def test_files_of_the_user_are_never_overwritten(tmp_path, site):
     train.unlink()
     with pytest.raises(DataError, match=r"Libras_TRAIN\.ts: no such file, but source\.json names it"):
         fetch(raw, site.source())
-    (train.parent / "source.json").unlink()
-    with pytest.raises(DataError, match="exists, but without Libras_TRAIN and Libras_TEST"):
-        fetch(raw, site.source())
-    (train.parent / "source.json").write_text("{}")
-    with pytest.raises(DataError, match=r"source\.json: names no files"):
-        fetch(raw, site.source())
-    assert site.asked == []
-
-
-def test_files_with_the_pinned_hashes_need_no_record(tmp_path, monkeypatch):
-    put_raw(tmp_path, NAME)
-    monkeypatch.setitem(FILE_SHA256, NAME, {file: sha256(text.encode()).hexdigest() for file, text in TS.items()})
-    assert fetch(tmp_path / "raw" / "UEA") == EXISTS
+    assert len(site.asked) == 1
 
 
 def test_what_a_killed_run_left_is_not_taken_for_a_set(tmp_path, site, monkeypatch):
@@ -279,8 +279,8 @@ def test_the_pinned_sources():
         assert site.offers(name)
         assert zenodo.offers(name)
         assert len(site.sha256[name]) == len(zenodo.sha256[name]) == 64
-    assert site.by_hand("Heartbeat") == "https://timeseriesclassification.com/aeon-toolkit/Heartbeat.zip"
-    assert zenodo.by_hand("Heartbeat") == "https://zenodo.org/records/11206229/files/Heartbeat.zip"
+    assert site.urls["Heartbeat"] == "https://timeseriesclassification.com/aeon-toolkit/Heartbeat.zip"
+    assert zenodo.urls["Heartbeat"] == "https://zenodo.org/records/11206229/files/Heartbeat.zip"
     assert site.offers("Epilepsy")
     assert not zenodo.offers("Epilepsy")
     assert not site.offers("GunPoint")

@@ -1,10 +1,7 @@
 """The hash of a set's arrays, and arrays that are not those which the set was processed to."""
 
-import builtins
-import io
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +12,6 @@ from common.files import known_sha256, sha256_of, sha256_of_array
 from data_dir.datasets import create_dataset
 from data_dir.pickles import read_array, write_arrays
 from data_dir.storage import DataError
-
-OPEN = open
 
 
 @pytest.fixture
@@ -68,22 +63,6 @@ def test_the_order_in_memory_is_not_part_of_the_hash(folder):
     np.save(folder / "data.npy", np.asfortranarray(array))
     assert sha256_of(folder / "data.npy") != sha256_of_array(array), "the file has the other order"
     assert load(folder).sha256 == first
-
-
-def test_every_pickle_is_read_once(folder, monkeypatch):
-    opened = []
-    for module in (builtins, io):
-        monkeypatch.setattr(
-            module, "open", lambda file, *rest, **more: opened.append(file) or OPEN(file, *rest, **more)
-        )
-    for described in (False, True):
-        if described:
-            describe(folder)
-        for seed in (1, 2):
-            opened.clear()
-            load(folder, seed)
-            pickles = [Path(file).name for file in opened if str(file).endswith(".pkl")]
-            assert sorted(pickles) == ["data.pkl", "labels.pkl", *["original_idxs.pkl"] * described]
 
 
 def test_one_bit_more_or_less_is_another_hash(folder):

@@ -1,5 +1,6 @@
 """Pickles: arrays are read, whoever wrote them; nothing is run."""
 
+import codecs
 import os
 import pickle
 import resource
@@ -139,6 +140,15 @@ def test_code_in_a_pickle_is_not_run(tmp_path, within):
         pickle.loads(payload)  # The payload is a live one.
         assert mark.exists()
         mark.rmdir()
+
+
+@pytest.mark.parametrize("call", [(np.ndarray, (3,)), (codecs.encode, "a", "rot13")], ids=["ndarray", "encode"])
+def test_functions_with_an_allowed_name_are_not_called(tmp_path, call):
+    """numpy.ndarray((3,)) is an array of whatever the memory holds."""
+    path = tmp_path / "data.pkl"
+    path.write_bytes(pickle.dumps([np.arange(2), _Runs(*call)]))
+    with pytest.raises(DataError, match=r"data\.pkl: not a pickle of arrays"):
+        read_arrays(path)
 
 
 @pytest.mark.parametrize(

@@ -317,15 +317,9 @@ def test_labels_that_no_regression_can_have(tmp_path, labels, message):
 
 def test_the_number_of_classes_must_be_that_of_the_names(tmp_path):
     folder = store(tmp_path, data=toy(), labels=np.arange(20) % 3)
-    (folder / "dataset.json").write_text('{"class_names": ["a", "b"]}')
-    with pytest.raises(DataError, match=r"labels 0, 1, 2 must be among the 2 class_names .* they are neither"):
-        load(tmp_path)
-    (folder / "dataset.json").write_text('{"class_names": ["3", "2", "1", "0"]}')
-    with pytest.raises(DataError, match=r"labels 0, 1, 2 must be among the 4 class_names .* they are both"):
-        load(tmp_path)
     (folder / "dataset.json").write_text('{"class_names": ["2", "0", "1", "7"]}')
-    write_arrays(folder / "labels.pkl", np.where(np.arange(20) % 3, 7, 1))
-    np.testing.assert_array_equal(load(tmp_path).train.labels.any(axis=0), [False, False, True, True])
+    with pytest.raises(DataError, match=r"labels\.pkl: dataset\.json has class_names, so the labels must be one-hot"):
+        load(tmp_path)
     write_arrays(folder / "labels.pkl", np.eye(3)[np.arange(20) % 3])
     with pytest.raises(DataError, match=r"labels\.pkl: 3 classes, but dataset\.json names 4"):
         load(tmp_path)
@@ -344,6 +338,7 @@ def test_the_number_of_classes_must_be_that_of_the_names(tmp_path):
         '{"class_names": ["a", "b", 1]}',
         '{"class_names": ["a", "b", "a"]}',
         '{"processed_files": []}',
+        '{"processed_files": {"data.pkl": 3}}',
         "\xff",
     ],
 )
@@ -363,7 +358,7 @@ def test_files_changed_since_they_were_processed_are_refused(tmp_path):
         with pytest.raises(DataError, match=rf"{file}: was changed since it was processed \(sha256\)"):
             load(tmp_path, "GunPoint")
         (folder / file).write_bytes(whole[:-1])
-        with pytest.raises(DataError, match=rf"{file}: has {len(whole) - 1} bytes, dataset\.json says otherwise"):
+        with pytest.raises(DataError, match=rf"{file}: was changed since it was processed \(sha256\)"):
             load(tmp_path, "GunPoint")
         if file != "data.pkl":  # Without it the set counts as absent and is processed again.
             (folder / file).unlink()
@@ -455,7 +450,6 @@ def test_arrays_in_npy_files_are_memory_mapped_and_checked(tmp_path):
     dataset = load(tmp_path, "ppg", **options)
     np.testing.assert_array_equal(dataset.train.data, arrays["X_train"])
     assert isinstance(dataset.train._data.base, np.memmap)
-    assert dataset.label_scale is None
     bad = arrays["X_val"].copy()
     bad[0, 0, 0] = np.nan
     for content, message in [

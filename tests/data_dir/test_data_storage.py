@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from raw_files import files_below, full_disk
 
-from data_dir.storage import DataError, new_folder, read_json
+from data_dir.folders import new_folder
+from data_dir.storage import DataError, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,7 +92,7 @@ def fill_up(target: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from data_dir.storage import new_folder
+from data_dir.folders import new_folder
 if len(sys.argv) > 2:  # between the old folder's going and the new one's coming
     rename = Path.rename
     def once(self, to):

@@ -1,8 +1,6 @@
 """The examples run as their README lines say."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -15,18 +13,23 @@ from models.physics.continuous import Discretised, Problem
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
-def test_echo_draws_its_figure_and_finds_no_error(tmp_path):
-    command = [sys.executable, "examples/echo.py", "--output", str(tmp_path / "deep" / "echo.png")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
-    assert (tmp_path / "deep" / "echo.png").read_bytes().startswith(b"\x89PNG")
-    error = float(result.stdout.splitlines()[0].rsplit(":", 1)[1])
-    assert 0 < error < 1e-10
-
-
-@pytest.mark.slow
-def test_a_unit_of_ones_own_trains_and_has_the_right_gradient(tmp_path, monkeypatch, capsys):
+@pytest.fixture(autouse=True)
+def _examples_are_importable(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
+
+
+@pytest.mark.slow
+def test_echo_draws_its_figure_and_finds_no_error(tmp_path, capsys):
+    from echo import main
+
+    error = main(["--output", str(tmp_path / "deep" / "echo.png")])
+    assert (tmp_path / "deep" / "echo.png").read_bytes().startswith(b"\x89PNG")
+    assert 0 < error < 1e-10
+    assert f"float64: {error:.1e}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_unit_of_ones_own_trains_and_has_the_right_gradient(tmp_path, capsys):
     from custom_hamiltonian import main
 
     accuracy, largest_error = main(["--num_steps", "100", "--data_dir", str(tmp_path)])
@@ -36,11 +39,10 @@ def test_a_unit_of_ones_own_trains_and_has_the_right_gradient(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_continuous_time_agrees_at_every_instant_and_learns(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+def test_continuous_time_agrees_at_every_instant_and_learns(tmp_path):
     from continuous_time import main
 
-    main(["--quick", "--animate", "--output_dir", str(tmp_path)])
+    main(["--quick", "--output_dir", str(tmp_path)])
     found = json.loads((tmp_path / "results.json").read_text())
     names = [name for group in found["instants"].values() for name in group]
     assert len(names) == len(set(names)) == 6 + 6 + 6 + 6 + 15
@@ -53,19 +55,14 @@ def test_continuous_time_agrees_at_every_instant_and_learns(tmp_path, monkeypatc
     assert max(recorded) < 1e-6
     assert found["epsilon"]["orders"]["toy, error at the echo's own position"] == pytest.approx(2, abs=0.02)
     assert found["discrete"]["order"] == pytest.approx(2, abs=0.02)
-    assert all(row["to_bptt"] < 1e-12 for row in found["discrete"]["rows"])
+    assert found["discrete"]["to_bptt"] < 1e-12
     losses = found["training"]["losses"]
     assert losses[-1] < losses[0] / 10
-    figures = {"system", "trajectories", "adjoint", "gradient", "epsilon", "convergence", "training"}
-    assert {path.name for path in tmp_path.iterdir()} == {f"{x}.png" for x in figures} | {
-        "oscillators.gif",
-        "results.json",
-    }
-    assert (tmp_path / "oscillators.gif").read_bytes().startswith(b"GIF8")
+    figures = {"adjoint", "gradient", "epsilon", "convergence", "training"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{x}.png" for x in figures} | {"results.json"}
 
 
 def test_the_time_step_of_a_discretised_system_is_an_array(monkeypatch, x64):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
     import continuous_time
     from oscillators import OSCILLATORS, PAIRS, Oscillators
 
@@ -82,8 +79,7 @@ def test_the_time_step_of_a_discretised_system_is_an_array(monkeypatch, x64):
 
 
 @pytest.mark.slow
-def test_imperfect_echo_measures_every_imperfection(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+def test_imperfect_echo_measures_every_imperfection(tmp_path, capsys):
     from imperfect_echo import SWEEPS, main
 
     main(["--quick", "--output_dir", str(tmp_path / "out"), "--data_dir", str(tmp_path)])
@@ -101,12 +97,9 @@ def test_imperfect_echo_measures_every_imperfection(tmp_path, monkeypatch, capsy
             assert np.all(errors > 1e-7), row
     tolerance = found["tolerances"]["damping"]["LinHRU, ε = 0.1"]
     assert 0.05 < tolerance["worst"] < tolerance["median"] < tolerance["best"] < 1
-    assert set(found["accuracies"]) == {"noise", "control"}
-    assert found["accuracies"]["noise"]["LinHRU"][0][1][0] > 0.25
 
 
-def test_tolerance_lies_between_the_points_where_the_cosine_is_lost(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+def test_tolerance_lies_between_the_points_where_the_cosine_is_lost():
     from imperfect_echo import tolerance
 
     assert tolerance([1, 10, 100], [0.9999, 0.999, 0.9]) == pytest.approx(10**1.5)
@@ -115,8 +108,7 @@ def test_tolerance_lies_between_the_points_where_the_cosine_is_lost(monkeypatch)
     assert tolerance([1, 10], [0.999, float("nan")]) == pytest.approx(1)
 
 
-def test_the_spread_of_tolerances_goes_from_the_worst_to_the_best_seed(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+def test_the_spread_of_tolerances_goes_from_the_worst_to_the_best_seed():
     from imperfect_echo import tolerances_of
 
     fine, poor, none = [0.9999, 0.999, 0.9], [0.9999, 0.9, 0.8], [0.5, 0.4, 0.3]

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from data_dir.storage import DataError
+
 _LEFTOVER = re.compile(r"\.(.+)\.([0-9a-f]{12})\.(new|old)")
 
 
@@ -23,23 +25,21 @@ def new_folder(target: Path, *, keep: Callable[[Path], bool] | None = None) -> I
     """Yields a temporary folder beside ``target``, which replaces ``target`` when the block ends without an error.
 
     After an error, or if the process is killed, ``target`` is what it was before. Several processes may write the same
-    target. The last one wins; if ``keep(target)`` is true for the existing folder, the first one wins. Raises OSError.
+    target. The last one wins; if ``keep(target)`` is true for the existing folder, the first one wins. Raises DataError
+    if a file or folder cannot be written (a full disk).
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(target) as fresh:
-        yield fresh
-        former = fresh.with_suffix(".old")
-        try:
-            while not _moved(fresh, target):
-                if keep is not None and keep(target):
-                    break
-                shutil.rmtree(former, ignore_errors=True)
-                with suppress(FileNotFoundError):  # Another process may have just moved it away.
-                    target.rename(former)
-        finally:
-            if former.exists() and not target.exists():
-                former.rename(target)
-            shutil.rmtree(former, ignore_errors=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(target) as fresh:
+            yield fresh
+            _put(fresh, target, keep)
+    except OSError as error:
+        # A failed write carries no file name. A name outside of the folder belongs to a file that was read.
+        if error.filename is None or Path(error.filename).is_relative_to(target.parent):
+            raise DataError(
+                f"{target}: cannot be written ({error.strerror or error}). The folder is as it was before."
+            ) from error
+        raise
 
 
 @contextmanager
@@ -57,6 +57,22 @@ def scratch_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(unlocked, ignore_errors=True)
         os.close(descriptor)
+
+
+def _put(fresh: Path, target: Path, keep: Callable[[Path], bool] | None) -> None:
+    """Gives ``fresh`` the name ``target``. If this fails, the existing folder gets its name back."""
+    former = fresh.with_suffix(".old")
+    try:
+        while not _moved(fresh, target):
+            if keep is not None and keep(target):
+                break
+            shutil.rmtree(former, ignore_errors=True)
+            with suppress(FileNotFoundError):  # Another process may have just moved it away.
+                target.rename(former)
+    finally:
+        if former.exists() and not target.exists():
+            former.rename(target)
+        shutil.rmtree(former, ignore_errors=True)
 
 
 def _moved(folder: Path, target: Path) -> bool:
