@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from models.rhel.hamiltonian import leapfrog, linear_step
+from models.rhel.hamiltonian import leapfrog
+from models.rhel.linear import linear_step
 from models.rhel.system import AbstractLearningAlgorithm, drives_of, outputs_of, rest_state
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped, UInt32
 from .layer import AbstractHRULayer
 from .normalisation import BatchNorm
 from .rhel.batching import batched_at_once
-from .rhel.stretches import scan_stretches, stretch_length
+from .rhel.stretches import accelerated_length, by_platform, scan_stretches, stretch_length
 
 
 def _at_every_step(layer: eqx.nn.Linear, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
@@ -99,9 +99,12 @@ def _feed_forward(feed_forward, x, *keys):
     def of_stretch(arrays, steps):
         return eqx.combine(arrays, static).of_stretch(*steps)
 
-    # The loop is needed beside the checkpoint: without it XLA merges the two computations of an array, and keeps it.
-    length = stretch_length(x.shape[1] * x.shape[2])
-    return scan_stretches(lambda _, steps: (None, of_stretch(arrays, steps)), None, (x, *keys), length)[1]
+    def in_stretches(length):
+        # The loop is needed beside the checkpoint: without it XLA merges the two computations of an array and keeps it.
+        return scan_stretches(lambda _, steps: (None, of_stretch(arrays, steps)), None, (x, *keys), length)[1]
+
+    values = x.shape[1] * x.shape[2]
+    return by_platform(in_stretches, stretch_length(values), accelerated_length(values))
 
 
 class HRUBlock(eqx.Module):

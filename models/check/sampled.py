@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from ..rhel.hamiltonian import AbstractHamiltonian, leapfrog, linear_step
+from ..rhel.hamiltonian import AbstractHamiltonian, leapfrog
+from ..rhel.linear import linear_step
 
 STATES = 32
 """Samples in each group of states."""

@@ -45,7 +45,9 @@ from jaxtyping import Array, Float
 from typing_extensions import override
 
 from . import reference
-from .hamiltonian import AbstractHamiltonian, leapfrog, linear_recurrence, linear_step
+from .free_pass import Schedule
+from .hamiltonian import AbstractHamiltonian, leapfrog
+from .linear import linear_recurrence, linear_step
 from .nudges import finite_nudges
 from .requirements import require_force_of_energies
 from .way_back import AbstractRetracing, AbstractWayBack
@@ -81,12 +83,12 @@ class RHEL(AbstractRetracing):
     def way_back(self, hamiltonian, positions_grad, steps, size, schedule):
         if not self.literal and (self.epsilon is None or hamiltonian.linear):
             pair, weight = MeanAndTangent(hamiltonian), jnp.full_like(size, -0.5)
-            return Echo(pair, weight, schedule.scan), positions_grad
+            return Echo(pair, weight, schedule), positions_grad
         epsilon = 1e-2 if self.epsilon is None else self.epsilon
         nudges, weight = finite_nudges(positions_grad, steps, size, epsilon, schedule.stretch)
         if self.literal:
             return LiteralEcho(hamiltonian, weight), nudges
-        return Echo(MeanAndHalfDifference(hamiltonian), weight, schedule.scan), nudges
+        return Echo(MeanAndHalfDifference(hamiltonian), weight, schedule), nudges
 
 
 class MeanAndHalfDifference(eqx.Module):
@@ -158,7 +160,7 @@ class Echo(AbstractWayBack):
 
     pair: MeanAndHalfDifference
     weight: Float[Array, " batch"]
-    scan: str = eqx.field(static=True)
+    schedule: Schedule = eqx.field(static=True)
 
     @override
     def begin(self, end):
@@ -172,9 +174,9 @@ class Echo(AbstractWayBack):
 
     @override
     def stretch(self, moving, drives, nudges):
-        if self.scan == "associative":
+        if self.schedule.scan == "associative":
             return self._states_first(self._states_by_associative_scan, moving, drives, nudges)
-        if self._has_matrices(drives):
+        if self.schedule.scan == "unrolled" or self._has_matrices(drives):
             return self._states_first(self._states_by_sequential_scan, moving, drives, nudges)
         return self._step_by_step(moving, drives, nudges)
 
@@ -235,7 +237,7 @@ class Echo(AbstractWayBack):
             state, _ = self._leapfrog((q, (p[0], p[1] + nudge)), drive)
             return state, state
 
-        return jax.lax.scan(step, state, (drives, nudges), reverse=True)[1]
+        return jax.lax.scan(step, state, (drives, nudges), reverse=True, unroll=self.schedule.unroll)[1]
 
     def _states_by_associative_scan(self, state, drives, nudges):
         """The same for a linear Hamiltonian. m and d obey the same linear map: drives act on m, nudges on d."""

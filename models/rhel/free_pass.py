@@ -5,7 +5,7 @@ All arrays here hold a batch, time first: inputs (time, batch, in), drives and p
 
 from abc import abstractmethod
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -14,25 +14,42 @@ from jaxtyping import Array, Float
 from typing_extensions import override
 
 from .hamiltonian import State, flow
+from .linear import linear_flow
 from .requirements import position_like
-from .stretches import SEGMENT, scan_stretches, segment_length, stretch_length
+from .stretches import (
+    SEGMENT,
+    UNROLLED,
+    accelerated_length,
+    by_platform,
+    scan_stretches,
+    segment_length,
+    stretch_length,
+)
 from .system import AbstractLearningAlgorithm, AbstractSystem, drives_of, one_sequence, outputs_of, rest_state
 
-Scan = Literal["auto", "sequential", "associative"]
-SCANS = ("auto", "sequential", "associative")
+Scan = Literal["auto", "sequential", "unrolled", "associative"]
+SCANS = get_args(Scan)
 
 
 class Schedule(NamedTuple):
-    """How a sequence is computed: `scan` is "sequential" or "associative", `stretch` the steps computed at a time."""
+    """How a sequence is computed: `scan` is one of `SCANS` but "auto", `stretch` the steps computed at a time."""
 
     scan: str
     stretch: int
+
+    @property
+    def unroll(self) -> int:
+        """The steps in one iteration of a loop over steps."""
+        return 1 if self.scan == "sequential" else UNROLLED
 
 
 class AbstractScanned(AbstractLearningAlgorithm):
     """A learning algorithm that scans over the steps of a sequence.
 
-    - `scan`: "sequential", "associative" (linear Hamiltonians only), or "auto", by platform.
+    - `scan`: how the steps are computed. "sequential": one after the other. "unrolled": the same, with `UNROLLED` steps
+      in an iteration of the loop, which a GPU computes in a few kernels. "associative": many steps at the same time,
+      linear Hamiltonians only. "auto", the default: sequential on a CPU; elsewhere associative for a linear
+      Hamiltonian, and unrolled for others.
     - `chunk`: steps computed at a time. By default the sizes and the platform decide. It changes results by rounding.
     """
 
@@ -47,17 +64,13 @@ class AbstractScanned(AbstractLearningAlgorithm):
 
     @override
     def respond(self, system, inputs):
-        cpu, elsewhere = _schedules(self.scan, self.chunk, system, inputs)
-        if cpu == elsewhere or all(device.platform == "cpu" for device in jax.devices()):
-            return self.run(system, inputs, cpu)
-        # If several platforms are present, the platform is known at lowering time.
-        return jax.lax.platform_dependent(
-            cpu=lambda: self.run(system, inputs, cpu), default=lambda: self.run(system, inputs, elsewhere)
+        return by_platform(
+            lambda schedule: self.run(system, inputs, schedule), *_schedules(self.scan, self.chunk, system, inputs)
         )
 
 
 def _schedules(scan, chunk, system, inputs) -> tuple[Schedule, Schedule]:
-    """The schedule on a CPU and elsewhere. "auto" is sequential on a CPU, and associative elsewhere if it can be."""
+    """The schedule on a CPU and elsewhere. They differ only if the scan is "auto"."""
     state = position_like(system, one_sequence(inputs))
     drives = jax.eval_shape(system.drive, one_sequence(inputs))
     linear = system.hamiltonian.linear and drives.shape[1:] == state.shape
@@ -70,11 +83,15 @@ def _schedules(scan, chunk, system, inputs) -> tuple[Schedule, Schedule]:
             "the associative scan needs a linear system with a drive for each oscillator; "
             f"{type(system.hamiltonian).__name__} is not"
         )
-    short = Schedule("sequential", chunk or stretch_length(inputs.shape[1] * state.size, SEGMENT))
-    long = Schedule("associative" if linear else "sequential", chunk or SEGMENT)
+    values = inputs.shape[1] * state.size
+    by_scan = {
+        "sequential": Schedule("sequential", chunk or stretch_length(values, SEGMENT)),
+        "unrolled": Schedule("unrolled", chunk or SEGMENT),
+        "associative": Schedule("associative", chunk or accelerated_length(values)),
+    }
     if scan == "auto":
-        return short, long
-    return (short, short) if scan == "sequential" else (long, long)
+        return by_scan["sequential"], by_scan["associative" if linear else "unrolled"]
+    return by_scan[scan], by_scan[scan]
 
 
 def free_pass(
@@ -87,7 +104,8 @@ def free_pass(
 
     def stretch(carry, inputs):
         state, size = carry
-        run = jax.vmap(partial(flow, system.hamiltonian, scan=schedule.scan), (0, 1), (0, 1))
+        run = linear_flow if schedule.scan == "associative" else partial(flow, unroll=schedule.unroll)
+        run = jax.vmap(partial(run, system.hamiltonian), (0, 1), (0, 1))
         state, positions = run(state, drives_of(system, inputs))
         return (state, jnp.maximum(size, _largest(positions, 1))), outputs_of(system, positions, inputs)
 

@@ -19,7 +19,6 @@ from typing import ClassVar
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 State = tuple[PyTree, PyTree]
@@ -88,72 +87,15 @@ def leapfrog(velocity: Callable, force: Callable, state: State, drive: PyTree) -
 
 
 def flow(
-    hamiltonian: AbstractHamiltonian, state: State, drives: Float[Array, "time *in"], scan: str = "sequential"
+    hamiltonian: AbstractHamiltonian, state: State, drives: Float[Array, "time *in"], unroll: int = 1
 ) -> tuple[State, Float[Array, "time *osc"]]:
     """Carries a state through a sequence of drives; returns the final state and the position after every step.
 
-    `scan` is "sequential", or, for a linear Hamiltonian, "associative".
+    `unroll` steps are one iteration of the loop. It changes only the program.
     """
-    if scan == "associative":
-        step_map = linear_step(hamiltonian, state)
-        q, p = linear_recurrence(step_map[0], state, tuple(column[None] * drives for column in step_map[1]))
-        return (q[-1], p[-1]), q
 
     def step(state, drive):
         state, _ = leapfrog(hamiltonian.velocity, hamiltonian.force, state, drive)
         return state, state[0]
 
-    return jax.lax.scan(step, state, drives)
-
-
-def linear_step(hamiltonian: AbstractHamiltonian, like: State) -> tuple[tuple, tuple]:
-    """The map ((qq, qp), (pq, pp)), (qv, pv) of one step of a linear Hamiltonian, each of the shape of a position.
-
-    q' = qq q + qp p + qv v and p' = pq q + pp p + pv v, oscillator by oscillator.
-    """
-
-    def image(q, p, drive):
-        at = [jnp.full_like(like[0], value) for value in (q, p, drive)]
-        (q, p), _ = leapfrog(hamiltonian.velocity, hamiltonian.force, (at[0], at[1]), at[2])
-        return q, p
-
-    by_q, by_p, by_drive = image(1, 0, 0), image(0, 1, 0), image(0, 0, 1)
-    return tuple(zip(by_q, by_p, strict=True)), by_drive
-
-
-@jax.custom_jvp
-def linear_recurrence(step_map: tuple, state: State, forces: State) -> State:
-    """States x_1, .., x_L of x_{t+1} = M x_t + f_t, M = `step_map` a 2x2 matrix per oscillator, constant in time.
-
-    An associative scan by doubling. A pass adds to every state M^n times the state n steps before, n = 1, 2, 4, .. So
-    log2(L) passes suffice, and M is squared instead of being copied for every step.
-    """
-
-    first = _apply(step_map, state)
-    x = tuple(force.at[0].add(start) for force, start in zip(forces, first, strict=True))
-    length, reach = len(x[0]), 1
-    while reach < length:
-        carried = _apply(_at_every_step(step_map), tuple(component[:-reach] for component in x))
-        x = tuple(component.at[reach:].add(more) for component, more in zip(x, carried, strict=True))
-        columns = [_apply(step_map, (step_map[0][i], step_map[1][i])) for i in range(2)]
-        step_map = tuple(zip(*columns, strict=True))
-        reach *= 2
-    return x
-
-
-def _apply(m, x):
-    return m[0][0] * x[0] + m[0][1] * x[1], m[1][0] * x[0] + m[1][1] * x[1]
-
-
-def _at_every_step(m):
-    return jax.tree.map(lambda entry: entry[None], m)
-
-
-@linear_recurrence.defjvp
-def _recurrence_jvp(primals, tangents):
-    """The tangent obeys the same recurrence, driven by f_dot + M_dot x. Its transpose keeps x, not the passes."""
-    (step_map, state, forces), (step_map_dot, state_dot, forces_dot) = primals, tangents
-    x = linear_recurrence(step_map, state, forces)
-    before = tuple(jnp.concatenate([start[None], later[:-1]]) for start, later in zip(state, x, strict=True))
-    driven = jax.tree.map(jnp.add, forces_dot, _apply(_at_every_step(step_map_dot), before))
-    return x, linear_recurrence(step_map, state_dot, driven)
+    return jax.lax.scan(step, state, drives, unroll=unroll)

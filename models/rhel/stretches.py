@@ -13,6 +13,12 @@ SEGMENT = 128
 CACHED = 2**18
 """On a CPU a stretch holds at most so many values of one quantity, so that the quantity stays in cache."""
 
+ACCELERATED = 2**22
+"""On other devices it holds about so many. Fewer stretches launch fewer kernels; 16 MiB are little memory."""
+
+UNROLLED = 16
+"""On other devices one kernel computes so many steps. More steps would need fewer kernels, and longer to compile."""
+
 
 def scan_stretches(
     body: Callable, carry: PyTree, steps: PyTree, length: int, *, per_stretch: PyTree = (), reverse: bool = False
@@ -56,6 +62,19 @@ def stretch_length(values: Any, longest: int | None = None) -> int:
     return longest
 
 
+def accelerated_length(values: Any) -> int:
+    """Steps of a stretch on a device other than a CPU, if a step has so many values: a multiple of `UNROLLED`."""
+    return UNROLLED * max(1, ACCELERATED // (UNROLLED * max(1, values))) if isinstance(values, int) else SEGMENT
+
+
 def segment_length(stretch: int) -> int:
     """Steps from one kept state to the next: `SEGMENT`, or a stretch if that is longer."""
     return max(SEGMENT, stretch)
+
+
+def by_platform(run: Callable, cpu: Any, elsewhere: Any) -> Any:
+    """`run(cpu)` in a program for a CPU, `run(elsewhere)` in a program for another device."""
+    if cpu == elsewhere or all(device.platform == "cpu" for device in jax.devices()):
+        return run(cpu)
+    # If several platforms are present, the platform is known at lowering time.
+    return jax.lax.platform_dependent(cpu=lambda: run(cpu), default=lambda: run(elsewhere))
