@@ -18,7 +18,6 @@ from runs import folder as files
 from runs.figures import draw_curves, draw_predictions
 from runs.folder import finished_result, locked, run_folder
 from runs.identity import data_hashes, identity, require_same_run, sha256_of_json
-from runs.overwriting import Overwriting
 from runs.record import peak_memory, run_record
 from training.checkpoints import Checkpoints
 
@@ -36,7 +35,6 @@ def run_seed(
     config: ExperimentConfig,
     seed: int,
     *,
-    overwrite: bool | Overwriting = False,
     stop: Callable[[], bool] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     on_evaluation: Callable[[train.Evaluation], None] | None = None,
@@ -69,10 +67,6 @@ def run_seed(
     folder = run_folder(config, seed)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        if overwrite is True:
-            files.clear(folder)
-        elif overwrite:
-            overwrite.begin(folder)
         run = _Run(config, seed, dataset, folder, on_evaluation, on_resume)
         require_same_run(folder, run.identity)
         finished = finished_result(folder)
