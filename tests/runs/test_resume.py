@@ -298,7 +298,7 @@ def test_a_signal_saves_and_ends_with_its_status(workplace, monkeypatch, capsys,
     assert [signal.getsignal(number) for number in StopSignals.HEARD] == before
 
     assert run_experiment.main(["--config_dir", "configs", "--dataset_name", "Tiny"]) == 0
-    assert f"goes on from step {saved}\n" in capsys.readouterr().err
+    assert f"resumes from step {saved}\n" in capsys.readouterr().err
     assert outcome(config_of()) == whole(num_steps=20)
 
 
@@ -345,7 +345,7 @@ def test_the_script_killed_by_the_system_ends_with_the_same_bits(workplace, kill
         assert not (folder.parent / "result.json").exists()
     done = subprocess.run(SCRIPT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert "goes on from step " in done.stderr
+    assert "resumes from step " in done.stderr
     assert outcome(config_of()) == whole(**options)
 
 
