@@ -99,8 +99,8 @@ def _argument(node: ast.expr, lr: float) -> float | bool:
 def _value(node: ast.expr, lr: float) -> float:
     """A number, lr, or a product or quotient of them."""
     match node:
-        case ast.Constant(value=int() | float()) if abs(node.value) < 1e300 and not isinstance(node.value, bool):
-            return float(node.value)
+        case ast.Constant(value=(int() | float()) as number) if abs(number) < 1e300 and not isinstance(number, bool):
+            return float(number)
         case ast.Name(id="lr"):
             return lr
         case ast.BinOp(op=ast.Mult()):
