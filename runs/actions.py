@@ -89,10 +89,10 @@ def _duration(seconds: float) -> timedelta:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     part = getattr(arguments, "split", "test")
-    found = prediction.evaluate_run(
+    result = prediction.evaluate_run(
         arguments.evaluate, part=part, data_dir=getattr(arguments, "data_dir", None), own_units=arguments.own_units
     )
-    run, then, now, differences = found.run, found.recorded, found.recomputed, found.differences()
+    run, then, now, differences = result.run, result.recorded, result.recomputed, result.differences()
     equal = then == now
     print(
         f"{title(run.config)} seed {run.record['seed']}, {part} {run.config.metric}: recorded {then.metric}, "
@@ -102,7 +102,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if not equal:
         recorded_on = f"{run.record.get('device')} with jax {run.record.get('versions', {}).get('jax')}"
         this = f"{jax.devices()[0].device_kind} with jax {jax.__version__}"
-        print(f"Recorded on {recorded_on}, recomputed on {this}; they may round differently.", file=sys.stderr)
+        print(f"Recorded on {recorded_on}, recomputed on {this}; the two may round differently.", file=sys.stderr)
     return 0 if equal else 1
 
 
