@@ -162,11 +162,6 @@ class ExperimentConfig(BaseModel):
             raise ValueError("a seed is listed twice")
         return seeds
 
-    @field_validator("lr_scheduler", mode="before")
-    @classmethod
-    def _scheduler_as_text(cls, rule):
-        return scheduler.normalise(rule)
-
     @field_validator("output_parent_dir")
     @classmethod
     def _output_default(cls, folder):

@@ -11,23 +11,25 @@ import jax
 from common import tables
 from models.load import RunError
 from runs import compilation_cache, planning, prediction, streams
-from runs.folder import run_folder
+from runs.command import use_of
+from runs.folder import finished_result, run_folder
 from runs.selection import Selection
 from runs.signals import StopSignals
-from runs.train_all import KNOWN_ERRORS, kept_result, message_of, overwriting_of, title, train_all
+from runs.train_all import KNOWN_ERRORS, message_of, title, train_all
 
 
-def act(arguments: argparse.Namespace) -> int:
-    """Do what the command line asks for, and return the exit status (`runs.command.STATUS`)."""
-    other_uses = {"plan": _plan, "evaluate": _evaluate, "predict": _predict}
-    use = next((name for name in other_uses if name in arguments), None)
+def act(arguments: argparse.Namespace, signals: StopSignals | None) -> int:
+    """Do what the command line asks for, and return the exit status (`runs.command.STATUS`).
+
+    `signals` are needed to train, and None for the other uses.
+    """
+    use = use_of(arguments)
     precision = jax.enable_x64(True) if arguments.double_precision else contextlib.nullcontext()
     try:
         with precision, compilation_cache.enabled(arguments.compilation_cache):
-            if use is None:
-                with StopSignals() as signals:
-                    return train_all(arguments, signals)
-            status = other_uses[use](arguments)
+            if signals is not None:
+                return train_all(arguments, signals)
+            status = {"plan": _plan, "evaluate": _evaluate, "predict": _predict}[use](arguments)
     except (*KNOWN_ERRORS, RunError) as error:
         print(f"run_experiment.py: error: {message_of(error)}", file=sys.stderr)
         return 2
@@ -42,13 +44,15 @@ def act(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     selection = Selection(arguments)
-    overwriting = overwriting_of(selection, arguments)
+    if not arguments.overwrite:
+        selection.require_same_runs()
     print(*selection.lines, sep="\n", file=sys.stderr)
     plans = []
     for config in selection.configs:
         print(f"Timing {title(config)}", file=sys.stderr)
-        to_do = [seed for seed in config.seeds if kept_result(run_folder(config, seed), overwriting) is None]
-        plans.append(planning.plan(config, runs=len(to_do)))
+        finished = [finished_result(run_folder(config, seed)) for seed in config.seeds]
+        to_do = len(finished) if arguments.overwrite else finished.count(None)
+        plans.append(planning.plan(config, runs=to_do))
     print(plan_table(plans, datetime.now()))
     return 0
 
@@ -66,33 +70,29 @@ def plan_table(plans: list[planning.Plan], now: datetime) -> str:
                 *(config.dataset_name, config.model_name, config.learning_algorithm),
                 *(str(plan.runs), f"{plan.parameters:,}"),
                 *(f"{getattr(plan, size) / 2**20:,.1f} MiB" for size in sizes),
-                *(f"{plan.per_1000_steps:,.1f}", duration(plan.longest)),
+                *(f"{plan.per_1000_steps:,.1f}", str(_duration(plan.longest))),
             )
         )
     seconds = math.fsum(plan.longest for plan in plans)
     return (
         f"{tables.aligned(rows)}\n"
-        f"{sum(plan.runs for plan in plans)} runs, one after the other: at most {duration(seconds)}, until "
+        f"{sum(plan.runs for plan in plans)} runs, one after the other: at most {_duration(seconds)}, until "
         f"{now + timedelta(seconds=seconds):%Y-%m-%d %H:%M}. Early stopping ends runs sooner.\n"
         "temporaries and arguments: memory of a step by XLA's own analysis; the data and a second copy of the model "
         "come on top. disk: of all these runs."
     )
 
 
-def duration(seconds: float) -> str:
-    """Seconds as text in the two largest units."""
-    minutes, seconds = divmod(math.ceil(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if days else f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+def _duration(seconds: float) -> timedelta:
+    return timedelta(seconds=math.ceil(seconds))
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     part = getattr(arguments, "split", "test")
-    found = prediction.evaluate_run(
+    result = prediction.evaluate_run(
         arguments.evaluate, part=part, data_dir=getattr(arguments, "data_dir", None), own_units=arguments.own_units
     )
-    run, then, now, differences = found.run, found.recorded, found.recomputed, found.differences()
+    run, then, now, differences = result.run, result.recorded, result.recomputed, result.differences()
     equal = then == now
     print(
         f"{title(run.config)} seed {run.record['seed']}, {part} {run.config.metric}: recorded {then.metric}, "
@@ -102,7 +102,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if not equal:
         recorded_on = f"{run.record.get('device')} with jax {run.record.get('versions', {}).get('jax')}"
         this = f"{jax.devices()[0].device_kind} with jax {jax.__version__}"
-        print(f"Recorded on {recorded_on}, recomputed on {this}; they may round differently.", file=sys.stderr)
+        print(f"Recorded on {recorded_on}, recomputed on {this}; the two may round differently.", file=sys.stderr)
     return 0 if equal else 1
 
 
@@ -111,7 +111,5 @@ def _predict(arguments: argparse.Namespace) -> int:
     written = prediction.predict_file(
         arguments.run, arguments.predict, output, overwrite=arguments.overwrite, own_units=arguments.own_units
     )
-    if written.warning is not None:
-        print(f"run_experiment.py: warning: {written.warning}", file=sys.stderr)
     print(f"{written.path}: {written.series} series, by {title(written.run.config)} ({arguments.run})")
     return 0

@@ -24,7 +24,8 @@ KEPT_RUN_FLAGS = {
 STATUS = (
     "Exit status: 0; 1 if a run failed, or if the metric, the loss or an output differs for --evaluate; 2 if the "
     "command was refused and no run was trained, or if the output of --plan or --evaluate could not be printed; "
-    "75 if SIGTERM, SIGINT or SIGUSR1 stopped it: the same command resumes; 130 after a second SIGINT."
+    "75 if SIGTERM, SIGINT or SIGUSR1 stopped a training: the same command, without --overwrite, resumes; "
+    "130 after a second SIGINT."
 )
 
 
@@ -111,7 +112,7 @@ def _add_training(flags) -> None:
     )
     add("--tensorboard", **no, help="write event files too; needs tensorboardX")
     add("--double_precision", **no, help="compute in float64")
-    add("--overwrite", **no, help="start runs anew even if they are finished, or replace the file of predictions")
+    add("--overwrite", **no, help="remove earlier runs and start again, or replace the file of predictions")
     compilation_cache.add_flag(flags)
 
 
@@ -136,6 +137,11 @@ def _add_other_uses(group) -> None:
     )
 
 
+def use_of(arguments: argparse.Namespace) -> str:
+    """ "plan", "evaluate" or "predict" if the flag is given, else "train"."""
+    return next((use for use in ("plan", "evaluate", "predict") if use in arguments), "train")
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, checked: a flag that would have no effect is an error."""
     flags = parser()
@@ -147,8 +153,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                 "own unit needs --own_units"
             )
     given = {name for name, value in vars(arguments).items() if value != flags.get_default(name)}
-    use = next((name for name in KEPT_RUN_FLAGS if name in arguments), None)
-    if use is None:
+    use = use_of(arguments)
+    if use in ("train", "plan"):
         surplus = given & {"split", "run", "output"}
         reason = "it goes with --evaluate or --predict"
     else:

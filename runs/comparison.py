@@ -1,6 +1,6 @@
-"""Reads what runs of RHEL and BPTT reached, and compares both with each other and with the paper.
+"""Reads the results of runs by RHEL and BPTT, and compares them with each other and with the paper.
 
-Only result.json and metrics.jsonl of each run are read. Needs no jax.
+It reads only result.json and metrics.jsonl of each run. It needs no jax.
 """
 
 # pandas types what a row or a group holds as anything; the checker then warns of each use.
@@ -24,131 +24,80 @@ CONFIDENCE = 0.95
 # Accuracies are shown in %, errors in 1e-2, as in the paper.
 SCALE = 100
 UNITS = {"accuracy": ("accuracy, %", 1), "mse": ("mse, 1e-2", 2)}  # name and digits
+LARGEST = {"accuracy": 1, "mse": 1e30}  # a larger test metric means that the file is damaged
 RESULT_FIELDS = (
     *("metric", "test_metric", "val_metric", "best_step", "steps", "stop_reason", "parameters", "seconds"),
     *("seconds_per_1000_steps", "peak_memory_host_bytes", "peak_memory_device_bytes", "error"),
 )
-# Of the published protocol: runs of so many steps, unless they stop early, which they cannot before the 11th evaluation
-# after the first.
+CURVE_FIELDS = ["step", "train_loss", "val_metric"]
+# The published protocol: 5 seeds, and 100,000 steps unless early stopping ends the run. It cannot do so before the 11th
+# evaluation after the first.
 PUBLISHED_SEEDS, STEPS, EVALUATIONS_EVERY, PATIENCE = 5, 100_000, 1_000, 10
-FIRST_EARLY_STOP = EVALUATIONS_EVERY * (PATIENCE + 2)
-LARGEST = 1e30  # nothing larger is drawn or taken for a result
-SHORT = "*"  # marks such a mean
+LEAST_STEPS = {"num_steps": STEPS, "early_stopping": EVALUATIONS_EVERY * (PATIENCE + 2)}
+SHORT = "*"
 NOTE = (
     "Test metric of the model that was best on the validation set: mean ± sample standard deviation (n - 1) over n "
     "seeds; paper: mean ± std over five seeds. RHEL - BPTT: mean of the differences of the seeds that both have, with "
     "its 95 % interval by Student's t. Averages are over the sets that have both, seed by seed. "
-    f"{SHORT}: fewer seeds or steps than those of the paper, to which the mean is no counterpart."
+    f"{SHORT}: the mean has fewer seeds or steps than the mean of the paper, so the two cannot be compared."
 )
-
-
-# Reading
 
 
 def read_runs(outputs: Path) -> pd.DataFrame:
     """The runs below a folder, one per row: data set, model, algorithm, seed, status, folder and `RESULT_FIELDS`.
 
-    The status is "completed", "failed", "unfinished" (no result yet) or "damaged" (a result that tells no metric).
+    The status is "completed", "failed", "unfinished" (no result.json) or "damaged" (no sound metric in result.json).
     """
     rows = []
     for folder in outputs.glob("*/*_*/seed_*"):
         model, _, algorithm = folder.parent.name.rpartition("_")
-        # Written as run_experiment.py writes it: seed_1 and seed_01 would be two runs of one seed.
-        seed = re.fullmatch(r"seed_(0|[1-9][0-9]{0,9})", folder.name)
-        if seed is None or algorithm not in ALGORITHMS or not folder.is_dir():
-            continue
-        result = _read_result(folder / "result.json")
-        rows.append(
-            {
-                **{"dataset": folder.parent.parent.name, "model": model, "algorithm": algorithm},
-                **{"seed": int(seed[1]), "status": result["status"], "folder": str(folder)},
-                **{name: result.get(name) for name in RESULT_FIELDS},
-            }
-        )
+        # As run_experiment.py writes it: seed_1 and seed_01 would be two runs of one seed.
+        seed = re.fullmatch(r"seed_(0|[1-9]\d*)", folder.name, re.ASCII)
+        if seed is not None and algorithm in ALGORITHMS:
+            names = {"dataset": folder.parent.parent.name, "model": model, "algorithm": algorithm, "seed": int(seed[1])}
+            rows.append(names | {"folder": str(folder)} | _read_result(folder / "result.json"))
     names = ["dataset", "model", "algorithm", "seed", "status", "folder", *RESULT_FIELDS]
-    runs = pd.DataFrame(_of_one_metric(rows), columns=names)
+    runs = pd.DataFrame(rows, columns=names)
     return runs.sort_values(names[:4], key=lambda column: column.map(_rank), ignore_index=True)
 
 
 def _rank(name):
-    """The published sets come first, in the paper's order."""
+    """The published sets come first, in the order of the paper."""
     if not isinstance(name, str):
         return name
     return f"{DATASETS.index(name) if name in DATASETS else len(DATASETS)} {name}"
 
 
 def _read_result(path: Path) -> dict:
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        return {"status": "damaged", "error": f"{path.name}: is not a regular file"}
+    """The status of a run, and the numbers and texts of its result."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         completed = result["status"] == "completed"
-        if completed:
-            metric, value = result["metric"], result["test_metric"]
-            if isinstance(value, bool) or not 0 <= value <= {"accuracy": 1, "mse": LARGEST}[metric]:
-                raise ValueError(f"test_metric {_short(value)} is no {metric}")
-        memory = result.get("peak_memory_bytes")
-        if isinstance(memory, dict):
-            result |= {f"peak_memory_{kind}_bytes": size for kind, size in memory.items()}
-        # Numbers and texts alone, as runs.csv takes them.
-        fields = {name: value for name, value in result.items() if isinstance(value, int | float | str)}
-        return {**fields, "status": "completed" if completed else "failed"}
+        if completed and not 0 <= result["test_metric"] <= LARGEST[result["metric"]]:
+            raise ValueError(f"test_metric {result['test_metric']} is no {result['metric']}")
+        memory = result.get("peak_memory_bytes", {})
+        result |= {f"peak_memory_{kind}_bytes": size for kind, size in memory.items()}
+        return result | {"status": "completed" if completed else "failed"}
     except FileNotFoundError:
         return {"status": "unfinished"}
-    # Any file may lie there.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return {"status": "damaged", "error": _short(f"{path.name}: {error!r}")}
-
-
-def _short(value: object) -> str:
-    text = repr(value) if not isinstance(value, str) else value
-    return text if len(text) <= 200 else f"{text[:200]}.."
-
-
-def _of_one_metric(rows: list[dict]) -> list[dict]:
-    """The runs; those of a data set in which some are measured by accuracy and some by mse count as damaged."""
-    metrics = {}
-    for row in rows:
-        if row["status"] == "completed":
-            metrics.setdefault(row["dataset"], set()).add(row["metric"])
-    return [
-        {**row, "status": "damaged", "error": f"metric {row['metric']}: the runs of this set have two metrics"}
-        if row["status"] == "completed" and len(metrics[row["dataset"]]) > 1
-        else row
-        for row in rows
-    ]
+        return {"status": "damaged", "error": f"{path.name}: {error!r}"}
 
 
 def read_curve(folder: Path) -> pd.DataFrame:
-    """The evaluations of a run: step, train_loss and val_metric. Lines that cannot be read are left out."""
-    evaluations, names = [], ["step", "train_loss", "val_metric"]
-    path = folder / "metrics.jsonl"
+    """`CURVE_FIELDS` of the evaluations of a run; no evaluations if metrics.jsonl is damaged."""
     try:
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    except (OSError, ValueError):
-        text = ""
-    for line in text.splitlines():
-        try:
-            evaluation = dict(json.loads(line))
-        except (ValueError, TypeError, RecursionError):
-            continue
-        evaluations.append([_number(evaluation.get(name)) for name in names])
-    return pd.DataFrame(evaluations, columns=names, dtype=float)
-
-
-def _number(value: object) -> float:
-    """The value, or nan for what is no number or too large to be drawn."""
-    return float(value) if isinstance(value, int | float) and abs(value) < LARGEST else math.nan
-
-
-# Comparing
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return pd.DataFrame(map(json.loads, lines), columns=CURVE_FIELDS, dtype=float)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return pd.DataFrame(columns=CURVE_FIELDS, dtype=float)
 
 
 def compare(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per data set and model, then the averages of each model over sets measured by accuracy.
+    """One row per data set and model, then the averages of each model over the sets measured by accuracy.
 
-    For each algorithm mean, std, n, short, paper_mean and paper_std; of RHEL - BPTT mean, low, high and pairs. What
-    cannot be said is nan. "short" tells that a mean stands beside one of the paper and has fewer seeds or steps.
+    Columns of each algorithm: mean, std, n, short, paper_mean and paper_std; of RHEL - BPTT: mean, low, high and pairs.
+    A value that does not exist is nan. "short" is true for a mean of fewer seeds or steps than the mean of the paper.
     """
     completed = runs[runs["status"] == "completed"]
     # Rows: metric, data set, model and seed; a column for each algorithm.
@@ -162,8 +111,8 @@ def compare(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (metric, dataset, model), values in scores.groupby(level=["metric", "dataset", "model"], sort=False):
         published = {algorithm: PUBLISHED.get((dataset, model, algorithm)) for algorithm in ALGORITHMS}
-        of_row = {algorithm for algorithm in ALGORITHMS if (dataset, model, algorithm) in short}
-        rows.append(_compared(dataset, model, metric, values, published, of_row))
+        short_of_row = {algorithm for algorithm in ALGORITHMS if (dataset, model, algorithm) in short}
+        rows.append(_compared(dataset, model, metric, values, published, short_of_row))
     rows.sort(key=lambda row: (_rank(row["dataset"]), row["model"]))
     if "accuracy" in scores.index.levels[0]:
         for model, values in scores.loc["accuracy"].groupby(level="model"):
@@ -173,8 +122,7 @@ def compare(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _is_whole(run: dict) -> bool:
     """Whether a run has the steps of the published protocol, as far as its result tells."""
-    least = {"num_steps": STEPS, "early_stopping": FIRST_EARLY_STOP}.get(run["stop_reason"], math.inf)
-    return isinstance(run["steps"], int | float) and run["steps"] >= least
+    return isinstance(run["steps"], int | float) and run["steps"] >= LEAST_STEPS.get(run["stop_reason"], math.inf)
 
 
 def _compared(dataset: str, model: str, metric: str, values: pd.DataFrame, published: dict, short: set[str]) -> dict:
@@ -186,7 +134,7 @@ def _compared(dataset: str, model: str, metric: str, values: pd.DataFrame, publi
         row |= {f"{algorithm}_{name}": value for name, value in {**own, "paper_mean": mean, "paper_std": std}.items()}
     differences = (values["RHEL"] - values["BPTT"]).dropna()
     pairs, mean = len(differences), differences.mean()
-    # nan for a single pair, which has no interval
+    # nan for a single pair
     half = student_t.ppf((1 + CONFIDENCE) / 2, pairs - 1) * differences.std(ddof=1) / math.sqrt(max(pairs, 1))
     return row | {
         "difference_mean": mean,
@@ -197,46 +145,47 @@ def _compared(dataset: str, model: str, metric: str, values: pd.DataFrame, publi
 
 
 def _averages(model: str, values: pd.DataFrame, short: set[tuple[str, str, str]]) -> list[dict]:
-    """The mean over the data sets that have runs of both algorithms, and over the published ones among them.
+    """The mean over the data sets that have runs of both algorithms, and the mean over the published ones among them.
 
-    It is taken seed by seed, over the seeds that all these sets have, so that it has a paired difference too.
+    It is taken seed by seed, over the seeds that all these sets have. So the average has a paired difference, too.
     """
     by_set = values.unstack("dataset")
     both = [name for name in by_set["BPTT"].columns if by_set[[("BPTT", name), ("RHEL", name)]].notna().any().all()]
     published = [name for name in both if (name, model, "RHEL") in PUBLISHED]
     rows = []
-    # Where all sets are published, the two are one.
+    # If all sets are published, the two averages are the same.
     for names, kind in {tuple(both): "sets", tuple(published): "published sets"}.items():
         if len(names) < 2:
             continue
         chosen = by_set.loc[:, [(algorithm, name) for algorithm in ALGORITHMS for name in names]].dropna()
         means = pd.DataFrame({algorithm: chosen[algorithm].mean(axis=1) for algorithm in ALGORITHMS})
-        paper, of_row = dict.fromkeys(ALGORITHMS), set()
+        paper, short_of_row = dict.fromkeys(ALGORITHMS), set()
         if kind == "published sets":
             for algorithm in ALGORITHMS:
                 paper[algorithm] = (fmean(PUBLISHED[name, model, algorithm][0] for name in names), math.nan)
-            of_row = {algorithm for name, algorithm in product(names, ALGORITHMS) if (name, model, algorithm) in short}
-        rows.append(_compared(f"average of {len(names)} {kind}", model, "accuracy", means, paper, of_row))
+            short_of_row = {
+                algorithm for name, algorithm in product(names, ALGORITHMS) if (name, model, algorithm) in short
+            }
+        rows.append(_compared(f"average of {len(names)} {kind}", model, "accuracy", means, paper, short_of_row))
     return rows
 
 
 def problems(runs: pd.DataFrame) -> list[str]:
     """A line for each data set, model and algorithm with runs that failed, are unfinished, damaged or missing.
 
-    A seed that any run of a data set has is expected of both algorithms of every model found.
+    Both algorithms of every model must have every seed that any run of the data set has.
     """
     lines = []
     for dataset, of_set in runs.groupby("dataset", sort=False):
-        for model in sorted(set(runs["model"])):
-            for algorithm in ALGORITHMS:
-                there = of_set[(of_set["model"] == model) & (of_set["algorithm"] == algorithm)].set_index("seed")
-                found = [
-                    f"seed {seed} {run['status']}" + (f" ({run['error']})" if isinstance(run["error"], str) else "")
-                    for seed, run in there[there["status"] != "completed"].iterrows()
-                ]
-                missing = sorted(set(of_set["seed"]) - set(there.index))
-                if missing:
-                    found.append(f"missing: {', '.join(map(str, missing))}")
-                if found:
-                    lines.append(f"{dataset} {model} {algorithm}: {'; '.join(found)}")
+        for model, algorithm in product(sorted(set(runs["model"])), ALGORITHMS):
+            own = of_set[(of_set["model"] == model) & (of_set["algorithm"] == algorithm)]
+            texts = [
+                f"seed {run['seed']} {run['status']}" + (f" ({run['error']})" if isinstance(run["error"], str) else "")
+                for run in own[own["status"] != "completed"].to_dict("records")
+            ]
+            missing = sorted(set(of_set["seed"]) - set(own["seed"]))
+            if missing:
+                texts.append(f"missing: {', '.join(map(str, missing))}")
+            if texts:
+                lines.append(f"{dataset} {model} {algorithm}: {'; '.join(texts)}")
     return lines

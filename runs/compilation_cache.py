@@ -1,7 +1,7 @@
-"""Keep compiled programs on disk, so that the next start need not compile them again. For the scripts only.
+"""Keep compiled programs on disk for the next start. For the scripts only.
 
-A kept program computes the same, to the last bit. jax finds it by program, versions, flags and processor, so one folder
-serves all of them.
+A kept program computes the same, to the last bit. jax distinguishes programs, versions, flags and processors, so one
+folder serves all of them.
 """
 
 import argparse
@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 OFF = "none"
-_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
 def add_flag(parser: argparse.ArgumentParser) -> None:
@@ -26,12 +25,9 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def default_folder() -> str:
-    """The folder in JAX_COMPILATION_CACHE_DIR, else one in the user's cache directory, else "none"."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # the standard says: ignore a relative path
-        base = os.path.expanduser("~/.cache")
-    in_home = os.path.join(base, "rhel", "jax") if os.path.isabs(base) else OFF  # a user without a home
-    return os.environ.get(_VARIABLE) or in_home
+    """The folder in JAX_COMPILATION_CACHE_DIR, else rhel/jax in the user's cache directory."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(base, "rhel", "jax")
 
 
 @contextmanager
@@ -40,7 +36,7 @@ def enabled(folder: str) -> Iterator[None]:
     import jax
     from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-    # jax's default keeps only what takes a second to compile; the fifty small programs of a run take seconds together.
+    # By default, jax keeps only what takes a second to compile. A run has about fifty small programs.
     options = {"jax_compilation_cache_dir": _usable(folder), "jax_persistent_cache_min_compile_time_secs": 0.0}
     before = {name: getattr(jax.config, name) for name in options}
 
@@ -57,13 +53,12 @@ def enabled(folder: str) -> Iterator[None]:
 
 
 def _usable(folder: str) -> str | None:
-    if folder == OFF or "://" in folder:  # jax can write to a bucket
-        return None if folder == OFF else folder
+    if folder == OFF:
+        return None
     try:
         Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever can write there can have programs run
         if not os.access(folder, os.W_OK):
             raise PermissionError(13, "Permission denied")
-        return folder
     except OSError as error:
         print(
             f"Compiled programs are not kept: {folder}: {error.strerror} "
@@ -71,3 +66,4 @@ def _usable(folder: str) -> str | None:
             file=sys.stderr,
         )
         return None
+    return folder

@@ -17,7 +17,7 @@ def save(figure: Figure, path: Path) -> None:
 def draw_predictions(outputs: np.ndarray, labels: np.ndarray, path: Path, *, title: str) -> None:
     """Draw predicted and true labels, both (samples, outputs), of up to four samples spread over a set, into a PNG.
 
-    Both are in the units of the data set's files.
+    Both are in the units of the files of the data set.
     """
     shown = np.unique(np.linspace(0, len(labels) - 1, 4, dtype=int))
     figure = Figure(figsize=(9, 1 + 1.6 * len(shown)), layout="constrained")

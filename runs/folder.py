@@ -12,7 +12,6 @@
     result.json      how the run ended, and the hashes of model.eqx and of its outputs for the test part. It is written
                      last and atomically: a folder without it is unfinished
     events/          event files for TensorBoard, with --tensorboard
-    .overwrite       the key of the --overwrite command at work, see `runs.overwriting`
     .lock            held by the process at work
 """
 
@@ -29,7 +28,7 @@ from experiment_configs.schema import ConfigError, ExperimentConfig
 CONFIG, MODEL, RESULT = "config.json", "model.eqx", "result.json"  # as in `models.load`
 SPLIT, METRICS, CURVES, PREDICTIONS = "split.json", "metrics.jsonl", "curves.png", "predictions.png"
 CHECKPOINTS, EVENTS, NONFINITE = "checkpoints", "events", "nonfinite.eqx"
-LOCK, OVERWRITE = ".lock", ".overwrite"
+LOCK = ".lock"
 
 
 class RunRefused(ConfigError):
@@ -60,7 +59,7 @@ def _is_number(value: Any) -> bool:
 
 def clear(folder: Path) -> None:
     """Remove the files of a run. result.json goes first: if the process dies halfway, the folder is unfinished."""
-    for name in (RESULT, OVERWRITE, CONFIG, SPLIT, METRICS, MODEL, CURVES, PREDICTIONS, NONFINITE):
+    for name in (RESULT, CONFIG, SPLIT, METRICS, MODEL, CURVES, PREDICTIONS, NONFINITE):
         (folder / name).unlink(missing_ok=True)
     for name in (CHECKPOINTS, EVENTS):
         if (folder / name).exists():

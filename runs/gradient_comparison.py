@@ -1,8 +1,10 @@
-"""Compares the gradients of the learning algorithms, parameter by parameter, with BPTT in float64."""
+"""Compares the gradient of each learning algorithm, parameter by parameter, with the gradient of BPTT in float64."""
 
 import argparse
 import re
 import warnings
+from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -27,15 +29,14 @@ from train import sample_loss
 
 
 class Problem(NamedTuple):
-    """A model without dropout, and the batch whose mean loss is differentiated."""
+    """A model without dropout, and a batch. The gradient is of the mean loss of the batch."""
 
     model: eqx.Module
     state: eqx.nn.State
     x: jax.Array
     labels: jax.Array
     classification: bool
-    rounding: list | None = None
-    """In float64: see `models.check.with_same_numbers`."""
+    rounding: list | None = None  # in float64: see `models.check.with_same_numbers`
 
 
 def make_problem(options: argparse.Namespace, model_name: str, dataset: Dataset) -> Problem:
@@ -59,7 +60,7 @@ def make_problem(options: argparse.Namespace, model_name: str, dataset: Dataset)
 
 
 def widen(problem: Problem, *, moved_by: jax.Array | None = None) -> Problem:
-    """The same numbers in float64; with a key, the inputs and the constrained parameters one rounding off."""
+    """The same numbers in float64. A key moves inputs and constrained parameters by one rounding of float32."""
     rounding = rounding_of_constraints(problem.model, key=moved_by)
     wide = Problem(*to_float64(problem[:4]), problem.classification, rounding)
     return wide if moved_by is None else wide._replace(x=one_rounding(wide.x, key=moved_by))
@@ -77,41 +78,45 @@ def loss(model: Any, problem: Problem) -> jax.Array:
 gradient = eqx.filter_jit(eqx.filter_grad(loss))
 
 
-def compare(options: argparse.Namespace, problem: Problem, notice) -> tuple[list[dict], dict]:
-    """Rows (one per parameter, block, algorithm and precision) and what else was found about one model."""
+def compare(options: argparse.Namespace, problem: Problem, notice: Callable[[str], None]) -> tuple[list[dict], dict]:
+    """The rows of one model, one per parameter, block, algorithm and precision; and the errors of its echo."""
     wide = widen(problem)
-    by_backpropagation = with_learning_algorithm(wide.model, BPTT())
-    reference = gradient(by_backpropagation, wide)
+    bptt = with_learning_algorithm(wide.model, BPTT())
+    reference = gradient(bptt, wide)
     notice("finite differences of the reference ..")
-    differences = finite_difference_errors(
-        lambda model: loss(model, wide), by_backpropagation, reference, key=jax.random.PRNGKey(1)
-    )
-    notice("the reference, one rounding off ..")
-    moved = gradient(by_backpropagation, widen(problem, moved_by=jax.random.PRNGKey(2)))
+    differences = finite_difference_errors(lambda model: loss(model, wide), bptt, reference, key=jax.random.PRNGKey(1))
+    notice("the reference after a change by one rounding ..")
+    moved = gradient(bptt, widen(problem, moved_by=jax.random.PRNGKey(2)))
     of_reference = {
         path: {"finite_differences": difference, "one_rounding": numbers.relative_error}
         for (path, numbers), difference in zip(agreement_by_leaf(moved, reference).items(), differences, strict=True)
     }
     rows = []
-    for algorithm_name in options.learning_algorithm:
-        for dtype, version_of in (("float32", problem), ("float64", wide)):
-            if (algorithm_name, dtype) == ("BPTT", "float64"):
-                continue
-            for epsilon in (options.epsilon or [None]) if algorithm_name == "RHEL" else [None]:
-                run = f"{algorithm_name} {dtype}" + (f" {epsilon:g}" if epsilon and len(options.epsilon) > 1 else "")
-                notice(f"{run} ..")
-                nudged = algorithm_name == "RHEL"
-                algorithm = RHEL(epsilon, options.literal) if nudged else make_learning_algorithm(algorithm_name)
-                found = gradient(with_learning_algorithm(version_of.model, algorithm), version_of)
-                about = {"learning_algorithm": algorithm_name, "dtype": dtype, "epsilon": epsilon, "run": run}
-                for path, numbers in agreement_by_leaf(found, reference).items():
-                    rows.append(_split_path(path) | about | numbers._asdict() | of_reference[path])
+    for name, epsilon, dtype in _algorithms(options):
+        if (name, dtype) == ("BPTT", "float64"):  # the reference
+            continue
+        run = f"{name} {dtype}" + (f" {epsilon:g}" if epsilon and len(options.epsilon) > 1 else "")
+        notice(f"{run} ..")
+        algorithm = RHEL(epsilon, options.literal) if name == "RHEL" else make_learning_algorithm(name)
+        of_run = problem if dtype == "float32" else wide
+        computed = gradient(with_learning_algorithm(of_run.model, algorithm), of_run)
+        about = {"learning_algorithm": name, "dtype": dtype, "epsilon": epsilon, "run": run}
+        for path, numbers in agreement_by_leaf(computed, reference).items():
+            rows.append(_split_path(path) | about | numbers._asdict() | of_reference[path])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RetraceWarning)
         retrace = np.max(retrace_errors(problem.model, problem.state, problem.x), axis=0)
     for warning in caught:
         notice(f"warning: {warning.message}")
-    return rows, {"retrace_error_float32": [float(error) for error in retrace]}
+    return rows, {"retrace_error_float32": retrace.tolist()}
+
+
+def _algorithms(options: argparse.Namespace) -> Iterator[tuple[str, float | None, str]]:
+    """(algorithm, epsilon, precision) of every gradient; only RHEL has an epsilon."""
+    for name in options.learning_algorithm:
+        epsilons = options.epsilon if name == "RHEL" and options.epsilon else [None]
+        for dtype, epsilon in product(("float32", "float64"), epsilons):
+            yield name, epsilon, dtype
 
 
 def _split_path(path: str) -> dict:

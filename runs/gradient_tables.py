@@ -17,7 +17,7 @@ def _runs(rows: pd.DataFrame) -> list[str]:
 
 
 def by_parameter(rows: pd.DataFrame) -> pd.DataFrame:
-    """Largest relative error of each parameter over the blocks, and what is known of its reference."""
+    """Largest relative error of each parameter over the blocks, and the errors of its reference."""
     order = list(dict.fromkeys(rows.parameter))
     table = rows.pivot_table(index="parameter", columns="run", values="relative_error", aggfunc="max", dropna=False)
     table = table.loc[order, _runs(rows)]
@@ -28,7 +28,7 @@ def by_parameter(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_model(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each model and run, the largest relative error of any parameter of any block and the smallest cosine."""
+    """The largest relative error and the smallest cosine of each model and run, over all parameters and blocks."""
     grouped = rows.groupby(["model", "run"], sort=False)
     measures = {
         "largest relative error": grouped.relative_error.max(),
@@ -48,7 +48,7 @@ def by_model(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_comparison(rows: pd.DataFrame, title: str) -> Figure:
-    """Bars of cosine and norm ratio as in the paper, and the relative errors that such bars cannot show."""
+    """Bars of cosine and norm ratio as in the paper, and the relative errors, which are too small for such bars."""
     order = list(dict.fromkeys(rows.parameter))
     blocks = sorted(rows.block.dropna().unique())
     figure = Figure(figsize=(1.5 + 0.62 * len(order), 8), layout="constrained")
@@ -79,7 +79,7 @@ def draw_comparison(rows: pd.DataFrame, title: str) -> Figure:
 
 
 def draw_sweep(rows: pd.DataFrame) -> Figure:
-    """Largest relative error of a leaf against epsilon, with the slope between the two largest epsilons."""
+    """Largest relative error of a parameter against epsilon, with the slope between the two largest epsilons."""
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     axis = figure.subplots()
     for (model, dtype), group in rows[rows.learning_algorithm == "RHEL"].groupby(["model", "dtype"]):

@@ -47,36 +47,33 @@ def require_same_run(folder: Path, now: dict[str, Any]) -> None:
     """
     try:
         saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        # Runs of earlier versions lack the fields that were added later.
-        then = {"standardise": False, **saved["config"], "precision": saved["precision"], "seed": saved["seed"]}
-        hashes = {name: saved["data"].get(name) for name in _HASHES}
+        then = saved["config"] | {"precision": saved["precision"], "seed": saved["seed"]}
+        data = hash_differences(saved["data"], now["data"])
     except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _refused(folder, [f"with another config ({CONFIG} is unreadable)"]) from None
-    if hashes["sha256"] is None:
-        raise _refused(folder, ["by an earlier version, which recorded no hash of its data (--evaluate still works)"])
     names = sorted((then.keys() | now.keys()) - {"data", *_INCIDENTAL})
     fields = [f"{name} {then.get(name)!r}, now {now.get(name)!r}" for name in names if then.get(name) != now.get(name)]
-    data = hash_differences(hashes, now["data"])
     reasons = [f"with another config ({'; '.join(fields)})"] if fields else []
     reasons += [f"on other data ({'; '.join(data)})"] if data else []
     if reasons:
         raise _refused(folder, reasons)
 
 
-def hash_differences(then: dict[str, str | None], now: dict[str, str | None]) -> list[str]:
+def hash_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The differences between two `data_hashes`, in words."""
     return [
-        f"sha256 of {text} {_short(then[name])}, now {_short(now[name])}"
+        f"sha256 of {text} {_short(then.get(name))}, now {_short(now[name])}"
         for name, text in _HASHES.items()
-        if then[name] != now[name]
+        if then.get(name) != now[name]
     ]
 
 
 def _refused(folder: Path, reasons: list[str]) -> RunRefused:
     return RunRefused(
-        f"{folder}: was made {' and '.join(reasons)}. --overwrite starts anew, --output_parent_dir names another place"
+        f"{folder}: was made {' and '.join(reasons)}. --overwrite removes the run and starts again, "
+        "--output_parent_dir names another place"
     )
 
 

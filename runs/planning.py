@@ -1,4 +1,4 @@
-"""The memory, disk and time that a training would take. Prints and writes nothing."""
+"""The memory, disk and time that a training needs. Prints and writes nothing."""
 
 import io
 import math
@@ -21,26 +21,26 @@ from training.steps import copied
 
 TIMED_STEPS = 20
 
-# Of a run's files beside model.eqx: a line of metrics.jsonl; curves.png, config.json, split.json and result.json.
+# Files of a run except model.eqx: a line of metrics.jsonl; all other files together.
 BYTES_PER_EVALUATION = 300
 BYTES_OF_OTHER_FILES = 120_000
 
 
 class Plan(NamedTuple):
-    """What the runs of a config take; times are in seconds, sizes in bytes."""
+    """The needs of the runs of a config. Times are in seconds, sizes in bytes."""
 
     config: ExperimentConfig
-    runs: int  # to be made
+    runs: int  # without finished ones
     parameters: int
     temporaries: int  # working memory of a step, by XLA's own analysis
     arguments: int  # the arguments of a step: model, state, optimiser and batch
-    disk: int  # of all these runs
+    disk: int  # for all these runs
     per_1000_steps: float
-    longest: float  # all runs, each with all its steps and evaluations: no early stopping
+    longest: float  # for all these runs without early stopping
 
 
 def plan(config: ExperimentConfig, *, runs: int) -> Plan:
-    """Compile a step, time some steps, and estimate what so many runs of the config would take.
+    """Compile a step, time some steps, and estimate the needs of `runs` runs of the config.
 
     **Raises:** `DataError` and `ConfigError` as a run does.
     """
@@ -69,7 +69,7 @@ def plan(config: ExperimentConfig, *, runs: int) -> Plan:
 
 
 def _measure_step(config: ExperimentConfig, dataset: Dataset, model, state, key: PRNGKeyArray):
-    """XLA's account of the memory of a step, and the mean seconds of `TIMED_STEPS`, sent as the training sends them."""
+    """XLA's memory analysis of a step, and the mean seconds of `TIMED_STEPS` steps, sent as the training sends them."""
     optimiser = train.adam(config.learning_rate())
     optimiser_state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
     training = copied(train.TrainingState(model, state, optimiser_state, jnp.array(0)))
@@ -96,10 +96,10 @@ def _measure_step(config: ExperimentConfig, dataset: Dataset, model, state, key:
 
 
 def _seconds_per_evaluation(config: ExperimentConfig, dataset: Dataset, model, state) -> float:
-    """Of the training and the validation part, from the time of one batch."""
+    """The time for the training and the validation part, from the time of one batch."""
     x, y = next(dataset.train.loop_epoch(config.batch_size))
     batch = Dataloader(x, y)  # pyright: ignore[reportArgumentType] (arrays on the device serve, too)
-    for _ in range(2):  # the first time it is compiled
+    for _ in range(2):  # the first call compiles
         start = time.perf_counter()
         train.evaluate(model, state, batch, batch_size=config.batch_size, classification=config.classification)
         seconds = time.perf_counter() - start

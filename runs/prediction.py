@@ -1,6 +1,6 @@
-"""What a kept run is good for: its metric again, to the last bit, and predictions for new series. Prints nothing.
+"""Uses of a kept run: its metric again, to the last bit, and predictions for new series. Prints nothing.
 
-Both compute as the training did: in the recorded precision, with its time channel and its batch size.
+Both compute as the training did: in the recorded precision, with its channel of time and its batch size.
 """
 
 import csv
@@ -29,14 +29,13 @@ from experiment_configs.schema import ExperimentConfig, validate
 from models.load import RunError, load_trained, of_raw_series, read_record
 from runs import folder as files
 from runs.identity import data_hashes, hash_differences
-from runs.record import data_record
 
 
 @dataclass(frozen=True)
 class KeptRun:
-    """A run that is finished: its record (config.json), its config, and its best model, without dropout.
+    """A finished run: its record (config.json), its config, and its best model, without dropout.
 
-    `trained` works on what the loaders serve, `model` on series and labels in the units of the files.
+    `trained` takes what the loaders serve. `model` takes series, and gives labels, in the units of the files.
     """
 
     folder: Path
@@ -48,7 +47,7 @@ class KeptRun:
 
 
 class Measured(NamedTuple):
-    """What a model does on a part of the data. The hash of its outputs is known of the test part alone."""
+    """The results of a model for a part of the data. The hash of the outputs is recorded for the test part only."""
 
     metric: float
     loss: float
@@ -56,7 +55,7 @@ class Measured(NamedTuple):
 
 
 class Reproduction(NamedTuple):
-    """A part of the data: what was recorded of it, and what comes out now."""
+    """The recorded results of a run for a part of the data, and the results now."""
 
     run: KeptRun
     part: str
@@ -64,19 +63,18 @@ class Reproduction(NamedTuple):
     recomputed: Measured
 
     def differences(self) -> list[str]:
-        """In words, what differs beside the metric."""
+        """In words, the differences other than the metric."""
         then, now = self.recorded, self.recomputed
-        found = [] if then.loss == now.loss else [f"loss recorded {then.loss}, recomputed {now.loss}"]
-        return found + ([] if then.outputs_sha256 == now.outputs_sha256 else ["the outputs have other bits"])
+        lines = [] if then.loss == now.loss else [f"loss recorded {then.loss}, recomputed {now.loss}"]
+        return lines + ([] if then.outputs_sha256 == now.outputs_sha256 else ["the outputs have other bits"])
 
 
 class Predictions(NamedTuple):
-    """A CSV file with one row per series; `warning` says what a reader of the file must know."""
+    """A CSV file with one row per series."""
 
     run: KeptRun
     path: Path
     series: int
-    warning: str | None
 
 
 def evaluate_run(
@@ -84,11 +82,11 @@ def evaluate_run(
 ) -> Reproduction:
     """Compute the metric, the loss and the outputs for one part of the data again, on the rows that the run used.
 
-    `part` is one of "train", "validation" and "test"; `data_dir` takes the place of the recorded one. `own_units`
-    allows to import the Python file that the run names as its unit.
+    `part` is "train", "validation" or "test". `data_dir` replaces the recorded folder of the data. `own_units` allows
+    to import the Python file that the run names as its unit.
 
-    **Raises:** `RunError` for a folder that holds no finished run; `DataError` if the data cannot be had, or are no
-    longer what the run was trained on.
+    **Raises:** `RunError` for a folder without a finished run; `DataError` if the data are missing, or are not the data
+    of the run.
     """
     with _kept_run(folder, own_units) as run:
         recorded = _recorded(run.folder, part)
@@ -110,14 +108,14 @@ def predict_file(
 ) -> Predictions:
     """Predict for every series of a file, and write the predictions as CSV.
 
-    `file` is an npy array (N, L, C), which is read batch by batch, or a ts file, whose labels are not looked at; the
-    time channel is added here. The columns are, in classification: index (from 0), predicted, and one probability per
-    class; in regression: index and one column per output, in the units of the labels that the run was trained on.
-    `output` is <file>_predictions.csv beside the input if not given. It appears in one piece.
+    `file` is an npy array (N, L, C), which is read batch by batch, or a ts file, whose labels are ignored. The channel
+    of time is added here. The columns of a classification are index (from 0), predicted, and one probability per class;
+    of a regression index and one column per output, in the units of the labels. The default of `output` is
+    <file>_predictions.csv beside the input. It appears in one piece.
 
-    **Raises:** `RunError` for a folder that holds no finished run; `DataError` for a file of another kind or shape than
-    the run was trained on, for values or predictions that are not finite, and for an output that cannot be written or
-    is there already and not to be replaced (`overwrite`).
+    **Raises:** `RunError` for a folder without a finished run; `DataError` for a file of another kind or shape than the
+    data of the run, for values or predictions that are not finite, and for an output that cannot be written, or that
+    exists and may not be replaced (`overwrite`).
     """
     file = Path(file)
     if not file.is_file():
@@ -125,15 +123,13 @@ def predict_file(
     output = file.with_name(f"{file.stem}_predictions.csv") if output is None else Path(output)
     if not output.parent.is_dir():
         raise DataError(f"{output}: there is no folder {output.parent}.")
-    if output.exists() and not output.is_file():
-        raise DataError(f"{output}: is there and not a regular file. --output names another file.")
     if output.exists() and (not overwrite or output.samefile(file)):
-        raise DataError(f"{output}: is there already. --output names another file, --overwrite replaces it.")
+        raise DataError(f"{output}: exists already. --output names another file, --overwrite replaces it.")
     with _kept_run(folder, own_units) as run:
         series = _opened_series(file, run)
         with replacing(output) as temporary, open(temporary, "w", encoding="utf-8", newline="") as table:
             csv.writer(table, lineterminator="\n").writerows(_rows(run, predictions(run, series, file)))
-    return Predictions(run, output, len(series), _warning(run))
+    return Predictions(run, output, len(series))
 
 
 def predictions(run: KeptRun, series: np.ndarray, file: Path) -> Iterator[Float[np.ndarray, " outputs"]]:
@@ -172,7 +168,7 @@ def _outputs(model, state, x: Float[Array, "batch L data_dim"]) -> Float[Array, 
 
 
 @contextmanager
-def _kept_run(folder: str | Path, own_units: bool = False):
+def _kept_run(folder: str | Path, own_units: bool = False) -> Iterator[KeptRun]:
     """Within the block jax has the precision of the run."""
     folder = Path(folder)
     record = read_record(folder)
@@ -185,20 +181,18 @@ def _kept_run(folder: str | Path, own_units: bool = False):
 
 
 def _recorded(folder: Path, part: str) -> Measured:
-    """From result.json, and for the other parts from the line of metrics.jsonl that belongs to the best step."""
+    """The test part from result.json, the other parts from the line of metrics.jsonl of the best step."""
     result = files.finished_result(folder)
     if result is None:
         raise RunError(f"{folder / files.RESULT}: no result of a completed run; run it again")
     prefix = {"train": "train", "validation": "val", "test": "test"}[part]
     try:
-        found = result
-        if part != "test":
-            lines = map(json.loads, (folder / files.METRICS).read_text(encoding="utf-8").splitlines())
-            found = next(line for line in lines if line["step"] == result["best_step"])
-        return Measured(
-            float(found[f"{prefix}_metric"]), float(found[f"{prefix}_loss"]), found.get(f"{prefix}_outputs_sha256")
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError):
+        if part == "test":
+            return Measured(result["test_metric"], result["test_loss"], result["test_outputs_sha256"])
+        lines = map(json.loads, (folder / files.METRICS).read_text(encoding="utf-8").splitlines())
+        best = next(line for line in lines if line["step"] == result["best_step"])
+        return Measured(best[f"{prefix}_metric"], best[f"{prefix}_loss"], None)
+    except (OSError, ValueError, TypeError, KeyError, StopIteration, RecursionError):
         raise RunError(
             f"{folder}: {files.RESULT} or {files.METRICS} lacks {prefix}_metric or {prefix}_loss of the best step"
         ) from None
@@ -209,38 +203,21 @@ def _dataset(run: KeptRun, data_dir: str | None) -> Dataset:
     options = run.config.data_options()
     if data_dir is not None:
         options["data_dir"] = data_dir
+    way_out = "--data_dir names another folder."
     if not Path(options["data_dir"]).is_dir():  # a set that needs no download would be processed into it
-        raise DataError(
-            f"{options['data_dir']}: no such folder, but the data of {run.folder} lay there. --data_dir "
-            "names another folder."
-        )
-    if (run.folder / files.SPLIT).exists():
-        options["split"] = str(run.folder / files.SPLIT)
+        raise DataError(f"{options['data_dir']}: no such folder; {run.folder} was trained on data there. {way_out}")
+    saved_rows = run.folder / files.SPLIT
+    if saved_rows.exists():
+        options["split"] = str(saved_rows)
     dataset = create_dataset(seed=run.record["seed"], **options)
-    recorded, found = run.record["data"], data_record(dataset)
-
-    def require_same(*names):
-        for name in names:
-            then, now = recorded.get(name), found[name]
-            # Earlier versions gave no names to classes that are whole numbers in the files.
-            if now != then and not (name == "class_names" and then is None):
-                raise DataError(
-                    f"{dataset.name} in {options['data_dir']}: {name} is {now}, but the run {run.folder} was trained "
-                    f"on {then}. --data_dir names another folder."
-                )
-
-    require_same("data_dim", "label_dim", "length", "class_names")
-    now = data_hashes(dataset)
-    there = {name: recorded.get(name, now[name]) for name in now}  # runs of earlier versions recorded none
-    if there["split_sha256"] != now["split_sha256"] and (run.folder / files.SPLIT).exists():
-        raise RunError(f"{run.folder / files.SPLIT}: was changed: its rows are not those that the run used")
-    different = hash_differences(there, now)
-    if different:
+    then, now = run.record["data"], data_hashes(dataset)
+    if saved_rows.exists() and then.get("split_sha256") != now["split_sha256"]:
+        raise RunError(f"{saved_rows}: was changed: the run used other rows")
+    if different := hash_differences(then, now):
         raise DataError(
             f"{dataset.name} in {options['data_dir']}: the run {run.folder} was trained on other data "
-            f"({'; '.join(different)}). --data_dir names another folder."
+            f"({'; '.join(different)}). {way_out}"
         )
-    require_same("standardisation", "label_map")  # of runs of versions that recorded no hashes
     return dataset
 
 
@@ -263,17 +240,6 @@ def _opened_series(file: Path, run: KeptRun) -> np.ndarray:
             f"trained on {length} steps and {channels} channels."
         )
     return series
-
-
-def _warning(run: KeptRun) -> str | None:
-    data = run.record["data"]
-    # Versions that recorded no hash gave no names to classes that are whole numbers in the files.
-    if not run.config.classification or data.get("class_names") is not None or "sha256" in data:
-        return None
-    return (
-        f"{run.folder}: an earlier version of this program made the run and recorded no class names. The classes are "
-        "numbered from 0 in the order of their labels; labels such as 1..5 are not what the table shows"
-    )
 
 
 def _rows(run: KeptRun, outputs: Iterable[Float[np.ndarray, " outputs"]]):

@@ -1,13 +1,13 @@
-"""What a run shows while it trains."""
+"""The display of a run while it trains."""
 
 import sys
 from pathlib import Path
 
 
 class RunProgress:
-    """A bar with loss and metric on a terminal; one line per evaluation where stderr goes elsewhere.
+    """A bar with loss and metric on a terminal; one line per evaluation if stderr is not a terminal.
 
-    With a folder for `events` there are event files for TensorBoard in it.
+    With a folder `events`, it also writes event files for TensorBoard.
     """
 
     def __init__(self, name: str, config, events: Path | None):
@@ -35,19 +35,19 @@ class RunProgress:
             self.writer.close()
 
     def resume(self, step: int, damaged: dict[int, str]) -> None:
-        """The run goes on from a step; `damaged` are the checkpoints that were passed over, and why."""
+        """The run continues after `step`; `damaged` gives the problems of later checkpoints."""
         for number, problem in damaged.items():
             print(f"{self.name}: the checkpoint of step {number} is damaged: {problem}", file=sys.stderr)
-        print(f"{self.name}: goes on from step {step}", file=sys.stderr)
+        print(f"{self.name}: resumes from step {step}", file=sys.stderr)
         self.bar.update(step)
 
     def step(self, _, loss: float) -> None:
-        """A step is done."""
+        """Show the loss of a step."""
         self.bar.set_postfix_str(f"loss {loss:.4f}{self.validation}", refresh=False)
         self.bar.update()
 
     def evaluation(self, evaluation) -> None:
-        """An evaluation is done; `evaluation` is a `train.Evaluation`."""
+        """Show a `train.Evaluation`."""
         metric = self.config.metric
         self.validation = f", validation {metric} {evaluation.val_metric:.4f}"
         if not self.interactive:
@@ -61,7 +61,7 @@ class RunProgress:
         if self.writer is None:
             from tensorboardX import SummaryWriter
 
-            # What an earlier process wrote of this step and later ones counts no more.
+            # TensorBoard ignores what an earlier process wrote for this step and later ones.
             self.writer = SummaryWriter(str(self.events), purge_step=evaluation.step)
         for field, value in evaluation._asdict().items():
             if value is not None and field != "step":

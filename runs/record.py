@@ -37,7 +37,7 @@ def run_record(config: ExperimentConfig, seed: int, dataset: Dataset) -> dict[st
 
 
 def data_record(dataset: Dataset) -> dict[str, Any]:
-    """Sizes, hashes and classes of the data, and the maps between the files and what the model sees."""
+    """Sizes, hashes and classes of the data, and the maps from the units of the files to the units of the model."""
     return {
         "data_dim": dataset.data_dim,
         "label_dim": dataset.label_dim,
@@ -52,7 +52,7 @@ def data_record(dataset: Dataset) -> dict[str, Any]:
 
 
 def _lost_classes(dataset: Dataset) -> list[str]:
-    """Names, or numbers, of the classes that have samples in the other parts but none in the training part."""
+    """The classes without samples in the training part and with samples in another part, by name or number."""
     has_samples = [np.asarray(getattr(dataset, part).labels).any(axis=0) for part in PARTS]
     lost = np.flatnonzero(np.any(has_samples, axis=0) & ~has_samples[0])
     return [str(number if dataset.class_names is None else dataset.class_names[number]) for number in lost]
@@ -68,7 +68,7 @@ def commit() -> str | None:
 
 
 def peak_memory() -> dict[str, int | None]:
-    """The most memory in bytes that this process has held so far; None if the device does not report it."""
+    """The largest memory of this process until now, in bytes; None if the device does not report it."""
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     device = jax.devices()[0].memory_stats() or {}
     return {"host": host, "device": device.get("peak_bytes_in_use")}

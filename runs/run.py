@@ -18,9 +18,10 @@ from runs import folder as files
 from runs.figures import draw_curves, draw_predictions
 from runs.folder import finished_result, locked, run_folder
 from runs.identity import data_hashes, identity, require_same_run, sha256_of_json
-from runs.overwriting import Overwriting
 from runs.record import peak_memory, run_record
 from training.checkpoints import Checkpoints
+
+_MEASURES = ("val_metric", "test_metric", "test_loss")
 
 
 def require_batch(config: ExperimentConfig, dataset: Dataset) -> None:
@@ -36,7 +37,6 @@ def run_seed(
     config: ExperimentConfig,
     seed: int,
     *,
-    overwrite: bool | Overwriting = False,
     stop: Callable[[], bool] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     on_evaluation: Callable[[train.Evaluation], None] | None = None,
@@ -44,11 +44,10 @@ def run_seed(
 ) -> dict:
     """Train and test one seed, write its files into its folder, and return the content of result.json.
 
-    An unfinished run is resumed from its newest sound checkpoint, and ends as if it had never stopped;
-    `on_resume(step, damaged)` gives the step of this checkpoint, and what is wrong with the checkpoints after it. With
-    `overwrite` the files of an earlier run are removed first; an `Overwriting` keeps those that its own command has
-    made. A loss or gradient that is not finite ends the run with the status "failed", in result.json; it is not raised.
-    The other callbacks are those of `train.train`.
+    An unfinished run is resumed from its newest sound checkpoint, and ends as if it had never stopped.
+    `on_resume(step, damaged)` gets the step of this checkpoint, and the problems of the checkpoints after it. A loss or
+    gradient that is not finite ends the run; it is not raised, and result.json has the status "failed". The other
+    callbacks are those of `train.train`.
 
     **Raises:** `train.Stopped`; `RunRefused` for a folder that another process works in or whose run was made with
     another config or on other data; `checkpoints.CheckpointError`; `data_dir.storage.DataError` for a data set that
@@ -57,7 +56,6 @@ def run_seed(
     """
     dataset = create_dataset(seed=seed, **config.data_options())
     config = config.completed(dataset.output_step)
-    # Everything that can be refused is refused before any file of an earlier run is removed.
     require_batch(config, dataset)
     keys = train.seed_keys(seed)
     dims = {"data_dim": dataset.data_dim, "label_dim": dataset.label_dim}
@@ -69,14 +67,10 @@ def run_seed(
     folder = run_folder(config, seed)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        if overwrite is True:
-            files.clear(folder)
-        elif overwrite:
-            overwrite.begin(folder)
         run = _Run(config, seed, dataset, folder, on_evaluation, on_resume)
         require_same_run(folder, run.identity)
         finished = finished_result(folder)
-        if finished is not None:  # another process has finished it in the meantime
+        if finished is not None:
             return finished
         result = run.execute(model, state, keys.training, stop, on_step)
         write_json(folder / files.RESULT, result)
@@ -155,7 +149,7 @@ class _Run:
         if self.dataset.split is not None and self.dataset.stored is not None:
             rows = {self.seed: self.dataset.split}
             write_index_file(self.folder / files.SPLIT, self.dataset.name, self.dataset.stored, rows)
-        # The evaluations after the checkpoint are made again.
+        # Evaluations after the checkpoint are repeated.
         with replacing(self.folder / files.METRICS) as path:
             path.write_text("".join(map(_metrics_line, self.progress.history)), encoding="utf-8")
         if restored is not None and self.on_resume is not None:
@@ -173,15 +167,8 @@ class _Run:
         options = {"batch_size": config.batch_size, "classification": config.classification}
         outputs = train.predict(trained.model, trained.state, dataset.test, **options)
         result = {
-            "status": "completed",
-            "seed": self.seed,
-            "metric": config.metric,
-            "best_step": trained.best_step,
-            "val_metric": trained.val_metric,
-            "test_metric": trained.test_metric,
-            "test_loss": trained.test_loss,
-            "steps": trained.steps,
-            "stop_reason": trained.stop_reason,
+            **{"status": "completed", "seed": self.seed, "metric": config.metric},
+            **{name: getattr(trained, name) for name in ("best_step", *_MEASURES, "steps", "stop_reason")},
             "test_outputs_sha256": sha256_of_array(outputs),
         }
         if config.classification:
@@ -197,13 +184,8 @@ class _Run:
     def _failed(self, failure: train.NonFiniteLoss) -> dict:
         _save_model(self.folder / files.NONFINITE, failure.model, failure.state)
         return {
-            "status": "failed",
-            "seed": self.seed,
-            "metric": self.config.metric,
-            "best_step": None,
-            "val_metric": None,
-            "test_metric": None,
-            "test_loss": None,
+            **{"status": "failed", "seed": self.seed, "metric": self.config.metric},
+            **dict.fromkeys(("best_step", *_MEASURES)),
             "steps": failure.step,
             "stop_reason": "non_finite_loss",
             "error": str(failure),

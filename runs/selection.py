@@ -21,7 +21,7 @@ class Selection:
     """The runs of a command: `configs`, the `identities` of their runs by folder, and `lines` about the data sets."""
 
     def __init__(self, arguments: argparse.Namespace):
-        """Load the data of every config and seed once, and refuse what would fail after hours of other runs.
+        """Load the data of every config and seed once, so that errors come before the first run.
 
         **Raises:** `ConfigError` or `DataError`.
         """
@@ -32,8 +32,8 @@ class Selection:
             # Configs that differ only in model and algorithm have the same data.
             key = (config.batch_size, config.seeds, *config.data_options().values())
             if key not in checked:
-                checked[key] = output_step, hashes, found = check_data(config)
-                lines |= dict.fromkeys(found)
+                checked[key] = output_step, hashes, notes = check_data(config)
+                lines |= dict.fromkeys(notes)
             output_step, hashes, _ = checked[key]
             config = config.completed(output_step)
             self.configs.append(config)
@@ -48,7 +48,7 @@ class Selection:
 
 
 def check_data(config: ExperimentConfig) -> tuple[int, dict[int, dict], list[str]]:
-    """The output step of a data set, its `data_hashes` by seed, and lines on its shape and what is odd about it.
+    """The output step of a data set, its `data_hashes` by seed, and lines about its shape and its defects.
 
     **Raises:** `DataError` if a data set is missing or damaged, `ConfigError` if it has fewer samples than a batch.
     """
@@ -63,7 +63,7 @@ def check_data(config: ExperimentConfig) -> tuple[int, dict[int, dict], list[str
 
 
 def select_configs(arguments: argparse.Namespace) -> list[ExperimentConfig]:
-    """The configs with the flags laid over them, in the order data set, model, algorithm. Prints which sets it takes.
+    """The configs, changed by the flags, in the order data set, model, algorithm. Prints which data sets it takes.
 
     **Raises:** `ConfigError` or `DataError`.
     """

@@ -23,33 +23,28 @@ def write(runs: pd.DataFrame, folder: Path) -> str:
     (folder / "curves").mkdir(parents=True, exist_ok=True)
     comparison = compare(runs)
     rows = cells(comparison)
-    found = problems(runs)
+    gaps = problems(runs)
     report = "\n".join(
         [
             *("# RHEL and BPTT", "", tables.markdown(rows), "", NOTE, ""),
-            *("Runs that are missing or failed:" if found else "No run is missing and none has failed.", ""),
-            *(f"- {line}" for line in found),
+            *("Runs that are missing or failed:" if gaps else "No run is missing and none has failed.", ""),
+            *(f"- {line}" for line in gaps),
         ]
     )
     texts = {
         "results.md": f"{report.rstrip()}\n\n![Test metric by data set](results.png)\n",
         "results.tex": f"% {NOTE}\n{tables.latex(rows)}\n",
-        "results.csv": comparison.map(_as_cell).to_csv(index=False),
-        "runs.csv": runs.map(_as_cell).to_csv(index=False),
+        "results.csv": comparison.to_csv(index=False),
+        "runs.csv": runs.to_csv(index=False),
     }
     for name, text in texts.items():
         with replacing(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of folders may be any bytes
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     if not comparison.empty:
         save(draw_results(comparison), folder / "results.png")
     for dataset, of_set in runs[runs["status"] == "completed"].groupby("dataset"):
         save(draw_learning_curves(dataset, of_set), folder / "curves" / f"{dataset}.png")
     return report.rstrip()
-
-
-def _as_cell(value: object) -> object:
-    """The value; text that a spreadsheet would take for a formula has a quote in front."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def cells(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
@@ -105,10 +100,10 @@ def draw_results(comparison: pd.DataFrame) -> Figure:
                         markerfacecolor=None if filled else "white",
                         label=algorithm if filled else f"{algorithm}, paper",
                     )
-            axes.set_xticks(range(len(rows)), map(_plain, rows["dataset"]), rotation=20, ha="right")
+            axes.set_xticks(range(len(rows)), rows["dataset"], rotation=20, ha="right", parse_math=False)
             axes.set_xlim(-0.5, max(len(rows), 1) - 0.5)
             axes.set_ylabel(f"test {UNITS[metric][0]}")
-            axes.set_title(_plain(model))
+            axes.set_title(model, parse_math=False)
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure
 
@@ -117,7 +112,7 @@ def draw_learning_curves(dataset: str, runs: pd.DataFrame) -> Figure:
     """Training loss and validation metric against the step, a line per seed: a row of axes for each model."""
     models = sorted(set(runs["model"]))
     figure = Figure(figsize=(9, 3.2 * len(models)), layout="constrained")
-    figure.suptitle(f"{_plain(dataset)}, one line per seed")
+    figure.suptitle(f"{dataset}, one line per seed", parse_math=False)
     grid = figure.subplots(len(models), 2, squeeze=False)
     for model, of_model in zip(models, grid, strict=True):
         for _, run in runs[runs["model"] == model].iterrows():
@@ -129,13 +124,8 @@ def draw_learning_curves(dataset: str, runs: pd.DataFrame) -> Figure:
         for axes, label in zip(of_model, ("training loss", f"validation {run['metric']}"), strict=True):
             axes.set_xlabel("step")
             axes.set_ylabel(label)
-            axes.set_title(_plain(model))
+            axes.set_title(model, parse_math=False)
             handles, labels = axes.get_legend_handles_labels()
             once = dict(zip(labels, handles, strict=True))
             axes.legend(once.values(), once.keys(), frameon=False, fontsize="small")
     return figure
-
-
-def _plain(name: str) -> str:
-    """A name without the letters that matplotlib takes for mathematics or cannot show."""
-    return name.encode("ascii", "backslashreplace").decode().replace("$", r"\$")

@@ -4,6 +4,8 @@ import argparse
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
@@ -11,10 +13,8 @@ import jax
 from common import tables
 from data_dir.storage import DataError
 from experiment_configs.schema import ConfigError, ExperimentConfig
-from runs.folder import EVENTS, RunRefused, finished_result, run_folder
-from runs.overwriting import Overwriting
+from runs.folder import EVENTS, RunRefused, clear, finished_result, locked, run_folder
 from runs.progress import RunProgress
-from runs.record import commit
 from runs.run import run_seed
 from runs.selection import Selection
 from runs.signals import RESUMABLE, StopSignals
@@ -35,47 +35,29 @@ def message_of(error: Exception) -> str:
     return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
 
 
-def overwriting_of(selection: Selection, arguments: argparse.Namespace) -> Overwriting | None:
-    """With --overwrite, the command that starts the runs anew; without it, refuse folders that hold other runs."""
-    if arguments.overwrite:
-        return Overwriting(selection.identities.values(), commit())
-    selection.require_same_runs()
-    return None
-
-
-def kept_result(folder: Path, overwriting: Overwriting | None) -> dict | None:
-    """The result of a finished run that the command keeps; None for a run that it makes."""
-    return None if overwriting is not None and not overwriting.has_begun(folder) else finished_result(folder)
-
-
 def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
     """Train all runs that the command line names, and return the exit status."""
     if arguments.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ConfigError("--tensorboard needs a package that is not installed: pip install tensorboardX")
     selection = Selection(arguments)
-    overwriting = overwriting_of(selection, arguments)
-    for folder in selection.identities:
+    if arguments.overwrite:
+        _clear_all(selection.identities)
+    else:
+        selection.require_same_runs()
+    for folder in selection.identities:  # an output folder that cannot be written is noticed before the first run
         folder.parent.mkdir(parents=True, exist_ok=True)
-    if overwriting is not None and (begun := sum(map(overwriting.has_begun, selection.identities))):
-        print(
-            f"--overwrite: {begun} runs that this command began before it was stopped are resumed or kept. Remove the "
-            "file .overwrite from the folder of a run to start it anew too.",
-            file=sys.stderr,
-        )
     print(*selection.lines, sep="\n", file=sys.stderr)
     results = []
     try:
         for config in selection.configs:
-            of_seeds = [_attempt(config, seed, arguments, signals, overwriting) for seed in config.seeds]
-            results.append((config, of_seeds))
+            results.append((config, [_attempt(config, seed, arguments, signals) for seed in config.seeds]))
     except Stopped as stopped:
-        print(f"{signals.received} received: {stopped}; the same command resumes from there.", file=sys.stderr)
+        command = "the command without --overwrite" if arguments.overwrite else "the same command"
+        print(f"{signals.received} received: {stopped}; {command} resumes from there.", file=sys.stderr)
         return RESUMABLE
     print(f"\n{results_table(results)}")
     results = [result for _, of_seeds in results for result in of_seeds]
     refused = sum(result["status"] == "refused" for result in results)
-    if overwriting is not None and not refused:  # else another process of this command may be at work
-        overwriting.end(selection.identities)
     failed = sum(result["status"] != "completed" for result in results)
     if failed:
         print(f"{failed} of {len(results)} runs failed.", file=sys.stderr)
@@ -83,41 +65,44 @@ def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
     return 2 if refused and refused + kept == len(results) else int(failed > 0)
 
 
-def _attempt(config: ExperimentConfig, seed: int, arguments, signals, overwriting) -> dict:
-    """The result of one run; an error becomes a result too, so that the other runs are made."""
+def _clear_all(folders: Iterable[Path]) -> None:
+    """Remove the files of all these runs. If another process is at work in any of the folders, no file is removed."""
+    with ExitStack() as locks:
+        there = [folder for folder in folders if folder.exists()]
+        for folder in there:
+            locks.enter_context(locked(folder))
+        for folder in there:
+            clear(folder)
+
+
+def _attempt(config: ExperimentConfig, seed: int, arguments: argparse.Namespace, signals: StopSignals) -> dict:
+    """Make one run, with its progress on stderr and a line on stdout. A finished run is only reported.
+
+    An error becomes a result too, so that the other runs are made.
+    """
+    folder, name = run_folder(config, seed), f"{title(config)} seed {seed}"
+    if (finished := finished_result(folder)) is not None:
+        print(f"{name}: kept, {_outcome(config, finished)} ({folder})")
+        return {**finished, "kept": True}
     try:
-        return _run(config, seed, arguments, signals, overwriting)
+        with RunProgress(name, config, folder / EVENTS if arguments.tensorboard else None) as progress:
+            result = run_seed(
+                config,
+                seed,
+                stop=lambda: signals.received is not None,
+                on_step=progress.step,
+                on_evaluation=progress.evaluation,
+                on_resume=progress.resume,
+            )
     except Stopped:
         raise
     except RunRefused as error:
-        print(f"{title(config)} seed {seed}: REFUSED, {error}")
+        print(f"{name}: REFUSED, {error}")
         return {"status": "refused", "error": str(error)}
     except Exception as error:
         if not isinstance(error, (*KNOWN_ERRORS, MemoryError)):
             traceback.print_exc()
-        message = message_of(error) or type(error).__name__
-        print(f"{title(config)} seed {seed}: FAILED, {message} ({run_folder(config, seed)})")
-        return {"status": "failed", "error": message}
-
-
-def _run(config: ExperimentConfig, seed: int, arguments, signals, overwriting) -> dict:
-    """Make one run, with its progress on stderr and a line on stdout; a finished run is only reported."""
-    folder = run_folder(config, seed)
-    name = f"{title(config)} seed {seed}"
-    finished = kept_result(folder, overwriting)
-    if finished is not None:
-        print(f"{name}: kept, {_outcome(config, finished)} ({folder})")
-        return {**finished, "kept": True}
-    with RunProgress(name, config, folder / EVENTS if arguments.tensorboard else None) as progress:
-        result = run_seed(
-            config,
-            seed,
-            overwrite=overwriting or False,
-            stop=lambda: signals.received is not None,
-            on_step=progress.step,
-            on_evaluation=progress.evaluation,
-            on_resume=progress.resume,
-        )
+        result = {"status": "failed", "error": message_of(error) or type(error).__name__}
     if result["status"] == "completed":
         print(f"{name}: {_outcome(config, result)}, {result['seconds']:.1f} s ({folder})")
     else:

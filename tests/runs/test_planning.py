@@ -1,9 +1,11 @@
 """What runs would take, lists of runs in one command, and what is refused before the first of them trains."""
 
+import contextlib
 import io
 import json
 import re
 from datetime import datetime
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,11 +16,8 @@ import run_experiment
 import train
 from data_dir.splits import split_by_seed, write_index_file
 from models import create_model
-from runs import actions, planning, selection
-from runs.command import parse
+from runs import actions, planning
 from runs.folder import run_folder
-from runs.overwriting import Overwriting
-from runs.record import commit
 from runs.run import run_seed
 from training import dispatch
 
@@ -62,61 +61,77 @@ def trained(monkeypatch):
 # Planning
 
 
-def test_a_plan_tells_parameters_memory_disk_and_time(workplace):
-    config = small_config(workplace, "Tiny", seeds=[1, 2, 3], num_steps=40, print_steps=10)
-    plan = planning.plan(config, runs=3)
-    model, state = create_model(data_dim=3, label_dim=2, key=jax.random.PRNGKey(0), **config.model_options())
+class Planned(NamedTuple):
+    """A plan of three runs by the command, once for all tests."""
+
+    status: int
+    printed: str
+    plan: planning.Plan
+    dispatches: list  # how many steps were sent in each
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    folder, plans, dispatches, printed = tmp_path_factory.mktemp("planned"), [], [], io.StringIO()
+    plan, train_steps = planning.plan, train.train_steps
+
+    def counted(batches, *rest):
+        dispatches.append(int(batches[-1]))
+        return train_steps(batches, *rest)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(folder)
+        write_dataset(folder, "Tiny")
+        write_config({**HERE, "dataset_name": "Tiny", "num_steps": 40, "print_steps": 10})
+        patch.setattr(planning, "plan", lambda *args, **runs: plans.append(plan(*args, **runs)) or plans[-1])
+        patch.setattr(train, "train_steps", counted)
+        patch.setattr(planning, "TIMED_STEPS", 7)
+        # As many at once as the loop would send: here two batches.
+        patch.setattr(dispatch, "DISPATCH_BYTES", 2 * 4 * (4 * 8 * 3 + 4 * 2))
+        status = command("--plan", "--dataset_name", "Tiny", "--seeds", "1", "2", "3")
+    assert not (folder / "outputs").exists()
+    return Planned(status, printed.getvalue(), plans[0], dispatches)
+
+
+def test_a_plan_tells_parameters_memory_disk_and_time(planned):
+    plan = planned.plan
+    model, state = create_model(data_dim=3, label_dim=2, key=jax.random.PRNGKey(0), **plan.config.model_options())
     assert plan.parameters == train.count_parameters(model)
     assert plan.runs == 3
     # The step is given model, state, both moments of Adam and the batch: 32 bits each.
     batch = 4 * (8 * 3 + 2)
     assert 4 * (3 * plan.parameters + batch) < plan.arguments < 4 * (3 * plan.parameters + batch) + 200
-    assert plan.temporaries > 4 * 8 * 4 * config.hidden_dim  # a batch between two blocks
+    assert plan.temporaries > 4 * 8 * 4 * plan.config.hidden_dim  # a batch between two blocks
     assert plan.per_1000_steps > 0
     assert plan.longest > 3 * 40 * plan.per_1000_steps / 1000
     saved = io.BytesIO()
     eqx.tree_serialise_leaves(saved, (model, state))
     assert plan.disk == 3 * (saved.tell() + 4 * planning.BYTES_PER_EVALUATION + planning.BYTES_OF_OTHER_FILES)
-    assert not (workplace / "outputs").exists()
 
 
-def test_the_disk_that_is_planned_holds_a_run(workplace):
-    config = small_config(workplace, "Tiny", num_steps=20, print_steps=1, hidden_dim=8)
-    planned = planning.plan(config, runs=1).disk
+def test_the_disk_that_is_planned_holds_a_run(workplace, planned):
+    config = small_config(workplace, "Tiny", num_steps=4, print_steps=1)
     assert run_seed(config, 1)["status"] == "completed"
     used = sum(path.stat().st_size for path in run_folder(config, 1).iterdir())
-    assert used < planned < used + planning.BYTES_OF_OTHER_FILES
+    # Both have four evaluations.
+    assert used < planned.plan.disk / 3 < used + planning.BYTES_OF_OTHER_FILES
 
 
-def test_exactly_the_steps_that_are_said_are_timed(workplace, monkeypatch):
-    counts = []
-    original = train.train_steps
-
-    def counted(batches, *rest):
-        counts.append(int(batches[-1]))
-        return original(batches, *rest)
-
-    monkeypatch.setattr(train, "train_steps", counted)
-    # As many at once as the loop would send: here three batches.
-    monkeypatch.setattr(dispatch, "DISPATCH_BYTES", 3 * 4 * (4 * 8 * 3 + 4 * 2))
-    planning.plan(small_config(workplace, "Tiny"), runs=1)
-    assert counts == [1, *[3] * 6, 2]
-    assert sum(counts[1:]) == planning.TIMED_STEPS == 20
+def test_exactly_the_steps_that_are_said_are_timed(planned):
+    assert planned.dispatches == [1, 2, 2, 2, 1]
 
 
-def test_the_plan_of_a_command_is_a_table_with_an_end(workplace, capsys):
-    assert command("--plan", "--dataset_name", "Tiny", "--learning_algorithm", "all", "--seeds", "1") == 0
-    printed = capsys.readouterr()
-    head, *rows, total, note = printed.out.splitlines()
+def test_the_plan_of_a_command_is_a_table_with_an_end(planned):
+    head, row, total, note = planned.printed.splitlines()
+    assert planned.status == 0
     assert head.split()[:4] == ["data", "set", "model", "algorithm"]
-    assert [row.split()[:4] for row in rows] == [["Tiny", "LinHRU", algorithm, "1"] for algorithm in ("RHEL", "BPTT")]
-    assert re.match(r"2 runs, one after the other: at most 0 min \d+ s, until \d{4}-\d\d-\d\d \d\d:\d\d\.", total)
+    assert row.split()[:4] == ["Tiny", "LinHRU", "RHEL", "3"]
+    assert re.match(r"3 runs, one after the other: at most 0:\d\d:\d\d, until \d{4}-\d\d-\d\d \d\d:\d\d\.", total)
     assert "XLA" in note
-    assert not (workplace / "outputs").exists()
 
 
 def test_a_plan_counts_the_runs_that_the_command_would_make(workplace, monkeypatch, capsys):
-    """A finished run takes nothing, unless it is started anew; what a stopped --overwrite has made is kept."""
+    """A finished run takes nothing, unless it is made again."""
     asked = []
 
     def plan(config, *, runs):
@@ -125,16 +140,10 @@ def test_a_plan_counts_the_runs_that_the_command_would_make(workplace, monkeypat
 
     monkeypatch.setattr(planning, "plan", plan)
     flags = ("--dataset_name", "Tiny", "--seeds", "1", "2")
-    folder = run_folder(small_config(workplace, "Tiny"), 1).relative_to(workplace)
     assert command("--dataset_name", "Tiny", "--seeds", "1") == 0
     for more in ((), ("--overwrite",)):
         assert command(*flags, "--plan", *more) == 0
-    selected = selection.Selection(parse(["--config_dir", "configs", *flags]))
-    Overwriting(selected.identities.values(), commit()).begin(folder)
-    finish = {"status": "completed", "best_step": 1, "steps": 1, "val_metric": 0.5, "test_metric": 0.5}
-    (folder / "result.json").write_text(json.dumps(finish))
-    assert command(*flags, "--plan", "--overwrite") == 0
-    assert asked == [1, 2, 1]
+    assert asked == [1, 2]
 
 
 def test_the_end_is_that_of_all_runs(workplace):
@@ -143,14 +152,9 @@ def test_the_end_is_that_of_all_runs(workplace):
     rows = actions.plan_table([plan, plan], datetime(2030, 1, 1, 12, 0)).splitlines()
     assert rows[1].split() == [
         *("Tiny", "LinHRU", "RHEL", "5", "1,234", "1.0", "MiB", "2.0", "MiB", "0.5", "MiB"),
-        *("12.3", "1", "d", "3", "h"),
+        *("12.3", "1", "day,", "3:46:40"),
     ]
-    assert rows[3].startswith("10 runs, one after the other: at most 2 d 7 h, until 2030-01-03 19:33.")
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(59.2, "1 min 0 s"), (3661, "1 h 1 min"), (200_000, "2 d 7 h")])
-def test_durations_are_readable(seconds, text):
-    assert actions.duration(seconds) == text
+    assert rows[3].startswith("10 runs, one after the other: at most 2 days, 7:33:20, until 2030-01-03 19:33.")
 
 
 def test_a_step_that_does_not_fit_into_memory_is_a_message(workplace, monkeypatch, capsys):

@@ -16,7 +16,7 @@ from small_experiments import HERE, SEED_1, lines, read, refusal, run, snapshot,
 import run_experiment
 from data_dir.dataloaders import Dataloader
 from data_dir.datasets import create_dataset
-from runs import command
+from runs import command, compilation_cache
 from runs.folder import finished_result
 from runs.selection import select_configs
 
@@ -58,21 +58,18 @@ def test_what_says_nothing_about_the_numbers_may_change(workplace):
     assert run("--dataset_name", "Tiny", *flags) == 0
 
 
-def test_overwrite_redoes_a_finished_run(workplace):
+def test_overwrite_redoes_finished_runs(workplace):
     assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
     assert run("--dataset_name", "Tiny", "--seeds", "1", "--num_steps", "6", "--overwrite") == 0
     assert read(SEED_1 / "result.json")["steps"] == 6
     assert [record["step"] for record in lines(SEED_1 / "metrics.jsonl")] == [2, 4, 6]
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "list"])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
 def test_a_run_without_a_sound_result_is_redone(workplace, damage):
     assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
     path = SEED_1 / "result.json"
-    if damage == "missing":
-        path.unlink()
-    else:
-        path.write_text({"empty": "", "cut": path.read_text()[:30], "list": "[]"}[damage])
+    path.unlink() if damage == "missing" else path.write_text(path.read_text()[:30])
     (SEED_1 / "metrics.jsonl").write_text('{"step": 99}\n')
     (SEED_1 / "notes.txt").write_text("the user's own")
     assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
@@ -128,11 +125,10 @@ def test_a_seed_that_diverges_is_recorded_and_the_others_go_on(workplace, monkey
     assert read(SEED_1.parent / "seed_2" / "result.json")["status"] == "completed"
 
 
-@pytest.mark.parametrize("learning_algorithm", ["RHEL", "BPTT"])
-def test_an_absurd_learning_rate_is_reported_with_the_step(workplace, capsys, learning_algorithm):
-    write_config({**HERE, "dataset_name": "Tiny", "lr": 1e38, "num_steps": 50, "print_steps": 50})
-    assert run("--dataset_name", "Tiny", "--seeds", "1", "--learning_algorithm", learning_algorithm) == 1
-    result = read(SEED_1.parent.parent / f"LinHRU_{learning_algorithm}" / "seed_1" / "result.json")
+def test_an_absurd_learning_rate_is_reported_with_the_step(workplace, capsys):
+    write_config({**HERE, "dataset_name": "Tiny", "lr": 1e38, "num_steps": 50})
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 1
+    result = read(SEED_1 / "result.json")
     assert result["status"] == "failed"
     assert 2 <= result["steps"] <= 50
     assert f" at step {result['steps']} (" in result["error"]
@@ -207,9 +203,10 @@ def test_a_kept_program_gives_the_bits_of_a_fresh_one(workplace, kept_or_taken):
     def trained(folder, cache):
         jax.clear_caches()
         before = kept_or_taken()
-        flags = ("--dataset_name", "Tiny", "--seeds", "1", "--output_parent_dir", folder)
-        assert run(*flags, "--compilation_cache", cache) == 0
-        model = Path(folder, *SEED_1.parts[1:], "model.eqx").read_bytes()
+        # BPTT, because it compiles fastest.
+        flags = "--dataset_name Tiny --seeds 1 --learning_algorithm BPTT --output_parent_dir"
+        assert run(*flags.split(), folder, "--compilation_cache", cache) == 0
+        model = Path(folder, "Tiny", "LinHRU_BPTT", "seed_1", "model.eqx").read_bytes()
         return model, [after - earlier for after, earlier in zip(kept_or_taken(), before, strict=True)]
 
     fresh, (kept, taken) = trained("fresh", "none")
@@ -227,11 +224,11 @@ def test_a_kept_program_gives_the_bits_of_a_fresh_one(workplace, kept_or_taken):
 
 def test_a_folder_for_compiled_programs_that_cannot_be_written_is_a_notice(workplace, capsys):
     folder = "configs/LinHRU/Tiny.json/kept"
-    assert run("--dataset_name", "Tiny", "--seeds", "1", "--compilation_cache", folder) == 0
-    (notice,) = (line for line in capsys.readouterr().err.splitlines() if "step" not in line)
-    assert notice == (
+    with compilation_cache.enabled(folder):
+        assert jax.config.jax_compilation_cache_dir is None
+    assert capsys.readouterr().err == (
         f"Compiled programs are not kept: {folder}: Not a directory "
-        "(--compilation_cache names another folder, or none)."
+        "(--compilation_cache names another folder, or none).\n"
     )
 
 
@@ -240,7 +237,6 @@ def test_a_folder_for_compiled_programs_that_cannot_be_written_is_a_notice(workp
     [
         ({"JAX_COMPILATION_CACHE_DIR": "/one", "XDG_CACHE_HOME": "/two"}, "/one"),
         ({"JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": "/two"}, "/two/rhel/jax"),
-        ({"XDG_CACHE_HOME": "relative"}, "/home/user/.cache/rhel/jax"),
         ({}, "/home/user/.cache/rhel/jax"),
     ],
 )

@@ -1,7 +1,6 @@
 """What decides a run: config, data, split and seed are those of the folder's run, or the command refuses."""
 
 import itertools
-import json
 import os
 import signal
 from pathlib import Path
@@ -51,7 +50,7 @@ def test_data_that_changed_since_are_refused(workplace, capsys, finished):
     for flags in ((), ("--plan",)):
         message = refused(capsys, *flags)
         assert f"{SEED_1}: was made on other data (sha256 of the arrays of the data set " in message
-        assert ". --overwrite starts anew" in message
+        assert ". --overwrite removes the run" in message
     if finished:
         assert run_experiment.main(["--evaluate", str(SEED_1)]) == 2
         assert "was trained on other data (sha256 of the arrays" in capsys.readouterr().err
@@ -93,88 +92,39 @@ def test_a_run_of_another_seed_is_refused(workplace, capsys):
 # --overwrite over several seeds
 
 
-@pytest.fixture
-def stopped_in_the_last(monkeypatch):
-    """SIGTERM comes when the last of the seeds begins, for as long as it is asked for."""
-    asked = [True]
-    original = train_all.run_seed
-
-    def signalled(config, seed, **options):
-        if asked[0] and seed == config.seeds[-1]:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(config, seed, **options)
-
-    monkeypatch.setattr(train_all, "run_seed", signalled)
-    return asked
-
-
-def test_the_same_overwriting_command_keeps_what_it_made(workplace, stopped_in_the_last, capsys):
-    command = ("--dataset_name", "Tiny", "--seeds", "1", "2", "--overwrite")
-    stopped_in_the_last[0] = False
+def test_overwrite_clears_all_runs_first_and_the_command_without_it_resumes(workplace, monkeypatch, capsys):
+    """SIGTERM comes before the last seed begins: no result of before is left that could be taken for a new one."""
+    command = ("--dataset_name", "Tiny", "--seeds", "1", "2")
     assert run(*command) == 0
-    old = snapshot(SEED_1)
-    stopped_in_the_last[0] = True
-    assert run(*command) == 75
+    old, second = snapshot(SEED_1), SEED_1.with_name("seed_2")
+    with monkeypatch.context() as patched:
+        original = train_all.run_seed
+
+        def signalled(config, seed, **options):
+            if seed == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(config, seed, **options)
+
+        patched.setattr(train_all, "run_seed", signalled)
+        assert run(*command, "--overwrite") == 75
+    assert "the command without --overwrite resumes from there" in capsys.readouterr().err
     made = snapshot(SEED_1)
     assert made != old
-    assert not (SEED_1.with_name("seed_2") / "result.json").exists()
-    made.pop(SEED_1 / ".overwrite")
-    capsys.readouterr()
-    for _ in range(2):  # as on a cluster that ends and requeues a job
-        assert run(*command) == 75
-        assert made.items() < snapshot(SEED_1).items()
-    assert "--overwrite: 2 runs that this command began before it was stopped" in capsys.readouterr().err
-    stopped_in_the_last[0] = False
+    assert not (second / "result.json").exists()
     assert run(*command) == 0
     assert snapshot(SEED_1) == made
-    assert read(SEED_1.with_name("seed_2") / "result.json")["status"] == "completed"
-    assert not list(Path("outputs").glob("**/.overwrite*"))
-    # It has ended: the next one starts anew.
+    assert read(second / "result.json")["status"] == "completed"
+
+
+def test_overwrite_removes_no_run_if_another_process_is_at_work_in_one(workplace, capsys):
+    command = ("--dataset_name", "Tiny", "--seeds", "1", "2")
     assert run(*command) == 0
-    assert snapshot(SEED_1) != made
-
-
-def test_what_another_command_or_other_data_made_is_cleared(workplace, stopped_in_the_last):
-    command = ("--dataset_name", "Tiny", "--seeds", "1", "2", "--overwrite")
-    assert run(*command) == 75
-    assert run(*command, "--num_steps", "6") == 75
-    assert [line["step"] for line in lines(SEED_1 / "metrics.jsonl")] == [2, 4, 6]
-    assert run(*command) == 75
-    made = json.loads((SEED_1 / "config.json").read_text())
-    assert made["config"]["num_steps"] == 4
-    write_data(1)
-    assert run(*command) == 75
-    assert read(SEED_1 / "config.json")["data"]["sha256"] != made["data"]["sha256"]
-
-
-def test_two_processes_of_one_overwriting_command_never_clear_what_the_other_made(workplace, monkeypatch):
-    command = ("--dataset_name", "Tiny", "--seeds", "1", "2", "--overwrite")
-    original, second = train_all.run_seed, SEED_1.with_name("seed_2")
-    made = {}
-
-    def other_process_first(config, seed, **options):
-        """While this process trains seed 1, the other one makes seed 2, is refused seed 1, and ends."""
-        if seed == 1 and not made:
-            SEED_1.mkdir(parents=True, exist_ok=True)
-            with locked(SEED_1):
-                made["other"] = {}
-                assert run(*command) == 1
-                made["other"] = snapshot(second)
-        return original(config, seed, **options)
-
-    monkeypatch.setattr(train_all, "run_seed", other_process_first)
+    before = snapshot(Path("outputs"))
+    with locked(SEED_1.with_name("seed_2")):
+        assert run(*command, "--overwrite") == 2
+    assert "another process is at work there" in capsys.readouterr().err
+    assert snapshot(Path("outputs")).keys() == before.keys()
     assert run(*command) == 0
-    assert made["other"].items() >= snapshot(second).items()
-    assert not list(Path("outputs").glob("**/.overwrite"))
-
-
-def test_an_overwriting_command_of_another_commit_starts_anew(workplace, stopped_in_the_last, monkeypatch):
-    command = ("--dataset_name", "Tiny", "--seeds", "1", "2", "--overwrite")
-    assert run(*command) == 75
-    made = snapshot(SEED_1)
-    monkeypatch.setattr(train_all, "commit", lambda: "another")
-    assert run(*command) == 75
-    assert snapshot(SEED_1) != made
 
 
 def test_a_class_that_the_training_part_lost_is_recorded(workplace):
