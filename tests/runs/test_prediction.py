@@ -413,7 +413,7 @@ def test_nothing_is_overwritten_unasked(work, capsys):
     assert command(*flags) == 2
     assert "is there and not a regular file" in capsys.readouterr().err
     assert node.readlink() == Path("/dev/full")
-    with pytest.raises(OSError, match="only files are replaced"), replacing(node):
+    with pytest.raises(OSError, match="is not a regular file, so it is not replaced"), replacing(node):
         pass
     assert (work / "new.npy").read_bytes() == before
 
