@@ -47,7 +47,7 @@ from typing_extensions import override
 from . import reference
 from .free_pass import Schedule
 from .hamiltonian import AbstractHamiltonian, leapfrog
-from .linear import linear_recurrence, linear_step
+from .linear import affine_scan, linear_step
 from .nudges import finite_nudges
 from .requirements import require_force_of_energies
 from .way_back import AbstractRetracing, AbstractWayBack
@@ -229,29 +229,25 @@ class Echo(AbstractWayBack):
         value, pull_back = eqx.filter_vjp(contrasts, self.pair.hamiltonian, drives)
         return pull_back(jnp.broadcast_to(self.weight, value.shape))
 
+    def _step(self, state, drive_and_nudge):
+        (q, p), (drive, nudge) = state, drive_and_nudge
+        return self._leapfrog((q, (p[0], p[1] + nudge)), drive)[0]
+
     def _states_by_sequential_scan(self, state, drives, nudges):
         """The states of one sequence after every step back, in the order of time."""
 
         def step(state, drive_and_nudge):
-            (q, p), (drive, nudge) = state, drive_and_nudge
-            state, _ = self._leapfrog((q, (p[0], p[1] + nudge)), drive)
+            state = self._step(state, drive_and_nudge)
             return state, state
 
         return jax.lax.scan(step, state, (drives, nudges), reverse=True, unroll=self.schedule.unroll)[1]
 
     def _states_by_associative_scan(self, state, drives, nudges):
-        """The same for a linear Hamiltonian. m and d obey the same linear map: drives act on m, nudges on d."""
-        ((q, dq), (p, dp)), zeros = state, jnp.zeros_like(drives)
-        (((_, qp), (_, pp)), (qv, pv)) = step_map, _ = linear_step(self.pair.hamiltonian, (q, p))
-        qp, pp, qv, pv = (entry[None] for entry in (qp, pp, qv, pv))
-
-        def flow(state, drives, nudges):
-            drives, nudges = drives[::-1], nudges[::-1]
-            forces = (qp * nudges + qv * drives, pp * nudges + pv * drives)
-            return jax.tree.map(lambda x: x[::-1], linear_recurrence(step_map, state, forces))
-
-        (q, p), (dq, dp) = flow((q, p), drives, zeros), flow((dq, dp), zeros, nudges)
-        return (q, dq), (p, dp)
+        """The same for a linear Hamiltonian, whose map of a step acts on mean and half-difference alike."""
+        (q, _), (p, _) = state
+        step_map, _ = linear_step(self.pair.hamiltonian, (q, p))
+        states = affine_scan(self._step, step_map, state, (drives[::-1], nudges[::-1]))
+        return jax.tree.map(lambda x: x[::-1], states)
 
 
 def _each_step(function):

@@ -63,8 +63,13 @@ def stretch_length(values: Any, longest: int | None = None) -> int:
 
 
 def accelerated_length(values: Any) -> int:
-    """Steps of a stretch on a device other than a CPU, if a step has so many values: a multiple of `UNROLLED`."""
-    return UNROLLED * max(1, ACCELERATED // (UNROLLED * max(1, values))) if isinstance(values, int) else SEGMENT
+    """Steps of a stretch on a device other than a CPU, if a step has so many values: a multiple of `UNROLLED`.
+
+    At most 4,096: a state is kept after every stretch, and a sum over more steps loses digits.
+    """
+    if not isinstance(values, int):
+        return SEGMENT
+    return UNROLLED * max(1, min(4096, ACCELERATED // max(1, values)) // UNROLLED)
 
 
 def segment_length(stretch: int) -> int:
