@@ -28,6 +28,7 @@ from jaxtyping import Array, Float
 
 from ..rhel.backprop import BPTT
 from ..rhel.echo import RHEL, Echo, MeanAndTangent
+from ..rhel.free_pass import Schedule
 from ..rhel.hamiltonian import flow
 from ..rhel.retrace import RetraceProbe, miss
 from ..rhel.stretches import scan_stretches
@@ -108,7 +109,8 @@ def _backwards(end, gradients, _, hamiltonian_state_drives):
     (q_grad, p_grad), positions_grad = gradients
     q, p = end
     moving = jax.tree.map(lambda x: x[None], ((q, p_grad), (-p, q_grad)))
-    echo = Echo(MeanAndTangent(hamiltonian), jnp.full(1, -0.5, q.dtype), "sequential")
+    schedule = Schedule("sequential", len(drives))
+    echo = Echo(MeanAndTangent(hamiltonian), jnp.full(1, -0.5, q.dtype), schedule)
     ((_, p_grad), (_, q_grad)), _, hamiltonian_grad, drives_grad = echo.stretch(
         moving, drives[:, None], positions_grad[:, None]
     )
