@@ -13,6 +13,7 @@ from models.load import RunError
 from runs import compilation_cache, planning, prediction, streams
 from runs.command import use_of
 from runs.folder import finished_result, run_folder
+from runs.overwriting import Overwriting
 from runs.selection import Selection
 from runs.signals import StopSignals
 from runs.train_all import KNOWN_ERRORS, message_of, title, train_all
@@ -44,15 +45,18 @@ def act(arguments: argparse.Namespace, signals: StopSignals | None) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     selection = Selection(arguments)
-    if not arguments.overwrite:
+    if arguments.overwrite:
+        removed = Overwriting(selection.identities).to_clear
+    else:
         selection.require_same_runs()
+        removed = []
     print(*selection.lines, sep="\n", file=sys.stderr)
     plans = []
     for config in selection.configs:
         print(f"Timing {title(config)}", file=sys.stderr)
-        finished = [finished_result(run_folder(config, seed)) for seed in config.seeds]
-        to_do = len(finished) if arguments.overwrite else finished.count(None)
-        plans.append(planning.plan(config, runs=to_do))
+        folders = [run_folder(config, seed) for seed in config.seeds]
+        to_do = [folder for folder in folders if folder in removed or finished_result(folder) is None]
+        plans.append(planning.plan(config, runs=len(to_do)))
     print(plan_table(plans, datetime.now()))
     return 0
 

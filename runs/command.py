@@ -24,8 +24,7 @@ KEPT_RUN_FLAGS = {
 STATUS = (
     "Exit status: 0; 1 if a run failed, or if the metric, the loss or an output differs for --evaluate; 2 if the "
     "command was refused and no run was trained, or if the output of --plan or --evaluate could not be printed; "
-    "75 if SIGTERM, SIGINT or SIGUSR1 stopped a training: the same command, without --overwrite, resumes; "
-    "130 after a second SIGINT."
+    "75 if SIGTERM, SIGINT or SIGUSR1 stopped a training: the same command resumes; 130 after a second SIGINT."
 )
 
 
@@ -112,7 +111,12 @@ def _add_training(flags) -> None:
     )
     add("--tensorboard", **no, help="write event files too; needs tensorboardX")
     add("--double_precision", **no, help="compute in float64")
-    add("--overwrite", **no, help="remove earlier runs and start again, or replace the file of predictions")
+    add(
+        "--overwrite",
+        **no,
+        help="remove earlier runs and start again; after a stop, the same command resumes. For --predict: replace the "
+        "file of predictions",
+    )
     compilation_cache.add_flag(flags)
 
 

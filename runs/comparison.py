@@ -46,7 +46,8 @@ NOTE = (
 def read_runs(outputs: Path) -> pd.DataFrame:
     """The runs below a folder, one per row: data set, model, algorithm, seed, status, folder and `RESULT_FIELDS`.
 
-    The status is "completed", "failed", "unfinished" (no result.json) or "damaged" (no sound metric in result.json).
+    The status is "completed", "failed", "unfinished" (no result.json) or "damaged" (no sound metric in result.json, or
+    not the metric of the other runs of the data set).
     """
     rows = []
     for folder in outputs.glob("*/*_*/seed_*"):
@@ -58,7 +59,18 @@ def read_runs(outputs: Path) -> pd.DataFrame:
             rows.append(names | {"folder": str(folder)} | _read_result(folder / "result.json"))
     names = ["dataset", "model", "algorithm", "seed", "status", "folder", *RESULT_FIELDS]
     runs = pd.DataFrame(rows, columns=names)
-    return runs.sort_values(names[:4], key=lambda column: column.map(_rank), ignore_index=True)
+    runs = runs.sort_values(names[:4], key=lambda column: column.map(_rank), ignore_index=True)
+    return _of_one_metric(runs)
+
+
+def _of_one_metric(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs. If those of a data set have two metrics, they count as damaged: no mean can be taken of them."""
+    completed = runs["status"] == "completed"
+    metrics = runs["metric"].where(completed).groupby(runs["dataset"]).transform("nunique")
+    mixed = completed & metrics.gt(1)
+    why = ": other runs of this data set have another metric; keep them in another folder"
+    error = runs["error"].mask(mixed, "metric " + runs["metric"].astype(str) + why)
+    return runs.assign(status=runs["status"].mask(mixed, "damaged"), error=error)
 
 
 def _rank(name):

@@ -13,6 +13,7 @@
                      last and atomically: a folder without it is unfinished
     events/          event files for TensorBoard, with --tensorboard
     .lock            held by the process at work
+    .overwrite       the key of an --overwrite command that has not ended, see `runs.overwriting`
 """
 
 import fcntl
@@ -28,7 +29,7 @@ from experiment_configs.schema import ConfigError, ExperimentConfig
 CONFIG, MODEL, RESULT = "config.json", "model.eqx", "result.json"  # as in `models.load`
 SPLIT, METRICS, CURVES, PREDICTIONS = "split.json", "metrics.jsonl", "curves.png", "predictions.png"
 CHECKPOINTS, EVENTS, NONFINITE = "checkpoints", "events", "nonfinite.eqx"
-LOCK = ".lock"
+LOCK, OVERWRITE = ".lock", ".overwrite"
 
 
 class RunRefused(ConfigError):
@@ -59,7 +60,7 @@ def _is_number(value: Any) -> bool:
 
 def clear(folder: Path) -> None:
     """Remove the files of a run. result.json goes first: if the process dies halfway, the folder is unfinished."""
-    for name in (RESULT, CONFIG, SPLIT, METRICS, MODEL, CURVES, PREDICTIONS, NONFINITE):
+    for name in (RESULT, OVERWRITE, CONFIG, SPLIT, METRICS, MODEL, CURVES, PREDICTIONS, NONFINITE):
         (folder / name).unlink(missing_ok=True)
     for name in (CHECKPOINTS, EVENTS):
         if (folder / name).exists():

@@ -34,8 +34,8 @@ def write(runs: pd.DataFrame, folder: Path) -> str:
     texts = {
         "results.md": f"{report.rstrip()}\n\n![Test metric by data set](results.png)\n",
         "results.tex": f"% {NOTE}\n{tables.latex(rows)}\n",
-        "results.csv": comparison.to_csv(index=False),
-        "runs.csv": runs.to_csv(index=False),
+        "results.csv": comparison.map(_as_cell).to_csv(index=False),
+        "runs.csv": runs.map(_as_cell).to_csv(index=False),
     }
     for name, text in texts.items():
         with replacing(folder / name) as temporary:
@@ -45,6 +45,11 @@ def write(runs: pd.DataFrame, folder: Path) -> str:
     for dataset, of_set in runs[runs["status"] == "completed"].groupby("dataset"):
         save(draw_learning_curves(dataset, of_set), folder / "curves" / f"{dataset}.png")
     return report.rstrip()
+
+
+def _as_cell(value: object) -> object:
+    """The value. A text that a spreadsheet would take for a formula gets a quote in front."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def cells(comparison: pd.DataFrame) -> list[tuple[str, ...]]:

@@ -4,16 +4,14 @@ import argparse
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterable
-from contextlib import ExitStack
-from pathlib import Path
 
 import jax
 
 from common import tables
 from data_dir.storage import DataError
 from experiment_configs.schema import ConfigError, ExperimentConfig
-from runs.folder import EVENTS, RunRefused, clear, finished_result, locked, run_folder
+from runs.folder import EVENTS, RunRefused, finished_result, run_folder
+from runs.overwriting import Overwriting, forget
 from runs.progress import RunProgress
 from runs.run import run_seed
 from runs.selection import Selection
@@ -40,10 +38,18 @@ def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
     if arguments.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ConfigError("--tensorboard needs a package that is not installed: pip install tensorboardX")
     selection = Selection(arguments)
-    if arguments.overwrite:
-        _clear_all(selection.identities)
-    else:
+    overwriting = Overwriting(selection.identities) if arguments.overwrite else None
+    if overwriting is None:
         selection.require_same_runs()
+        forget(selection.identities)
+    else:
+        overwriting.begin()
+        if kept := len(overwriting.folders) - len(overwriting.to_clear):
+            print(
+                f"--overwrite: {kept} runs that this command began before it was stopped are kept or resumed. To start "
+                "a run again, remove the file .overwrite from its folder.",
+                file=sys.stderr,
+            )
     for folder in selection.identities:  # an output folder that cannot be written is noticed before the first run
         folder.parent.mkdir(parents=True, exist_ok=True)
     print(*selection.lines, sep="\n", file=sys.stderr)
@@ -52,9 +58,10 @@ def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
         for config in selection.configs:
             results.append((config, [_attempt(config, seed, arguments, signals) for seed in config.seeds]))
     except Stopped as stopped:
-        command = "the command without --overwrite" if arguments.overwrite else "the same command"
-        print(f"{signals.received} received: {stopped}; {command} resumes from there.", file=sys.stderr)
+        print(f"{signals.received} received: {stopped}; the same command resumes from there.", file=sys.stderr)
         return RESUMABLE
+    if overwriting is not None:
+        overwriting.end()
     print(f"\n{results_table(results)}")
     results = [result for _, of_seeds in results for result in of_seeds]
     refused = sum(result["status"] == "refused" for result in results)
@@ -63,16 +70,6 @@ def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
         print(f"{failed} of {len(results)} runs failed.", file=sys.stderr)
     kept = sum("kept" in result for result in results)
     return 2 if refused and refused + kept == len(results) else int(failed > 0)
-
-
-def _clear_all(folders: Iterable[Path]) -> None:
-    """Remove the files of all these runs. If another process is at work in any of the folders, no file is removed."""
-    with ExitStack() as locks:
-        there = [folder for folder in folders if folder.exists()]
-        for folder in there:
-            locks.enter_context(locked(folder))
-        for folder in there:
-            clear(folder)
 
 
 def _attempt(config: ExperimentConfig, seed: int, arguments: argparse.Namespace, signals: StopSignals) -> dict:

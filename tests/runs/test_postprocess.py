@@ -169,7 +169,8 @@ def test_a_damaged_run_never_takes_the_table_away(tmp_path):
         folder = put(tmp_path, "Own", "LinHRU_RHEL", seed)
         (folder / "result.json").write_text(text)
         (folder / "metrics.jsonl").write_text(text)
-    (put(tmp_path, "a$\\frac$|", "LinHRU_RHEL", 1, steps=10**30) / "metrics.jsonl").write_text(DAMAGED[-1])
+    strange = "=a$\\frac$|"
+    (put(tmp_path, strange, "@m_RHEL", 1, error="-1", steps=10**30) / "metrics.jsonl").write_text(DAMAGED[-1])
     runs = read_runs(tmp_path)
     own = runs[runs["dataset"] == "Own"]
     assert list(own["status"]) == ["damaged"] * len(DAMAGED)
@@ -178,8 +179,26 @@ def test_a_damaged_run_never_takes_the_table_away(tmp_path):
     summary = tmp_path / "summary"
     row = "| Heartbeat | LinHRU | accuracy, % | - | 0 | 73.9 ± 0.6 | 50.0 ± 0.0 * | 2 |"
     assert row in (summary / "results.md").read_text()
-    with open(summary / "results.csv", newline="") as file:
-        assert [row["dataset"] for row in csv.DictReader(file)] == ["Heartbeat", "a$\\frac$|"]
+    # A spreadsheet must not take a text for a formula.
+    for name in ("results.csv", "runs.csv"):
+        with open(summary / name, newline="") as file:
+            rows = [(row["dataset"], row["model"], row.get("error")) for row in csv.DictReader(file)]
+        assert rows[0][:2] == ("Heartbeat", "LinHRU")
+        assert (f"'{strange}", "'@m", "'-1" if name == "runs.csv" else None) in rows
+
+
+def test_runs_of_two_metrics_are_never_averaged(tmp_path):
+    put(tmp_path, "Own", "LinHRU_RHEL", 1, 0.5)
+    put(tmp_path, "Own", "LinHRU_RHEL", 2, 0.5, metric="mse")
+    put(tmp_path, "Own", "LinHRU_BPTT", 1, 0.5, metric="mse")
+    put(tmp_path, "Other", "LinHRU_BPTT", 1, 0.5, metric="mse")
+    runs = read_runs(tmp_path)
+    assert compare(runs)["dataset"].to_list() == ["Other"]
+    why = "other runs of this data set have another metric; keep them in another folder"
+    assert problems(runs)[-2:] == [
+        f"Own LinHRU BPTT: seed 1 damaged (metric mse: {why}); missing: 2",
+        f"Own LinHRU RHEL: seed 1 damaged (metric accuracy: {why}); seed 2 damaged (metric mse: {why})",
+    ]
 
 
 @pytest.mark.parametrize(

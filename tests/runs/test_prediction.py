@@ -306,7 +306,7 @@ def test_damaged_class_names_are_refused(work, capsys, names):
 
 def test_a_file_is_read_in_pieces(work):
     """More than once the memory of a batch is never held: neither a copy of the series nor all predictions."""
-    series = np.zeros((8000, 8, 2))
+    series = np.zeros((16_000, 8, 2))
     np.save(work / "new.npy", series)
     with prediction._kept_run(run_of(work)) as run:
         opened = prediction._opened_series(work / "new.npy", run)
@@ -314,7 +314,7 @@ def test_a_file_is_read_in_pieces(work):
         predicted = prediction.predictions(run, opened, work / "new.npy")
         next(predicted)  # compiles
         tracemalloc.start()
-        assert sum(1 for _ in predicted) == 7999
+        assert sum(1 for _ in predicted) == 15_999
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < series.nbytes / 4
@@ -411,7 +411,7 @@ def test_nothing_is_overwritten_unasked(work, capsys):
     node.symlink_to("/dev/full")
     flags = ("--predict", work / "new.npy", "--run", run_of(work), "--overwrite", "--output", node)
     assert command(*flags) == 2
-    assert "is there and not a regular file" in capsys.readouterr().err
+    assert "is not a regular file, so it is not replaced" in capsys.readouterr().err
     assert node.readlink() == Path("/dev/full")
     with pytest.raises(OSError, match="is not a regular file, so it is not replaced"), replacing(node):
         pass

@@ -14,7 +14,7 @@ import train
 from data_dir.pickles import write_arrays
 from data_dir.splits import split_by_seed, write_index_file
 from experiment_configs.schema import validate
-from runs import train_all
+from runs import overwriting, planning, train_all
 from runs.folder import locked
 from runs.run import run_seed
 
@@ -92,39 +92,124 @@ def test_a_run_of_another_seed_is_refused(workplace, capsys):
 # --overwrite over several seeds
 
 
-def test_overwrite_clears_all_runs_first_and_the_command_without_it_resumes(workplace, monkeypatch, capsys):
-    """SIGTERM comes before the last seed begins: no result of before is left that could be taken for a new one."""
-    command = ("--dataset_name", "Tiny", "--seeds", "1", "2")
-    assert run(*command) == 0
-    old, second = snapshot(SEED_1), SEED_1.with_name("seed_2")
-    with monkeypatch.context() as patched:
-        original = train_all.run_seed
+COMMAND = ("--dataset_name", "Tiny", "--seeds", "1", "2")
+SEED_2 = SEED_1.with_name("seed_2")
+NO_PLAN = planning.Plan(validate({**HERE, "dataset_name": "Tiny"}, "test"), 0, 0, 0, 0, 0, 0.0, 0.0)
 
-        def signalled(config, seed, **options):
-            if seed == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return original(config, seed, **options)
 
-        patched.setattr(train_all, "run_seed", signalled)
-        assert run(*command, "--overwrite") == 75
-    assert "the command without --overwrite resumes from there" in capsys.readouterr().err
+@pytest.fixture
+def stopped_before_the_last(monkeypatch):
+    """SIGTERM comes when the last of the seeds begins, as long as the list holds True."""
+    stops = [True]
+    original = train_all.run_seed
+
+    def signalled(config, seed, **options):
+        if stops[0] and seed == config.seeds[-1]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(config, seed, **options)
+
+    monkeypatch.setattr(train_all, "run_seed", signalled)
+    return stops
+
+
+def test_the_same_overwriting_command_keeps_what_it_made(workplace, stopped_before_the_last, monkeypatch, capsys):
+    stopped_before_the_last[0] = False
+    assert run(*COMMAND) == 0
+    old = snapshot(SEED_1)
+    stopped_before_the_last[0] = True
+    assert run(*COMMAND, "--overwrite") == 75
+    assert "the same command resumes from there" in capsys.readouterr().err
     made = snapshot(SEED_1)
     assert made != old
-    assert not (second / "result.json").exists()
-    assert run(*command) == 0
+    assert not (SEED_2 / "result.json").exists()  # no earlier result is left that could be taken for a new one
+    for _ in range(2):  # as on a cluster that ends a job and starts it again
+        assert run(*COMMAND, "--overwrite") == 75
+        assert snapshot(SEED_1) == made
+    assert "--overwrite: 2 runs that this command began before it was stopped" in capsys.readouterr().err
+    planned = []
+    monkeypatch.setattr(planning, "plan", lambda config, *, runs: planned.append(runs) or NO_PLAN)
+    assert run(*COMMAND, "--overwrite", "--plan") == 0
+    assert planned == [1]
     assert snapshot(SEED_1) == made
-    assert read(second / "result.json")["status"] == "completed"
+    stopped_before_the_last[0] = False
+    assert run(*COMMAND, "--overwrite") == 0
+    assert snapshot(SEED_1).items() < made.items()
+    assert read(SEED_2 / "result.json")["status"] == "completed"
+    assert not list(Path("outputs").glob("**/.overwrite*"))
+    # The command has ended. The next one starts from the beginning.
+    assert run(*COMMAND, "--overwrite") == 0
+    assert snapshot(SEED_1) != made
+
+
+def test_an_overwriting_command_clears_what_another_command_other_data_or_another_commit_made(
+    workplace, stopped_before_the_last, monkeypatch
+):
+    def stopped(*flags):
+        assert run(*COMMAND, "--overwrite", *flags) == 75
+        return snapshot(SEED_1)
+
+    first = stopped()
+    stopped("--num_steps", "6")
+    assert [line["step"] for line in lines(SEED_1 / "metrics.jsonl")] == [2, 4, 6]
+    again = stopped()
+    assert again != first
+    assert read(SEED_1 / "config.json")["config"]["num_steps"] == 4
+    with monkeypatch.context() as patched:
+        patched.setattr("runs.overwriting.commit", lambda: "another")
+        assert stopped() != again
+    before = stopped()
+    # A command without --overwrite takes the runs over: they are no longer those of the stopped command.
+    assert run(*COMMAND) == 75
+    assert stopped() != before
+    write_data(1)
+    data = read(SEED_1 / "config.json")["data"]["sha256"]
+    stopped()
+    assert read(SEED_1 / "config.json")["data"]["sha256"] != data
+
+
+def test_an_overwriting_command_that_dies_while_it_removes_runs_removes_the_others_later(workplace, monkeypatch):
+    assert run(*COMMAND) == 0
+    old = (SEED_2 / "result.json").read_bytes()
+    original = overwriting.clear
+
+    def dying(folder):
+        if folder.name == "seed_2":
+            raise KeyboardInterrupt
+        original(folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(overwriting, "clear", dying)
+        assert run(*COMMAND, "--overwrite") == 130
+    assert (SEED_2 / "result.json").read_bytes() == old
+    assert run(*COMMAND, "--overwrite") == 0
+    assert (SEED_2 / "result.json").read_bytes() != old  # it holds the seconds that the run took
 
 
 def test_overwrite_removes_no_run_if_another_process_is_at_work_in_one(workplace, capsys):
-    command = ("--dataset_name", "Tiny", "--seeds", "1", "2")
-    assert run(*command) == 0
-    before = snapshot(Path("outputs"))
-    with locked(SEED_1.with_name("seed_2")):
-        assert run(*command, "--overwrite") == 2
+    assert run(*COMMAND) == 0
+    before = snapshot(Path("outputs")).keys()
+    with locked(SEED_2):
+        assert run(*COMMAND, "--overwrite") == 2
     assert "another process is at work there" in capsys.readouterr().err
-    assert snapshot(Path("outputs")).keys() == before.keys()
-    assert run(*command) == 0
+    assert snapshot(Path("outputs")).keys() == before
+
+
+def test_two_processes_of_one_overwriting_command_never_remove_what_the_other_made(workplace, monkeypatch):
+    original, made = train_all.run_seed, {}
+
+    def other_process_first(config, seed, **options):
+        """While this process trains seed 1, the other one makes seed 2, is refused seed 1, and ends."""
+        if seed == 1 and not made:
+            with locked(SEED_1):
+                made["other"] = {}
+                assert run(*COMMAND, "--overwrite") == 1
+                made["other"] = snapshot(SEED_2)
+        return original(config, seed, **options)
+
+    monkeypatch.setattr(train_all, "run_seed", other_process_first)
+    assert run(*COMMAND, "--overwrite") == 0
+    assert made["other"].items() >= snapshot(SEED_2).items()
+    assert not list(Path("outputs").glob("**/.overwrite"))
 
 
 def test_a_class_that_the_training_part_lost_is_recorded(workplace):

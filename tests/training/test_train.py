@@ -110,6 +110,7 @@ def test_the_test_set_is_read_once_at_the_end_by_the_best_model(scripted):
     result = train.train(*toy(), data, **OPTIONS)
     assert [name for name, _ in seen] == ["train", "validation"] * 4 + ["test"]
     assert same(seen[-1][1], result.model)
+    assert [same(result.model, model) for name, model in seen if name == "validation"] == [False, True, False, False]
     assert result.test_metric == 0.25
 
 
@@ -270,6 +271,8 @@ def test_double_precision_is_kept_throughout(x64):
 def test_the_keys_of_a_seed_are_those_of_the_split():
     keys = train.seed_keys(2345)
     assert len({tuple(np.asarray(key).tolist()) for key in keys}) == 3
+    # The published experiments: data, model and training are the first three of four.
+    np.testing.assert_array_equal(np.stack(keys), jax.random.split(jax.random.PRNGKey(2345), 4)[:3])
     order = np.asarray(jax.random.permutation(jax.random.split(keys.data)[0], 80))
     np.testing.assert_array_equal(order[:56], split_by_seed(80, 2345)["train"])
 

@@ -36,6 +36,15 @@ def test_evaluation_covers_every_sample_once(classification, make, size, batch_s
         assert loss == metric == pytest.approx(np.mean((output[:, :, 0] - data.labels) ** 2), rel=1e-5)
 
 
+def test_an_error_is_in_the_unit_of_the_files():
+    """The loss is that of the mapped labels."""
+    data = loader(7, classification=False)
+    mapped = Dataloader(data.data, data.labels, label_unit=3.0)
+    options = {"batch_size": 4, "classification": False}
+    loss, metric = train.evaluate(*toy(False), mapped, **options)
+    assert (loss, metric) == (train.evaluate(*toy(False), data, **options)[0], pytest.approx(9 * loss))
+
+
 def test_the_last_batch_weighs_what_it_holds():
     """A model that is right on the odd sample alone: the fill of the last batch must not count, the sample must."""
     data = Dataloader(np.zeros((9, LENGTH, CHANNELS)), np.eye(CLASSES)[[0] * 8 + [1]])
