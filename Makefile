@@ -15,6 +15,12 @@ WORKERS ?= auto
 CONSTRAINTS ?= requirements.txt
 # A file stays with one worker, so that what its tests share is made once. tests/conftest.py puts the long files first.
 TESTS := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# The tests compile without most optimisations (tests/conftest.py), but for these: they compile as users do.
+OPTIMISED := tests/models/test_float32.py tests/models/test_reference.py
+define tested
+	$(TESTS) -m "$(1)" $(OPTIMISED:%=--ignore=%)
+	XLA_FLAGS= $(TESTS) -m "$(1)" $(OPTIMISED)
+endef
 
 .PHONY: run test test-all test-fast faults data lint types wheel-test clean
 
@@ -22,10 +28,10 @@ run: $(VENV)/.installed
 	$(BIN)/python run_experiment.py --dataset_name BasicMotions
 
 test: $(VENV)/.installed-dev
-	$(TESTS) -m "not long"
+	$(call tested,not long)
 
 test-all: $(VENV)/.installed-dev
-	$(TESTS)
+	$(call tested,long or not long)
 
 test-fast: $(VENV)/.installed-dev
 	$(TESTS) -m "not slow and not long"

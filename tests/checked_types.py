@@ -1,7 +1,4 @@
-"""What jaxtyping compares arguments with annotations by, in the tests.
-
-Switch it on with `pytest --jaxtyping-packages=models,training,train,checked_types.checked`.
-"""
+"""What jaxtyping compares arguments with annotations by, in all tests: an option in pyproject.toml says so."""
 
 from beartype import BeartypeConf, beartype
 

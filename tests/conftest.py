@@ -4,8 +4,9 @@ import os
 import tempfile
 
 # Compiling takes most of the time of the tests. Without these optimisations it takes a fifth of it, and the results
-# are the same up to rounding. The commands that tests start inherit the flags. Set XLA_FLAGS, also to an empty text, to
-# test what users run: `XLA_FLAGS= make test-all`. XLA reads the flags once, before the first computation.
+# are the same up to rounding. The commands that tests start inherit the flags. `make test` runs a few files without
+# them, as users run the code. To run others so, set XLA_FLAGS to an empty text. XLA reads the flags once, before the
+# first computation.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
