@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from models.check import RETRACE_TOLERANCE
+
 
 class RunProgress:
     """A bar with loss and metric on a terminal; one line per evaluation if stderr is not a terminal.
@@ -24,6 +26,7 @@ class RunProgress:
             dynamic_ncols=True,
         )
         self.validation = ""
+        self.warned = False
         self.events, self.writer = events, None
 
     def __enter__(self):
@@ -56,6 +59,7 @@ class RunProgress:
                 f"{evaluation.train_metric:.4f} (validation {evaluation.val_metric:.4f}), {evaluation.seconds:.1f} s",
                 file=sys.stderr,
             )
+        self._warn_of_retrace(evaluation)
         if self.events is None:
             return
         if self.writer is None:
@@ -67,3 +71,18 @@ class RunProgress:
             if value is not None and field != "step":
                 self.writer.add_scalar(field, value, evaluation.step)
         self.writer.flush()
+
+    def _warn_of_retrace(self, evaluation) -> None:
+        """Once, if an echo without nudges does not return. `metrics.jsonl` has the error of every evaluation."""
+        error = evaluation.retrace_error
+        if self.warned or error is None or error <= RETRACE_TOLERANCE:
+            return
+        self.warned = True
+        self.bar.clear()
+        print(
+            f"{self.name}: WARNING at step {evaluation.step}: an echo without nudges misses the start of the free pass "
+            f"by {error:.2g} of the state (more than {RETRACE_TOLERANCE:g}). The gradients may be wrong: the kinetic energy "
+            "is not even, an energy has a jump, or the dynamics are chaotic. models.check_gradient tells which. A "
+            "smaller step or BPTT helps.",
+            file=sys.stderr,
+        )

@@ -301,6 +301,6 @@ def _quantised(x: PyTree, quantum: Strength, size: Array | None = None) -> PyTre
     return jax.tree.map(lambda x: jnp.where(step == 0, x, step * jnp.round(x / jnp.where(step == 0, 1, step))), x)
 
 
-def quantum(bits: int | Array) -> Array:
+def quantum(bits: float | np.floating | Array) -> Array:
     """The quantum of a signed converter of so many bits whose range is ± the size."""
     return jnp.asarray(2.0 ** (1 - bits))

@@ -7,8 +7,8 @@ import pytest
 from small_experiments import HERE, read, refusal, run, write_config
 
 import run_experiment
-from models import load_run
-from models.load import RunError, load_unit
+from models import load, load_run
+from models.load import RunError
 from runs import planning
 
 UNIT = """
@@ -56,7 +56,7 @@ def test_a_unit_of_ones_own_through_the_command(workplace, monkeypatch, capsys):
 
     # What is kept is used with the same permission, and not without it.
     Path("imported").unlink()
-    load_unit.__globals__["_module_of"].cache_clear()
+    load._module_of.cache_clear()
     np.save("new.npy", np.zeros((2, 8, 2)))
     predict = ("--predict", "new.npy", "--run", str(folder))
     for use in (("--evaluate", str(folder)), predict):
@@ -69,5 +69,5 @@ def test_a_unit_of_ones_own_through_the_command(workplace, monkeypatch, capsys):
     assert "equal" in capsys.readouterr().out
     assert run_experiment.main([*predict, "--own_units"]) == 0
     assert len(Path("new_predictions.csv").read_text().splitlines()) == 3
-    model, _ = load_run(folder, unit=load_unit("my_unit.py:Springs"))
+    model, _ = load_run(folder, unit=load.load_unit("my_unit.py:Springs"))
     assert type(model.blocks[0].unit).__name__ == "Springs"

@@ -168,7 +168,7 @@ def test_a_run_that_is_stopped_after_every_dispatch_ends_with_the_same_bits(work
 
 
 def test_early_stopping_counts_on_after_a_resume(workplace, monkeypatch):
-    monkeypatch.setattr(train.train, "__kwdefaults__", {**train.train.__kwdefaults__, "patience": 2})
+    monkeypatch.setattr(train, "train", functools.partial(train.train, patience=2))
     monkeypatch.setattr("training.loop.evaluate", lambda *_, **__: (0.5, 0.5))  # the validation metric stays as it is
     unbroken = config_of(num_steps=400, output_parent_dir="unbroken")
     result = run(unbroken)

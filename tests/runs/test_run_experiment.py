@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small_experiments import HERE, REGRESSION, SEED_1, lines, read, run, snapshot, timeless, write_config
+from small_experiments import HERE, REGRESSION, SEED_1, lines, read, run, small_config, snapshot, timeless, write_config
 from tensorboardX.proto.event_pb2 import Event
 
 import run_experiment
@@ -18,6 +18,7 @@ from data_dir.datasets import create_dataset
 from experiment_configs.schema import load_config
 from models import load_run
 from runs.figures import draw_curves, draw_predictions
+from runs.progress import RunProgress
 from runs.run import confusion
 from runs.train_all import results_table
 
@@ -132,6 +133,18 @@ def test_a_title_is_no_mathematics(tmp_path):
     history = [train.Evaluation(*[1.0] * len(train.Evaluation._fields))]
     draw_curves(history, tmp_path / "a.png", title=r"$\frac$", metric="accuracy", best_step=1)
     draw_predictions(np.zeros((2, 3)), np.zeros((2, 3)), tmp_path / "b.png", title=r"$\frac$")
+
+
+@pytest.mark.parametrize("error", [1.288, float("nan")])
+def test_an_echo_that_does_not_return_is_warned_of_once(workplace, capsys, error):
+    """The kinetic energy of a user's own unit may not be even: the training runs, and its gradient is wrong."""
+    evaluation = train.Evaluation(*range(2), *[0.5] * (len(train.Evaluation._fields) - 2))
+    with RunProgress("Tiny", small_config(workplace, "Tiny"), None) as progress:
+        for retrace_error in (None, 1e-5, error, error):
+            progress.evaluation(evaluation._replace(retrace_error=retrace_error))
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
+    assert len(warnings) == 1
+    assert f"misses the start of the free pass by {error:.2g} of the state" in warnings[0]
 
 
 def test_event_files_have_every_evaluation(workplace):
