@@ -81,8 +81,8 @@ class RunProgress:
         self.bar.clear()
         print(
             f"{self.name}: WARNING at step {evaluation.step}: an echo without nudges misses the start of the free pass "
-            f"by {error:.2g} of the state (more than {RETRACE_TOLERANCE:g}). The gradients may be wrong: the kinetic energy "
-            "is not even, an energy has a jump, or the dynamics are chaotic. models.check_gradient tells which. A "
-            "smaller step or BPTT helps.",
+            f"by {error:.2g} of the state (more than {RETRACE_TOLERANCE:g}). The gradients may be wrong: the kinetic "
+            "energy is not even, an energy has a jump, or the dynamics are chaotic. models.check_gradient tells which. "
+            "A smaller step or BPTT helps.",
             file=sys.stderr,
         )

@@ -60,9 +60,9 @@ def test_unrolled_scan_is_the_sequential_one(x64, kind, system):
     assert_close(unrolled, sequential, 1e-11, floor=1e-3)
 
 
-def test_associative_scan_rounds_as_the_sequential_one(length=896):
+def test_associative_scan_rounds_as_the_sequential_one():
     """Errors in float32 against float64 backpropagation, of the positions and of every array."""
-    arguments, incoming = problem(linear, length)
+    arguments, incoming = problem(linear, 896)
     values = [positions_and_gradient(arguments, incoming, RHEL(scan=scan)) for scan in ("sequential", "associative")]
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: x.astype(jnp.float64), (arguments, incoming))
@@ -73,8 +73,8 @@ def test_associative_scan_rounds_as_the_sequential_one(length=896):
         return np.array([np.linalg.norm(x - exact) / np.linalg.norm(exact) for x, exact in leaves])
 
     sequential, associative = map(errors, values)
-    print(f"{length} steps: sequential {sequential}, associative {associative}")
-    np.testing.assert_array_less(associative, 2 * sequential + 1e-6)
+    print(f"sequential {sequential}, associative {associative}")
+    np.testing.assert_array_less(associative, 2 * sequential + 2e-6)
 
 
 # One step, a remainder, no remainder, and one stretch for all. Pendulums have a matrix of parameters, which the echo
