@@ -244,7 +244,7 @@ def _wrong_contrasts(samples: Samples) -> Iterator[str]:
     """Overridden contrasts, by their gradients: the echo uses no value of a contrast."""
     for part in samples.states:
         if _overrides(samples.hamiltonian, f"{part}_contrast"):
-            wrong = (_wrong_contrast_gradient(samples, part, size) for size in (1.0, 1e-8))
+            wrong = (_wrong_contrast_gradient(samples, part, size) for size in (1.0, 1e-3, 1e-8))
             yield from [message for message in wrong if message][:1]
 
 

@@ -97,11 +97,11 @@ class MeanAndHalfDifference(eqx.Module):
     hamiltonian: AbstractHamiltonian
 
     def kinetic_contrast(self, hamiltonian, p):
-        """Kinetic energy of the plus echo minus that of the minus echo."""
+        """Kinetic energy of the plus echo minus kinetic energy of the minus echo."""
         return hamiltonian.kinetic_contrast(*p)
 
     def potential_contrast(self, hamiltonian, q, drive):
-        """Potential energy of the plus echo minus that of the minus echo."""
+        """Potential energy of the plus echo minus potential energy of the minus echo."""
         return hamiltonian.potential_contrast(*q, drive)
 
     def velocity(self, p):

@@ -22,8 +22,8 @@ def relative_amplitude(epsilon, size, squares, total):
 
     `size`: the largest position or momentum of the sequence, `squares` and `total` (osc): the sums over time of the
     nudges, squared and plain. All nudges together move the state by the root of `squares` if they are uncorrelated in
-    time, and by `total` if they have one sign, as those of a mean over time; the larger of the two counts. A state at
-    rest counts as 1. The factor is 0 if all nudges are 0, and NaN if it is outside the range of the numbers.
+    time, and by `total` if they have one sign, as the nudges of a mean over time have; the larger of the two counts. A
+    state at rest counts as 1. The factor is 0 if all nudges are 0, and NaN if it is outside the range of the numbers.
     """
     together = jnp.max(jnp.maximum(jnp.sqrt(squares), jnp.abs(total)))
     amplitude = epsilon * jnp.where(size > 0, size, 1) / jnp.where(together == 0, 1, together)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 SEGMENT = 128
-"""The free pass keeps one state in so many steps."""
+"""The free pass keeps a state after so many steps, or after a stretch if a stretch is longer."""
 
 CACHED = 2**18
 """On a CPU a stretch holds at most so many values of one quantity, so that the quantity stays in cache."""

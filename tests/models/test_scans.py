@@ -278,7 +278,7 @@ def test_the_gradient_of_a_matrix_is_not_carried_once_for_every_sequence(algorit
 def temporaries(model_name, algorithm, *, length=896, ssm_dim=64, batch=32, hidden_dim=64):
     """Bytes of temporaries of the gradient of a whole network."""
     model, state = create_model(
-        *(model_name, 7, 2, hidden_dim, 1, ssm_dim),
+        *(model_name, 7, 2, hidden_dim, 2, ssm_dim),
         classification=True,
         learning_algorithm=algorithm,
         key=jax.random.PRNGKey(0),
