@@ -47,7 +47,7 @@ class Samples:
     """
 
     def __init__(self, hamiltonian: AbstractHamiltonian, drives: np.ndarray, trajectory: np.ndarray, draw):
-        self.hamiltonian, self.name = hamiltonian, type(hamiltonian).__name__
+        self.hamiltonian, self.name, self.draw = hamiltonian, type(hamiltonian).__name__, draw
         sizes = [np.max(np.abs(x)) or 1.0 for x in trajectory]
         steps = np.linspace(0, len(trajectory[0]) - 1, STATES).astype(int)
         steps[1:3] = [np.argmax(np.max(np.abs(x.reshape(len(x), -1)), axis=1)) for x in trajectory]
@@ -68,10 +68,12 @@ class Samples:
         self.value = {part: self.energy(part) for part in self.states}
         self.slope = {part: self.gradient(part) for part in self.states}
 
-    def energy(self, part: str, shift: float | np.ndarray = 0.0) -> np.ndarray:
-        """The energy of every sample at its state plus `shift`."""
+    def energy(
+        self, part: str, shift: float | np.ndarray = 0.0, hamiltonian: AbstractHamiltonian | None = None
+    ) -> np.ndarray:
+        """The energy of every sample at its state plus `shift`, of this Hamiltonian or of another one."""
         x, *rest = self.states[part]
-        return np.asarray(jax.vmap(getattr(self.hamiltonian, part))(x + shift, *rest))
+        return np.asarray(jax.vmap(getattr(hamiltonian or self.hamiltonian, part))(x + shift, *rest))
 
     def gradient(self, part: str) -> tuple:
         """Gradients: of the sum of the energies by the Hamiltonian, and of each energy by its arguments."""
@@ -240,6 +242,30 @@ def _cells(energy, start, way, fixed):
     return np.maximum(np.max(defects, axis=1), 0), size, np.argmax(defects, axis=1)
 
 
+def _wrong_parameter_slopes(samples: Samples, step: float = 1e-6) -> Iterator[str]:
+    """Central differences of the energies by each parameter, along a random direction."""
+    arrays, static = eqx.partition(samples.hamiltonian, eqx.is_inexact_array)
+    leaves, structure = jax.tree.flatten(arrays)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(arrays)]
+    for part, value in samples.value.items():
+        slopes = jax.tree.leaves(samples.slope[part][0])
+        for i, (path, leaf, slope) in enumerate(zip(paths, map(np.asarray, leaves), slopes, strict=True)):
+            size = np.where(leaf == 0, np.max(np.abs(leaf)), np.abs(leaf))
+            direction = np.where(size == 0, 1, size) * samples.draw.standard_normal(leaf.shape)
+
+            def moved(by, i=i, leaf=leaf, direction=direction, part=part):
+                changed = [*leaves[:i], jnp.asarray(leaf + by * direction), *leaves[i + 1 :]]
+                return samples.energy(part, hamiltonian=eqx.combine(jax.tree.unflatten(structure, changed), static))
+
+            measured, claimed = np.sum(moved(step) - moved(-step)) / (2 * step), np.sum(slope * direction)
+            rounding = 1e-8 * np.sum(np.abs(value)) + 100 * np.finfo(float).eps * TERM / step * np.sqrt(value.size)
+            if not abs(measured - claimed) <= 1e-3 * max(abs(measured), abs(claimed)) + rounding:
+                yield (
+                    f"{samples.name}.{part} does not change with {samples.name}{jax.tree_util.keystr(path)} as its "
+                    f"gradient says: by {measured:.3g}, not {claimed:.3g}, along a random direction"
+                )
+
+
 def _wrong_contrasts(samples: Samples) -> Iterator[str]:
     """Overridden contrasts, by their gradients: the echo uses no value of a contrast."""
     for part in samples.states:
@@ -325,6 +351,10 @@ CHECKS = (
         _corners,
         "it has a corner or jump (abs, round, where), a stop_gradient, or a derivative rule of its own that is wrong; "
         "make it smooth, for instance sqrt(q**2 + c**2) for |q|, and let jax differentiate it",
+    ),
+    Check(
+        _wrong_parameter_slopes,
+        "a stop_gradient or a wrong derivative rule; stop gradients where the Hamiltonian is made, not in its energies",
     ),
     Check(
         _wrong_contrasts,

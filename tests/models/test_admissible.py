@@ -230,6 +230,14 @@ VIOLATIONS = {
         stiffer(lambda k, q, v: 0.1 * lying_square(q)),
         r"Own.potential by q does not change as its grad",
     ),
+    "lying custom_jvp of a parameter": (
+        stiffer(lambda k, q, v: 0.1 * lying_square(k) * q**2),
+        r"Own.potential does not change with Own.k as its gradient says: by .*, not .*, along a random dir",
+    ),
+    "stopped parameter": (
+        stiffer(lambda k, q, v: 0.01 * jax.lax.stop_gradient(k) * q**2),
+        r"Own.potential does not change with Own.k as its gradient says: .*: .* where the Hamiltonian is made",
+    ),
     # Contrasts
     "contrast": (
         springs(potential_contrast=lambda self, q, dq, v: jnp.sum(self.k * q * dq)),

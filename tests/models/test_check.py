@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from systems import Springs, linear, pendulums, saturating
 
-from models import create_model
+from models import check, create_model
 from models.check import (
     InadmissibleHamiltonian,
     RetraceWarning,
@@ -79,23 +79,21 @@ def test_check_gradient_finds_the_errors_of_every_leaf(system, float32, float64)
 
 
 @pytest.mark.parametrize(
-    ("kind", "epsilon", "number", "error", "message"),
+    ("kind", "epsilon", "number", "message"),
     [
-        (
-            Detached,
-            1e-4,
-            "rhel_float64",
-            InadmissibleHamiltonian,
-            "the gradient of Detached.potential_contrast by Deta",
-        ),
-        (Stopped, None, "finite_differences", WrongGradient, r"finite_differences\) above .*, k .*: .* stop_gradient"),
-        (Lying, None, "finite_differences", WrongGradient, r"finite_differences\) above .*, k .*: .* derivative rule"),
+        (Detached, 1e-4, "rhel_float64", "the gradient of Detached.potential_contrast by Detached.k is"),
+        (Stopped, None, "finite_differences", r"with Stopped.k as its"),
+        (Lying, None, "finite_differences", r"with Lying.k as its"),
     ],
 )
-def test_a_wrong_gradient_is_refused_or_returned(kind, epsilon, number, error, message):
+def test_a_wrong_gradient_is_refused_or_returned(monkeypatch, kind, epsilon, number, message):
     hamiltonian = kind(jnp.ones(8))
-    with pytest.raises(error, match=message):
+    with pytest.raises(InadmissibleHamiltonian, match=message):
         check_gradient(hamiltonian, DRIVES)
+    # Without the check of the Hamiltonian the errors of the gradient tell.
+    monkeypatch.setattr(check, "check_hamiltonian", lambda *_, **__: None)
+    with pytest.raises(WrongGradient, match=rf"{number}\) above .*, k "):
+        check_gradient(hamiltonian, DRIVES, epsilon=epsilon)
     errors = check_gradient(hamiltonian, DRIVES, epsilon=epsilon, strict=False)
     assert getattr(errors["k"], number) > 0.1
     assert errors["drives"].rhel_float64 < 1e-6
