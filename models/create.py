@@ -53,7 +53,8 @@ def create_model(
     - `options`: those that the `__init__` of the unit declares. LinHRU has complex_ssm (true by default) and damping;
       NonlinHRU has step_init (0.1) and gate. None stands for the default.
 
-    Raises `ValueError` for unknown names, impossible sizes, and options that the unit does not have.
+    Raises `ValueError` for unknown names, impossible sizes, options that the unit does not have, and a unit that drops
+    the learning algorithm or `train_steps`.
     """
     if isinstance(model_name, str) and model_name not in MODELS:
         raise ValueError(
@@ -78,7 +79,7 @@ def create_model(
         raise ValueError(f"dropout_rate must lie in [0, 1), got {dropout_rate!r}")
     algorithm = make_learning_algorithm(learning_algorithm, epsilon)
     unit = MODELS[model_name] if isinstance(model_name, str) else model_name
-    return eqx.nn.make_with_state(HRU)(
+    model, state = eqx.nn.make_with_state(HRU)(
         unit,
         **sizes,
         classification=classification,
@@ -90,6 +91,9 @@ def create_model(
         **_checked(options, unit, learning_algorithm),
         key=key,
     )
+    for block in model.blocks:
+        _require_common(block.unit, learning_algorithm=algorithm, train_steps=train_steps)
+    return model, state
 
 
 def options_of_models() -> dict[str, dict[str, Option]]:
@@ -120,3 +124,13 @@ def _checked(options: dict[str, Any], unit: type[AbstractHRULayer], algorithm: s
             raise ValueError(f"{name} must be {option.allowed()}, got {value!r}")
         given[name] = value
     return given
+
+
+def _require_common(unit: AbstractHRULayer, **asked: Any) -> None:
+    """Raise `ValueError` if the `__init__` of a unit does not pass on what every unit gets."""
+    for name, value in asked.items():
+        if getattr(unit, name) != value:
+            raise ValueError(
+                f"{type(unit).__name__}: {name} is {getattr(unit, name)}, but {value} was asked for: pass **common to "
+                "super().__init__"
+            )
