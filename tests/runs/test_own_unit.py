@@ -1,5 +1,6 @@
 """A unit of the user's own, through the command: trained, planned, evaluated, loaded, and never imported unasked."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,12 @@ import pytest
 from small_experiments import HERE, read, refusal, run, write_config
 
 import run_experiment
-from models import load_run
+from common.files import sha256_of
+from experiment_configs.schema import validate
+from models import load, load_run
 from models.load import RunError, load_unit
 from runs import planning
+from runs.identity import identity
 
 UNIT = """
 from pathlib import Path
@@ -56,7 +60,7 @@ def test_a_unit_of_ones_own_through_the_command(workplace, monkeypatch, capsys):
 
     # What is kept is used with the same permission, and not without it.
     Path("imported").unlink()
-    load_unit.__globals__["_module_of"].cache_clear()
+    load._module_of.cache_clear()
     np.save("new.npy", np.zeros((2, 8, 2)))
     predict = ("--predict", "new.npy", "--run", str(folder))
     for use in (("--evaluate", str(folder)), predict):
@@ -71,3 +75,32 @@ def test_a_unit_of_ones_own_through_the_command(workplace, monkeypatch, capsys):
     assert len(Path("new_predictions.csv").read_text().splitlines()) == 3
     model, _ = load_run(folder, unit=load_unit("my_unit.py:Springs"))
     assert type(model.blocks[0].unit).__name__ == "Springs"
+
+    # Another energy of the same length, in the same second.
+    Path("my_unit.py").write_text(UNIT.replace("self.A, 0.1", "self.A, 0.2"))
+    load._module_of.cache_clear()
+    capsys.readouterr()
+    changed = r"Springs_RHEL/seed_1: was made with another content of the file of the unit my_unit.py:Springs \(sha256 "
+    for use in (["--evaluate", str(folder)], [*predict, "--output", "other.csv"]):
+        assert run_experiment.main([*use, "--own_units"]) == 2
+        assert re.search(changed + r".*; put the old file back to use the run\)\. A training", capsys.readouterr().err)
+    for use in ([], ["--plan"]):
+        assert run(*flags, *use, "--own_units") == 2
+        assert re.search(changed + r".*; put the old file back to use the run\)\. --over", capsys.readouterr().err)
+    (folder / "result.json").unlink()  # unfinished: to resume
+    assert run(*flags, "--own_units") == 2
+    assert re.search(changed, capsys.readouterr().err)
+    assert run(*flags, "--own_units", "--overwrite") == 0
+    step = load_run(folder, unit=load_unit("my_unit.py:Springs"))[0].blocks[0].unit.hamiltonian().step
+    assert np.allclose(step, 0.2)
+
+
+def test_the_hash_of_a_unit_in_a_module_is_the_hash_of_its_file(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "unit_in_a_module.py").write_text(UNIT.replace('Path("imported").touch()', ""))
+    expected = sha256_of(tmp_path / "unit_in_a_module.py")
+    config = {**HERE, "model_name": "Springs", "unit": "unit_in_a_module:Springs", "dataset_name": "Tiny"}
+    del config["complex_ssm"]
+    config = validate(config, "here", own_units=True)
+    assert config.unit_sha256 == expected
+    assert identity(config, 1, {})["unit_sha256"] == expected
