@@ -1,5 +1,6 @@
 """Models by name."""
 
+import inspect
 import math
 from typing import Any, Literal
 
@@ -109,6 +110,8 @@ def _checked(options: dict[str, Any], unit: type[AbstractHRULayer], algorithm: s
     """The given options, without None and without the options of other units that are False. Raises `ValueError`."""
     declared, others = unit_options(unit), options_of_models()
     unit_name = next((name for name, known in MODELS.items() if known is unit), unit.__name__)
+    for name in declared.keys() & inspect.signature(create_model).parameters.keys():
+        raise ValueError(f"{unit_name}: the option {name} is an argument of create_model: choose another name")
     given = {}
     for name, value in options.items():
         option, owners = declared.get(name), others.get(name, {})

@@ -317,3 +317,13 @@ def test_a_unit_that_forgets_what_was_asked_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make(Forgetful, **options)
     make(Forgetful)  # asked for what it has
+
+
+class Renaming(NonlinHRULayer):
+    def __init__(self, hidden_dim, ssm_dim, *, epsilon=0.5, key, **common):
+        super().__init__(hidden_dim, ssm_dim, key=key, **common)
+
+
+def test_an_option_with_the_name_of_an_argument_of_every_model_is_refused():
+    with pytest.raises(ValueError, match="Renaming: the option epsilon is an argument of create_model: choose another"):
+        make(Renaming, epsilon=0.1)

@@ -433,6 +433,15 @@ def test_a_bad_config_of_a_unit_of_ones_own(own, change, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["lr", "num_steps", "time", "unit", "replace"])
+def test_an_option_with_the_name_of_a_field_of_every_config_is_refused(own, name):
+    Path("my_unit.py").write_text(UNIT.replace("strength", name))
+    message = f"here: Springs: the option {name} has a name that every config uses: choose another name"
+    with pytest.raises(ConfigError) as error:
+        validate(own, "here", own_units=True)
+    assert str(error.value) == message
+
+
 # The rule of the learning rate
 
 
