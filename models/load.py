@@ -31,6 +31,7 @@ from .stack import HRU
 CONFIG, MODEL, RESULT = "config.json", "model.eqx", "result.json"
 PRECISIONS = ("float32", "float64")
 _COMMON = inspect.signature(create_model).parameters.keys() - {"data_dim", "label_dim", "key", "options"}
+_FROM_MODELS = "; in a clone, import from models, not from rhel"
 
 
 class RunError(ValueError):
@@ -76,11 +77,16 @@ def unit_and_sha256(name: str) -> tuple[type[AbstractHRULayer], str]:
         module, sha256 = _module_of(Path(source).resolve() if source.endswith(".py") else source)
         unit = getattr(module, class_name)
     except (OSError, ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
-        raise UnitError(
-            f"unit {name}: cannot be imported ({error}); it is the path of a file and a class, as in my_unit.py:MyLayer"
-        ) from error
+        hint = ""
+        if not (source and class_name):
+            hint = "; it is the path of a file and a class, as in my_unit.py:MyLayer"
+        elif isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] == "rhel":
+            hint = _FROM_MODELS
+        raise UnitError(f"unit {name}: cannot be imported ({error}){hint}") from error
     if not (isinstance(unit, type) and issubclass(unit, AbstractHRULayer)):
-        raise UnitError(f"unit {name}: is not a subclass of models.layer.AbstractHRULayer")
+        of_rhel = isinstance(unit, type) and any(base.__module__.split(".")[0] == "rhel" for base in unit.__mro__)
+        hint = _FROM_MODELS if of_rhel else ""
+        raise UnitError(f"unit {name}: is not a subclass of models.layer.AbstractHRULayer{hint}")
     return unit, sha256
 
 
