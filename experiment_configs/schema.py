@@ -29,7 +29,7 @@ from pydantic import (
 from data_dir.names import nearest_name
 from models.create import MODELS, options_of_models
 from models.layer import AbstractHRULayer, Option, unit_options
-from models.load import UnitError, load_unit
+from models.load import UnitError, unit_and_sha256
 
 from . import LEARNING_ALGORITHMS, scheduler
 
@@ -94,6 +94,7 @@ class ExperimentConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     unit_class: ClassVar[type[AbstractHRULayer] | None] = None  # your own unit, imported
+    unit_sha256: ClassVar[str | None] = None  # of its file
 
     unit: Annotated[str | None, Strict()] = Field(
         None, description="null, or the Python file and the class of your own unit, as my_unit.py:MyLayer"
@@ -237,17 +238,31 @@ class ExperimentConfig(BaseModel):
 
 
 @lru_cache
-def config_class(unit: type[AbstractHRULayer] | None) -> type[ExperimentConfig]:
+def config_class(unit: type[AbstractHRULayer] | None, sha256: str | None = None) -> type[ExperimentConfig]:
     """The config of a unit: `ExperimentConfig` with the options of all models and of this unit as fields.
 
     The options of other units are null or false. A number that is left out is null, and the unit has its own default.
+    `sha256`: of the file of your own unit.
+
+    **Raises:** `UnitError` for an option of the unit that has the name of a field or method of every config.
     """
-    own = {} if unit is None else unit_options(unit)
+    own = {} if unit is None else _options_with_free_names(unit)
     options = {name: next(iter(owners.values())) for name, owners in options_of_models().items()} | own
     fields: dict[str, Any] = {name: _option_field(option, name in own) for name, option in options.items()}
     known = create_model("ExperimentConfig", __base__=ExperimentConfig, **fields)
     known.unit_class = None if unit in MODELS.values() else unit
+    known.unit_sha256 = sha256
     return known
+
+
+def _options_with_free_names(unit: type[AbstractHRULayer]) -> dict[str, Option]:
+    options = unit_options(unit)
+    for name in options:
+        if name in ExperimentConfig.model_fields or hasattr(ExperimentConfig, name):
+            raise UnitError(
+                f"{unit.__name__}: the option {name} has a name that every config uses: choose another name"
+            )
+    return options
 
 
 def _option_field(option: Option, own: bool) -> tuple[Any, Any]:
@@ -266,25 +281,25 @@ def validate(fields: Mapping[str, Any], source: str, *, own_units: bool = False)
 
     **Raises:** `ConfigError` with every problem.
     """
-    unit, name = MODELS.get(str(fields.get("model_name"))), fields.get("unit")
-    if isinstance(name, str):
-        if not own_units:
-            raise ConfigError(
-                f"{source}: unit is {json.dumps(name)}: this is Python code, which is not run unasked: read it, then "
-                "allow it with --own_units"
-            )
-        try:
-            unit = load_unit(name)
-        except UnitError as error:
-            raise ConfigError(f"{source}: {error}") from error
+    unit, name, sha256 = MODELS.get(str(fields.get("model_name"))), fields.get("unit"), None
+    if isinstance(name, str) and not own_units:
+        raise ConfigError(
+            f"{source}: unit is {json.dumps(name)}: this is Python code, which is not run unasked: read it, then "
+            "allow it with --own_units"
+        )
     try:
-        return config_class(unit).model_validate(dict(fields))
+        if isinstance(name, str):
+            unit, sha256 = unit_and_sha256(name)
+        known = config_class(unit, sha256)
+    except (UnitError, TypeError) as error:
+        raise ConfigError(f"{source}: {error}") from error
+    try:
+        return known.model_validate(dict(fields))
     except ValidationError as error:
         problems = error.errors(include_url=False)
         # A default that depends on a bad field is no problem of its own.
         problems = [problem for problem in problems if problem["type"] != "default_factory_not_called"]
-        known = config_class(unit).model_fields
-        texts = dict.fromkeys(_describe(problem, fields, known) for problem in problems)
+        texts = dict.fromkeys(_describe(problem, fields, known.model_fields) for problem in problems)
         raise ConfigError(f"{source}: " + "; ".join(texts)) from None
 
 

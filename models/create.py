@@ -1,5 +1,6 @@
 """Models by name."""
 
+import inspect
 import math
 from typing import Any, Literal
 
@@ -53,7 +54,8 @@ def create_model(
     - `options`: those that the `__init__` of the unit declares. LinHRU has complex_ssm (true by default) and damping;
       NonlinHRU has step_init (0.1) and gate. None stands for the default.
 
-    Raises `ValueError` for unknown names, impossible sizes, and options that the unit does not have.
+    Raises `ValueError` for unknown names, impossible sizes, options that the unit does not have, and a unit that drops
+    the learning algorithm or `train_steps`.
     """
     if isinstance(model_name, str) and model_name not in MODELS:
         raise ValueError(
@@ -78,7 +80,7 @@ def create_model(
         raise ValueError(f"dropout_rate must lie in [0, 1), got {dropout_rate!r}")
     algorithm = make_learning_algorithm(learning_algorithm, epsilon)
     unit = MODELS[model_name] if isinstance(model_name, str) else model_name
-    return eqx.nn.make_with_state(HRU)(
+    model, state = eqx.nn.make_with_state(HRU)(
         unit,
         **sizes,
         classification=classification,
@@ -90,6 +92,9 @@ def create_model(
         **_checked(options, unit, learning_algorithm),
         key=key,
     )
+    for block in model.blocks:
+        _require_common(block.unit, learning_algorithm=algorithm, train_steps=train_steps)
+    return model, state
 
 
 def options_of_models() -> dict[str, dict[str, Option]]:
@@ -105,6 +110,8 @@ def _checked(options: dict[str, Any], unit: type[AbstractHRULayer], algorithm: s
     """The given options, without None and without the options of other units that are False. Raises `ValueError`."""
     declared, others = unit_options(unit), options_of_models()
     unit_name = next((name for name, known in MODELS.items() if known is unit), unit.__name__)
+    for name in declared.keys() & inspect.signature(create_model).parameters.keys():
+        raise ValueError(f"{unit_name}: the option {name} is an argument of create_model: choose another name")
     given = {}
     for name, value in options.items():
         option, owners = declared.get(name), others.get(name, {})
@@ -120,3 +127,13 @@ def _checked(options: dict[str, Any], unit: type[AbstractHRULayer], algorithm: s
             raise ValueError(f"{name} must be {option.allowed()}, got {value!r}")
         given[name] = value
     return given
+
+
+def _require_common(unit: AbstractHRULayer, **asked: Any) -> None:
+    """Raise `ValueError` if the `__init__` of a unit does not pass on what every unit gets."""
+    for name, value in asked.items():
+        if getattr(unit, name) != value:
+            raise ValueError(
+                f"{type(unit).__name__}: {name} is {getattr(unit, name)}, but {value} was asked for: pass **common to "
+                "super().__init__"
+            )

@@ -31,6 +31,7 @@ from .stack import HRU
 CONFIG, MODEL, RESULT = "config.json", "model.eqx", "result.json"
 PRECISIONS = ("float32", "float64")
 _COMMON = inspect.signature(create_model).parameters.keys() - {"data_dim", "label_dim", "key", "options"}
+_FROM_MODELS = "; in a clone, import from models, not from rhel"
 
 
 class RunError(ValueError):
@@ -66,28 +67,43 @@ def load_unit(name: str) -> type[AbstractHRULayer]:
 
     **Raises:** `UnitError`.
     """
+    return unit_and_sha256(name)[0]
+
+
+def unit_and_sha256(name: str) -> tuple[type[AbstractHRULayer], str]:
+    """As `load_unit`, with the sha256 of the file of the unit. It is the hash of the content that runs."""
     source, _, class_name = name.rpartition(":")
     try:
-        path = Path(source).resolve() if source.endswith(".py") else None
-        unit = getattr(importlib.import_module(source) if path is None else _module_of(path), class_name)
-    except (OSError, ImportError, AttributeError, SyntaxError, ValueError) as error:
-        raise UnitError(
-            f"unit {name}: cannot be imported ({error}); it is the path of a file and a class, as in my_unit.py:MyLayer"
-        ) from error
+        module, sha256 = _module_of(Path(source).resolve() if source.endswith(".py") else source)
+        unit = getattr(module, class_name)
+    except (OSError, ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
+        hint = ""
+        if not (source and class_name):
+            hint = "; it is the path of a file and a class, as in my_unit.py:MyLayer"
+        elif isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] == "rhel":
+            hint = _FROM_MODELS
+        raise UnitError(f"unit {name}: cannot be imported ({error}){hint}") from error
     if not (isinstance(unit, type) and issubclass(unit, AbstractHRULayer)):
-        raise UnitError(f"unit {name}: is not a subclass of models.layer.AbstractHRULayer")
-    return unit
+        of_rhel = isinstance(unit, type) and any(base.__module__.split(".")[0] == "rhel" for base in unit.__mro__)
+        hint = _FROM_MODELS if of_rhel else ""
+        raise UnitError(f"unit {name}: is not a subclass of models.layer.AbstractHRULayer{hint}")
+    return unit, sha256
 
 
 @lru_cache
-def _module_of(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"unit_{path.stem}", path)
+def _module_of(source: Path | str) -> tuple[ModuleType, str]:
+    """The module of a file, or of a name, and the sha256 of its file."""
+    if isinstance(source, str):
+        module = importlib.import_module(source)
+        return module, hashlib.sha256(Path(inspect.getfile(module)).read_bytes()).hexdigest()
+    spec = importlib.util.spec_from_file_location(f"unit_{source.stem}", source)
     assert spec is not None  # it is None for a name that does not end in .py
-    assert spec.loader is not None
+    content = source.read_bytes()
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
+    # The loader of Python may run a compiled file in place of a source file that was changed within the same second.
+    exec(compile(content, source, "exec"), module.__dict__)
+    return module, hashlib.sha256(content).hexdigest()
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""What decides the results of a run: config, seed, precision, data and split. Only this module compares two runs."""
+"""What decides the results of a run: config, seed, precision, data, split and the file of your own unit.
+
+Only this module compares two runs.
+"""
 
 import hashlib
 import json
@@ -32,7 +35,8 @@ def data_hashes(dataset: Dataset) -> dict[str, str | None]:
 def identity(config: ExperimentConfig, seed: int, hashes: dict[str, str | None]) -> dict[str, Any]:
     """Everything that decides what a run computes, as JSON values; `hashes` are the `data_hashes`."""
     fields = config.model_dump(mode="json", exclude=set(_INCIDENTAL))
-    return {**fields, "precision": precision(), "seed": seed, "data": hashes}
+    own = {} if config.unit_sha256 is None else {"unit_sha256": config.unit_sha256}
+    return {**fields, "precision": precision(), "seed": seed, "data": hashes, **own}
 
 
 def sha256_of_json(value: Any) -> str:
@@ -49,14 +53,17 @@ def require_same_run(folder: Path, now: dict[str, Any]) -> None:
         saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         then = saved["config"] | {"precision": saved["precision"], "seed": saved["seed"]}
         data = hash_differences(saved["data"], now["data"])
+        unit = saved.get("unit_sha256")
     except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _refused(folder, [f"with another config ({CONFIG} is unreadable)"]) from None
-    names = sorted((then.keys() | now.keys()) - {"data", *_INCIDENTAL})
+    names = sorted((then.keys() | now.keys()) - {"data", "unit_sha256", *_INCIDENTAL})
     fields = [f"{name} {then.get(name)!r}, now {now.get(name)!r}" for name in names if then.get(name) != now.get(name)]
     reasons = [f"with another config ({'; '.join(fields)})"] if fields else []
     reasons += [f"on other data ({'; '.join(data)})"] if data else []
+    if now.get("unit") is not None and then.get("unit") == now["unit"] and unit != now["unit_sha256"]:
+        reasons.append(f"with {unit_difference(now['unit'], unit, now['unit_sha256'])}")
     if reasons:
         raise _refused(folder, reasons)
 
@@ -68,6 +75,14 @@ def hash_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for name, text in _HASHES.items()
         if then.get(name) != now[name]
     ]
+
+
+def unit_difference(name: str, then: str | None, now: str | None) -> str:
+    """The difference between two files of your own unit, in words."""
+    return (
+        f"another content of the file of the unit {name} (sha256 {_short(then)}, now {_short(now)}; put the old file "
+        "back to use the run)"
+    )
 
 
 def _refused(folder: Path, reasons: list[str]) -> RunRefused:

@@ -28,7 +28,7 @@ from data_dir.storage import DataError
 from experiment_configs.schema import ExperimentConfig, validate
 from models.load import RunError, load_trained, of_raw_series, read_record
 from runs import folder as files
-from runs.identity import data_hashes, hash_differences
+from runs.identity import data_hashes, hash_differences, unit_difference
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,9 @@ def _kept_run(folder: str | Path, own_units: bool = False) -> Iterator[KeptRun]:
     folder = Path(folder)
     record = read_record(folder)
     config = validate(record["config"], source=str(folder / files.CONFIG), own_units=own_units)
+    if config.unit is not None and record.get("unit_sha256") != config.unit_sha256:
+        difference = unit_difference(config.unit, record.get("unit_sha256"), config.unit_sha256)
+        raise RunError(f"{folder}: was made with {difference}. A training with --overwrite makes the run again")
     with jax.enable_x64(record["precision"] == "float64"):
         trained, state = load_trained(folder, unit=config.unit_class)
         trained = eqx.nn.inference_mode(trained)

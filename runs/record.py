@@ -28,6 +28,7 @@ def run_record(config: ExperimentConfig, seed: int, dataset: Dataset) -> dict[st
         "defaults": config.defaults(),
         "seed": seed,
         "precision": precision(),
+        "unit_sha256": config.unit_sha256,
         "data": data_record(dataset),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "commit": commit(),

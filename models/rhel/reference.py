@@ -1,9 +1,9 @@
-"""Recurrent Hamiltonian Echo Learning as the paper states it, for one sequence, with every step kept.
+"""Recurrent Hamiltonian Echo Learning as the paper states it, for one sequence. g_t is dL/dq_{t+1}, and a is small.
 
 free pass     s_{t+1} = F(s_t, v_t), F the leapfrog; then the flip (q, p) -> (q, -p)
 two echoes    F over v_L, .., v_1; when an echo passes q_{t+1}, its momentum gets the nudge +a g_t, or -a g_t
 energy        E = sum_t  kinetic(p before the kick) / 2 + potential(q_half, v_t) + kinetic(p after the kick) / 2
-gradient      dL/dx = -(dE/dx at the +a echo - dE/dx at the -a echo) / (2 a)         g_t = dL/dq_{t+1}
+gradient      dL/dx = -(dE/dx at the +a echo - dE/dx at the -a echo) / (2 a)
 """
 
 import equinox as eqx

@@ -295,3 +295,35 @@ def test_algorithm_reaches_every_unit():
 def test_bad_arguments_are_named(model_name, options, message):
     with pytest.raises(ValueError, match=message):
         make(model_name, **options)
+
+
+class Forgetful(NonlinHRULayer):
+    def __init__(self, hidden_dim, ssm_dim, *, key, **common):
+        super().__init__(hidden_dim, ssm_dim, key=key)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"algorithm": "BPTT"},
+            r"Forgetful: learning_algorithm is RHEL\(\), but BPTT\(.*\) was asked for: pass \*\*com",
+        ),
+        ({"epsilon": 0.5}, r"Forgetful: learning_algorithm is RHEL\(\), but RHEL\(epsilon=0.5\) was asked for"),
+        ({"train_steps": False}, r"Forgetful: train_steps is True, but False was asked for: pass \*\*common to super"),
+    ],
+)
+def test_a_unit_that_forgets_what_was_asked_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(Forgetful, **options)
+    make(Forgetful)  # asked for what it has
+
+
+class Renaming(NonlinHRULayer):
+    def __init__(self, hidden_dim, ssm_dim, *, epsilon=0.5, key, **common):
+        super().__init__(hidden_dim, ssm_dim, key=key, **common)
+
+
+def test_an_option_with_the_name_of_an_argument_of_every_model_is_refused():
+    with pytest.raises(ValueError, match="Renaming: the option epsilon is an argument of create_model: choose another"):
+        make(Renaming, epsilon=0.1)

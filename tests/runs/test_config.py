@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import os
+import sys
 from pathlib import Path
 
 import optax
@@ -378,6 +379,9 @@ class Springs(AbstractHRULayer):
 
 class Other:
     pass
+
+class Installed:
+    __module__ = "rhel.layer"
 """
 
 
@@ -421,9 +425,10 @@ def test_a_unit_of_ones_own_is_imported_only_where_it_is_allowed(own, tmp_path):
         ({"model_name": "a/b"}, 'model_name is "a/b": allowed is one of LinHRU, NonlinHRU, or with unit'),
         ({"unit": "my_unit.py:Oscillators"}, "unit my_unit.py:Oscillators: cannot be imported"),
         ({"unit": "my_unit.py:Other"}, "unit my_unit.py:Other: is not a subclass of models.layer.AbstractHRULayer"),
+        ({"unit": "my_unit.py:Installed"}, "AbstractHRULayer; in a clone, import from models, not from rhel"),
         ({"unit": "nowhere.py:Springs"}, "unit nowhere.py:Springs: cannot be imported ([Errno 2]"),
         ({"unit": "no_such_module:Springs"}, "unit no_such_module:Springs: cannot be imported (No module"),
-        ({"unit": "Springs"}, "unit Springs: cannot be imported"),
+        ({"unit": "Springs"}, "; it is the path of a file and a class, as in my_unit.py:MyLayer"),
         ({"unit": 3}, "unit is 3: allowed is null, or the Python file and the class"),
     ],
 )
@@ -431,6 +436,23 @@ def test_a_bad_config_of_a_unit_of_ones_own(own, change, message):
     with pytest.raises(ConfigError) as error:
         validate({**own, **change}, "here", own_units=True)
     assert message in str(error.value)
+
+
+def test_a_unit_that_imports_the_installed_package_is_told_to_import_models(own, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rhel.layer", None)
+    Path("my_unit.py").write_text("from rhel.layer import AbstractHRULayer")
+    with pytest.raises(ConfigError) as error:
+        validate(own, "here", own_units=True)
+    assert str(error.value).endswith("); in a clone, import from models, not from rhel")
+
+
+@pytest.mark.parametrize("name", ["lr", "num_steps", "time", "unit", "replace"])
+def test_an_option_with_the_name_of_a_field_of_every_config_is_refused(own, name):
+    Path("my_unit.py").write_text(UNIT.replace("strength", name))
+    message = f"here: Springs: the option {name} has a name that every config uses: choose another name"
+    with pytest.raises(ConfigError) as error:
+        validate(own, "here", own_units=True)
+    assert str(error.value) == message
 
 
 # The rule of the learning rate

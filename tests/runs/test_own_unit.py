@@ -1,5 +1,6 @@
 """A unit of the user's own, through the command: trained, planned, evaluated, loaded, and never imported unasked."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,12 @@ import pytest
 from small_experiments import HERE, read, refusal, run, write_config
 
 import run_experiment
+from common.files import sha256_of
+from experiment_configs.schema import validate
 from models import load, load_run
-from models.load import RunError
+from models.load import RunError, load_unit
 from runs import planning
+from runs.identity import identity
 
 UNIT = """
 from pathlib import Path
@@ -69,5 +73,34 @@ def test_a_unit_of_ones_own_through_the_command(workplace, monkeypatch, capsys):
     assert "equal" in capsys.readouterr().out
     assert run_experiment.main([*predict, "--own_units"]) == 0
     assert len(Path("new_predictions.csv").read_text().splitlines()) == 3
-    model, _ = load_run(folder, unit=load.load_unit("my_unit.py:Springs"))
+    model, _ = load_run(folder, unit=load_unit("my_unit.py:Springs"))
     assert type(model.blocks[0].unit).__name__ == "Springs"
+
+    # Another energy of the same length, in the same second.
+    Path("my_unit.py").write_text(UNIT.replace("self.A, 0.1", "self.A, 0.2"))
+    load._module_of.cache_clear()
+    capsys.readouterr()
+    changed = r"Springs_RHEL/seed_1: was made with another content of the file of the unit my_unit.py:Springs \(sha256 "
+    for use in (["--evaluate", str(folder)], [*predict, "--output", "other.csv"]):
+        assert run_experiment.main([*use, "--own_units"]) == 2
+        assert re.search(changed + r".*; put the old file back to use the run\)\. A training", capsys.readouterr().err)
+    for use in ([], ["--plan"]):
+        assert run(*flags, *use, "--own_units") == 2
+        assert re.search(changed + r".*; put the old file back to use the run\)\. --over", capsys.readouterr().err)
+    (folder / "result.json").unlink()  # unfinished: to resume
+    assert run(*flags, "--own_units") == 2
+    assert re.search(changed, capsys.readouterr().err)
+    assert run(*flags, "--own_units", "--overwrite") == 0
+    step = load_run(folder, unit=load_unit("my_unit.py:Springs"))[0].blocks[0].unit.hamiltonian().step
+    assert np.allclose(step, 0.2)
+
+
+def test_the_hash_of_a_unit_in_a_module_is_the_hash_of_its_file(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "unit_in_a_module.py").write_text(UNIT.replace('Path("imported").touch()', ""))
+    expected = sha256_of(tmp_path / "unit_in_a_module.py")
+    config = {**HERE, "model_name": "Springs", "unit": "unit_in_a_module:Springs", "dataset_name": "Tiny"}
+    del config["complex_ssm"]
+    config = validate(config, "here", own_units=True)
+    assert config.unit_sha256 == expected
+    assert identity(config, 1, {})["unit_sha256"] == expected
