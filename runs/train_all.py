@@ -43,6 +43,7 @@ def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
         selection.require_same_runs()
         forget(selection.identities)
     else:
+        selection.require_models()  # no earlier run is removed for a model that cannot be made
         overwriting.begin()
         if kept := len(overwriting.folders) - len(overwriting.to_clear):
             print(

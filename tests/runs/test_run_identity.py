@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from small_experiments import HERE, SEED_1, lines, read, run, snapshot, write_config
@@ -15,8 +16,10 @@ from data_dir.pickles import write_arrays
 from data_dir.splits import split_by_seed, write_index_file
 from experiment_configs.schema import validate
 from runs import overwriting, planning, train_all
+from runs.command import parse
 from runs.folder import locked
 from runs.run import run_seed
+from runs.selection import Selection
 
 FOLDER = Path("data", "processed", "UEA", "Tiny")
 
@@ -192,6 +195,32 @@ def test_overwrite_removes_no_run_if_another_process_is_at_work_in_one(workplace
         assert run(*COMMAND, "--overwrite") == 2
     assert "another process is at work there" in capsys.readouterr().err
     assert snapshot(Path("outputs")).keys() == before
+
+
+@pytest.mark.parametrize("error", [ValueError("too stiff"), AttributeError("too stiff")])
+def test_overwrite_removes_no_run_if_a_model_cannot_be_made(workplace, monkeypatch, capsys, error):
+    def refusing(**options):
+        raise error
+
+    monkeypatch.setattr("runs.run.create_model", refusing)
+    SEED_2.mkdir(parents=True)
+    (SEED_2 / "result.json").write_text('{"status": "completed"}')
+    before = snapshot(Path("outputs"))
+    assert run(*COMMAND, "--overwrite") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("run_experiment.py: error: LinHRU on Tiny: ")
+    assert last.endswith("too stiff")
+    assert snapshot(Path("outputs")) == before
+
+
+def test_a_model_that_needs_values_can_be_made_before_overwriting(workplace, monkeypatch):
+    """Its shapes cannot be had without them."""
+
+    def valued(*, key, **options):
+        return float(jax.random.uniform(key))
+
+    monkeypatch.setattr("runs.run.create_model", valued)
+    Selection(parse(["--config_dir", "configs", *COMMAND])).require_models()
 
 
 def test_two_processes_of_one_overwriting_command_never_remove_what_the_other_made(workplace, monkeypatch):
