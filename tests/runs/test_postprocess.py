@@ -189,6 +189,13 @@ def test_a_damaged_run_never_takes_the_table_away(tmp_path):
         assert (f"'{strange}", "'@m", "'-1" if name == "runs.csv" else None) in rows
 
 
+@pytest.mark.parametrize("name", ["$\\frac$", "a_{$b", "\udcff"])
+def test_every_name_of_a_folder_can_be_drawn(tmp_path, name):
+    put(tmp_path, name, f"{name}_RHEL", 1)
+    assert postprocess_results.main([str(tmp_path)]) == 0
+    assert (tmp_path / "summary" / "curves" / f"{name}.png").exists()
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"seed": 1}, {"seed": "x"}, {"dataset": "Heartbeat"}, {"model": 3, "folder": "x"}, {"peak_memory_bytes": None}],
