@@ -232,6 +232,13 @@ def test_a_folder_for_compiled_programs_that_cannot_be_written_is_a_notice(workp
     )
 
 
+def test_a_url_for_compiled_programs_is_given_to_jax(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with compilation_cache.enabled("gs://bucket/programs"):
+        assert jax.config.jax_compilation_cache_dir == "gs://bucket/programs"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("variables", "folder"),
     [
