@@ -56,8 +56,8 @@ def run_seed(
 
     An unfinished run is resumed from its newest sound checkpoint, and ends as if it had never stopped.
     `on_resume(step, damaged)` gets the step of this checkpoint, and the problems of the checkpoints after it. A loss or
-    gradient that is not finite ends the run; it is not raised, and result.json has the status "failed". The other
-    callbacks are those of `train.train`.
+    gradient that is not finite ends the run; it is not raised, and result.json has the status "failed". `train.train`
+    describes the other callbacks.
 
     **Raises:** `train.Stopped`; `RunRefused` for a folder that another process works in or whose run was made with
     another config or on other data; `checkpoints.CheckpointError`; `data_dir.storage.DataError` for a data set that
