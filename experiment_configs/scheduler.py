@@ -53,7 +53,12 @@ def build(rule: str, lr: float, num_steps: int):
         tree = ast.parse(body, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise _unreadable(body) from None
-    if not any(isinstance(node, ast.Name) and node.id == "lr" for node in ast.walk(tree)):
+    match tree:
+        case ast.Call(func=ast.Name(id=name)) if name not in SCHEDULES:
+            raise _unknown(name)
+        case ast.Name(id=name) if name not in (*SCHEDULES, "lr"):
+            raise _unknown(name)
+    if not _uses_lr(tree):
         raise SchedulerError("it does not use lr, so the field lr would have no effect")
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
         return _schedule(tree.func.id, tree, lr, num_steps)
@@ -64,9 +69,6 @@ def build(rule: str, lr: float, num_steps: int):
 
 
 def _schedule(name: str, call: ast.Call, lr: float, num_steps: int):
-    if name not in SCHEDULES:
-        near = difflib.get_close_matches(name, SCHEDULES, n=1)
-        raise SchedulerError(f"{name!r} is not allowed" + (f"; did you mean {near[0]!r}?" if near else ""))
     make = getattr(optax, name)
     signature = inspect.signature(make)
     given = [_argument(node, lr) for node in call.args]
@@ -76,6 +78,8 @@ def _schedule(name: str, call: ast.Call, lr: float, num_steps: int):
             raise TypeError("an argument is given twice")
         arguments = signature.bind(*given, **named).arguments
         for key, value in arguments.items():
+            if isinstance(value, bool) != (key == "staircase"):
+                raise ValueError(f"{key} is {'True or False' if key == 'staircase' else 'a number'}, not {value}")
             if key.endswith(("_steps", "_begin")):
                 if not float(value).is_integer():
                     raise ValueError(f"{key} is a whole number of steps, not {value}")
@@ -97,20 +101,29 @@ def _argument(node: ast.expr, lr: float) -> float | bool:
 
 
 def _value(node: ast.expr, lr: float) -> float:
-    """A number, lr, or a product or quotient of them."""
+    """A number or a constant multiple of lr: lr is never a divisor, and never a factor twice."""
     match node:
         case ast.Constant(value=(int() | float()) as number) if abs(number) < 1e300 and not isinstance(number, bool):
             return float(number)
         case ast.Name(id="lr"):
             return lr
-        case ast.BinOp(op=ast.Mult()):
+        case ast.BinOp(op=ast.Mult()) if not (_uses_lr(node.left) and _uses_lr(node.right)):
             return _value(node.left, lr) * _value(node.right, lr)
-        case ast.BinOp(op=ast.Div()):
+        case ast.BinOp(op=ast.Div()) if not _uses_lr(node.right):
             divisor = _value(node.right, lr)
             if divisor == 0:
                 raise SchedulerError(f"{ast.unparse(node)!r} divides by zero")
             return _value(node.left, lr) / divisor
     raise _unreadable(ast.unparse(node))
+
+
+def _uses_lr(node: ast.expr) -> bool:
+    return any(isinstance(part, ast.Name) and part.id == "lr" for part in ast.walk(node))
+
+
+def _unknown(name: str) -> SchedulerError:
+    near = difflib.get_close_matches(name, SCHEDULES, n=1)
+    return SchedulerError(f"the schedule {name!r} is unknown" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
 def _unreadable(text: str) -> SchedulerError:

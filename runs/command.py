@@ -1,7 +1,9 @@
 """The command line of run_experiment.py: its flags, their types, and which flags go together. Imports no jax."""
 
 import argparse
+import difflib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from experiment_configs import LEARNING_ALGORITHMS, MODEL_NAMES
@@ -16,7 +18,7 @@ OVERRIDES = (
     *("seeds", "data_dir", "output_parent_dir", "num_steps", "print_steps", "batch_size"),
     *("checkpoint_steps", "skip_nonfinite"),
 )
-# The flags that --evaluate and --predict read. Training and --plan read all flags but those of these two alone.
+# The flags that --evaluate and --predict read. Training and --plan read all flags except --split, --run and --output.
 KEPT_RUN_FLAGS = {
     "evaluate": {"evaluate", "split", "data_dir", "own_units", "compilation_cache"},
     "predict": {"predict", "run", "output", "overwrite", "own_units", "compilation_cache"},
@@ -30,23 +32,22 @@ STATUS = (
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+        self.exit(2, f"{self.prog}: error: {message.removeprefix('argument ')} (--help lists the flags)\n")
 
 
-def _whole_number(name: str, least: int, below: float = float("inf")) -> Callable[[str], int]:
+def _whole_number(what: str, least: int, below: float = float("inf")) -> Callable[[str], int]:
     def convert(text):
-        value = int(text)
-        if not least <= value < below:
-            raise ValueError
-        return value
+        with suppress(ValueError):
+            if least <= int(text) < below:
+                return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
 
-    convert.__name__ = name  # argparse shows it
     return convert
 
 
-_positive = _whole_number("positive whole number", 1)
-_whole = _whole_number("whole number", 0)
-_seed = _whole_number("seed from 0 to 4294967295", 0, 2**32)
+_positive = _whole_number("a whole number of at least 1", 1)
+_whole = _whole_number("a whole number of at least 0", 0)
+_seed = _whole_number("a whole number from 0 to 4294967295", 0, 2**32)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,7 +79,7 @@ def _add_training(flags) -> None:
         "--dataset_name",
         **several,
         metavar="NAME",
-        help=f"one or several data sets; {ALL}: those of the seven published sets that are processed (without it: "
+        help=f"one or several data sets; {ALL}: the seven published sets, as far as they are processed (without it: "
         f"the UEA sets among them, else {FALLBACK_SET})",
     )
     add(
@@ -152,9 +153,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     arguments = flags.parse_args(argv)
     for name in () if arguments.own_units else getattr(arguments, "model_name", ()):
         if name not in (*MODEL_NAMES, ALL):
+            near = difflib.get_close_matches(name, MODEL_NAMES, n=1)
             flags.error(
-                f"argument --model_name: invalid choice: {name!r}: choose from {', '.join(MODEL_NAMES)}, {ALL}; your "
-                "own unit needs --own_units"
+                f"--model_name: invalid choice: {name!r}: {f'did you mean {near[0]}? ' if near else ''}choose from "
+                f"{', '.join(MODEL_NAMES)}, {ALL}; your own unit needs --own_units"
             )
     given = {name for name, value in vars(arguments).items() if value != flags.get_default(name)}
     use = use_of(arguments)

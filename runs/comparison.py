@@ -56,7 +56,8 @@ def read_runs(outputs: Path) -> pd.DataFrame:
         seed = re.fullmatch(r"seed_(0|[1-9]\d*)", folder.name, re.ASCII)
         if seed is not None and algorithm in ALGORITHMS:
             names = {"dataset": folder.parent.parent.name, "model": model, "algorithm": algorithm, "seed": int(seed[1])}
-            rows.append(names | {"folder": str(folder)} | _read_result(folder / "result.json"))
+            # The names of the folder win: a copied folder may hold another seed in its result.json.
+            rows.append(_read_result(folder / "result.json") | names | {"folder": str(folder)})
     names = ["dataset", "model", "algorithm", "seed", "status", "folder", *RESULT_FIELDS]
     runs = pd.DataFrame(rows, columns=names)
     runs = runs.sort_values(names[:4], key=lambda column: column.map(_rank), ignore_index=True)
@@ -64,7 +65,7 @@ def read_runs(outputs: Path) -> pd.DataFrame:
 
 
 def _of_one_metric(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs. If those of a data set have two metrics, they count as damaged: no mean can be taken of them."""
+    """The runs. If a data set has runs of two metrics, these runs count as damaged: they have no common mean."""
     completed = runs["status"] == "completed"
     metrics = runs["metric"].where(completed).groupby(runs["dataset"]).transform("nunique")
     mixed = completed & metrics.gt(1)
@@ -85,10 +86,12 @@ def _read_result(path: Path) -> dict:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         completed = result["status"] == "completed"
-        if completed and not 0 <= result["test_metric"] <= LARGEST[result["metric"]]:
-            raise ValueError(f"test_metric {result['test_metric']} is no {result['metric']}")
-        memory = result.get("peak_memory_bytes", {})
-        result |= {f"peak_memory_{kind}_bytes": size for kind, size in memory.items()}
+        value = result.get("test_metric")
+        if completed and (isinstance(value, bool) or not 0 <= value <= LARGEST[result["metric"]]):
+            raise ValueError(f"test_metric {value} is no {result['metric']}")
+        memory = result.get("peak_memory_bytes")
+        if isinstance(memory, dict):
+            result |= {f"peak_memory_{kind}_bytes": size for kind, size in memory.items()}
         return result | {"status": "completed" if completed else "failed"}
     except FileNotFoundError:
         return {"status": "unfinished"}

@@ -20,7 +20,7 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
         "--compilation_cache",
         default=default_folder(),
         metavar="DIR",
-        help=f"folder that keeps compiled programs for the next start, {OFF} for no folder (default: %(default)s)",
+        help=f"folder or URL that keeps compiled programs for the next start, {OFF} for none (default: %(default)s)",
     )
 
 
@@ -55,6 +55,8 @@ def enabled(folder: str) -> Iterator[None]:
 def _usable(folder: str) -> str | None:
     if folder == OFF:
         return None
+    if "://" in folder:  # jax opens URLs such as gs://bucket/folder itself
+        return folder
     try:
         Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever can write there can have programs run
         if not os.access(folder, os.W_OK):

@@ -1,16 +1,16 @@
 """--overwrite: remove the earlier runs of a command, but not the runs that the same command made before it was stopped.
 
 A job on a cluster is started again with the same command line. When the command clears a run, it therefore writes its
-key into the folder, as .overwrite. It does not clear a folder that has its key. The keys are removed when all runs of
-the command are done, or when a command without --overwrite takes the runs over.
+key into the folder, as .overwrite. It does not clear a folder that has its key. The keys are removed when the command
+ends, or when a command without --overwrite takes the runs over.
 """
 
-from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from common.files import replacing
-from runs.folder import OVERWRITE, RESULT, clear, locked
+from runs.folder import OVERWRITE, RunRefused, clear, locked
 from runs.identity import sha256_of_json
 from runs.record import commit
 
@@ -26,26 +26,35 @@ class Overwriting:
 
     def begin(self) -> None:
         """Remove the earlier runs. If another process is at work in any of their folders, no file is removed."""
-        with ExitStack() as locks:
-            for folder in self.to_clear:
-                folder.mkdir(parents=True, exist_ok=True)
-                locks.enter_context(locked(folder))
+        for folder in self.to_clear:
+            folder.mkdir(parents=True, exist_ok=True)
+        with _all_locked(self.to_clear):
             for folder in self.to_clear:
                 clear(folder)
                 with replacing(folder / OVERWRITE) as temporary:
                     temporary.write_text(self.key, encoding="utf-8")
 
     def end(self) -> None:
-        """If all runs are done, the next --overwrite command removes them."""
-        if all((folder / RESULT).exists() for folder in self.folders):
-            forget(self.folders)
+        """Remove the keys of this command: the next --overwrite command starts every run again."""
+        for folder in self.folders:
+            if _key_in(folder) == self.key:
+                (folder / OVERWRITE).unlink(missing_ok=True)
 
 
-def forget(folders: Iterable[Path]) -> None:
-    """Remove the keys from the folders."""
-    for path in (folder / OVERWRITE for folder in folders):
-        if path.exists():  # finished runs may lie in a file system that is read-only
-            path.unlink()
+def take_over(folders: Iterable[Path]) -> None:
+    """Remove the keys from the folders. If another process is at work in any of them, no key is removed."""
+    keyed = [folder for folder in folders if (folder / OVERWRITE).exists()]
+    with suppress(RunRefused), _all_locked(keyed):
+        for folder in keyed:
+            (folder / OVERWRITE).unlink(missing_ok=True)
+
+
+@contextmanager
+def _all_locked(folders: Iterable[Path]) -> Iterator[None]:
+    with ExitStack() as locks:
+        for folder in folders:
+            locks.enter_context(locked(folder))
+        yield
 
 
 def _key_in(folder: Path) -> str | None:

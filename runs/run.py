@@ -7,6 +7,7 @@ from pathlib import Path
 
 import equinox as eqx
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 import train
 from common.files import replacing, sha256_of, sha256_of_array, write_json
@@ -14,6 +15,7 @@ from data_dir.datasets import Dataset, create_dataset
 from data_dir.splits import write_index_file
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
+from models.stack import HRU
 from runs import folder as files
 from runs.figures import draw_curves, draw_predictions
 from runs.folder import finished_result, locked, run_folder
@@ -33,6 +35,14 @@ def require_batch(config: ExperimentConfig, dataset: Dataset) -> None:
         )
 
 
+def make_model(config: ExperimentConfig, data_dim: int, label_dim: int, key: PRNGKeyArray) -> tuple[HRU, eqx.nn.State]:
+    """The model of a config and its state. Raises `ConfigError` for sizes that the model refuses."""
+    try:
+        return create_model(data_dim=data_dim, label_dim=label_dim, key=key, **config.model_options())
+    except ValueError as error:
+        raise ConfigError(f"{config.model_name} on {config.dataset_name}: {error}") from error
+
+
 def run_seed(
     config: ExperimentConfig,
     seed: int,
@@ -46,8 +56,8 @@ def run_seed(
 
     An unfinished run is resumed from its newest sound checkpoint, and ends as if it had never stopped.
     `on_resume(step, damaged)` gets the step of this checkpoint, and the problems of the checkpoints after it. A loss or
-    gradient that is not finite ends the run; it is not raised, and result.json has the status "failed". The other
-    callbacks are those of `train.train`.
+    gradient that is not finite ends the run; it is not raised, and result.json has the status "failed". `train.train`
+    describes the other callbacks.
 
     **Raises:** `train.Stopped`; `RunRefused` for a folder that another process works in or whose run was made with
     another config or on other data; `checkpoints.CheckpointError`; `data_dir.storage.DataError` for a data set that
@@ -58,12 +68,7 @@ def run_seed(
     config = config.completed(dataset.output_step)
     require_batch(config, dataset)
     keys = train.seed_keys(seed)
-    dims = {"data_dim": dataset.data_dim, "label_dim": dataset.label_dim}
-    try:
-        model, state = create_model(**dims, key=keys.model, **config.model_options())
-    except ValueError as error:
-        raise ConfigError(f"{config.model_name} on {config.dataset_name}: {error}") from error
-
+    model, state = make_model(config, dataset.data_dim, dataset.label_dim, keys.model)
     folder = run_folder(config, seed)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):

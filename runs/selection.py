@@ -1,10 +1,15 @@
 """The configs that a command line names, checked with their data before anything is trained."""
 
 import argparse
+import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
+
+import train
 from data_dir.datasets import PPG, PUBLISHED_UEA, create_dataset, processed_datasets
 from data_dir.storage import DataError, script_command
 from experiment_configs import MODEL_NAMES
@@ -12,7 +17,7 @@ from experiment_configs.schema import ConfigError, ExperimentConfig, config_path
 from runs.command import ALL, FALLBACK_SET, OVERRIDES, PUBLISHED_ALGORITHMS
 from runs.folder import run_folder
 from runs.identity import data_hashes, identity, require_same_run
-from runs.run import require_batch
+from runs.run import make_model, require_batch
 
 SMALL_UEA_SETS = ("SelfRegulationSCP1", "SelfRegulationSCP2")  # small enough to try
 
@@ -27,16 +32,18 @@ class Selection:
         """
         self.configs: list[ExperimentConfig] = []
         self.identities: dict[Path, dict] = {}
+        self._dims: list[tuple[int, int]] = []  # channels of the data and of the labels, for each config
         lines, checked = {}, {}
         for config in select_configs(arguments):
             # Configs that differ only in model and algorithm have the same data.
             key = (config.batch_size, config.seeds, *config.data_options().values())
             if key not in checked:
-                checked[key] = output_step, hashes, notes = check_data(config)
+                checked[key] = _, _, _, notes = check_data(config)
                 lines |= dict.fromkeys(notes)
-            output_step, hashes, _ = checked[key]
+            dims, output_step, hashes, _ = checked[key]
             config = config.completed(output_step)
             self.configs.append(config)
+            self._dims.append(dims)
             for seed in config.seeds:
                 self.identities[run_folder(config, seed)] = identity(config, seed, hashes[seed])
         self.lines = list(lines)
@@ -46,9 +53,28 @@ class Selection:
         for folder, now in self.identities.items():
             require_same_run(folder, now)
 
+    def require_models(self) -> None:
+        """Raise `ConfigError` if the model of a config cannot be made."""
+        for config, dims in zip(self.configs, self._dims, strict=True):
+            key = train.seed_keys(config.seeds[0]).model
+            make = partial(make_model, config, *dims)
+            try:
+                try:
+                    eqx.filter_eval_shape(make, key)  # shapes only: it takes no memory
+                except Exception:  # a unit of the user may need the values of its arrays
+                    make(key)
+            except ConfigError:
+                raise
+            except Exception as error:
+                traceback.print_exc()
+                raise ConfigError(
+                    f"{config.model_name} on {config.dataset_name}: the model cannot be made: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
 
-def check_data(config: ExperimentConfig) -> tuple[int, dict[int, dict], list[str]]:
-    """The output step of a data set, its `data_hashes` by seed, and lines about its shape and its defects.
+
+def check_data(config: ExperimentConfig) -> tuple[tuple[int, int], int, dict[int, dict], list[str]]:
+    """The dimensions of data and labels, the output step, the `data_hashes` by seed, and lines about the data set.
 
     **Raises:** `DataError` if a data set is missing or damaged, `ConfigError` if it has fewer samples than a batch.
     """
@@ -59,7 +85,8 @@ def check_data(config: ExperimentConfig) -> tuple[int, dict[int, dict], list[str
         require_batch(config, dataset)
         hashes[seed] = data_hashes(dataset)
         notes |= {f"{config.dataset_name}: {note}": None for note in dataset.notes}
-    return dataset.output_step, hashes, [dataset.describe(), *notes]
+    dims = dataset.data_dim, dataset.label_dim
+    return dims, dataset.output_step, hashes, [dataset.describe(), *notes]
 
 
 def select_configs(arguments: argparse.Namespace) -> list[ExperimentConfig]:

@@ -82,6 +82,11 @@ def cells(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
     return cells
 
 
+def _drawable(name: str) -> str:
+    """The name. Bytes of a file name that are no text are written as escapes, because matplotlib refuses them."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def draw_results(comparison: pd.DataFrame) -> Figure:
     """Mean and standard deviation by data set: a row of axes for each model, a column for each metric."""
     models = sorted(set(comparison["model"]))
@@ -105,10 +110,10 @@ def draw_results(comparison: pd.DataFrame) -> Figure:
                         markerfacecolor=None if filled else "white",
                         label=algorithm if filled else f"{algorithm}, paper",
                     )
-            axes.set_xticks(range(len(rows)), rows["dataset"], rotation=20, ha="right", parse_math=False)
+            axes.set_xticks(range(len(rows)), rows["dataset"].map(_drawable), rotation=20, ha="right", parse_math=False)
             axes.set_xlim(-0.5, max(len(rows), 1) - 0.5)
             axes.set_ylabel(f"test {UNITS[metric][0]}")
-            axes.set_title(model, parse_math=False)
+            axes.set_title(_drawable(model), parse_math=False)
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure
 
@@ -117,7 +122,7 @@ def draw_learning_curves(dataset: str, runs: pd.DataFrame) -> Figure:
     """Training loss and validation metric against the step, a line per seed: a row of axes for each model."""
     models = sorted(set(runs["model"]))
     figure = Figure(figsize=(9, 3.2 * len(models)), layout="constrained")
-    figure.suptitle(f"{dataset}, one line per seed", parse_math=False)
+    figure.suptitle(f"{_drawable(dataset)}, one line per seed", parse_math=False)
     grid = figure.subplots(len(models), 2, squeeze=False)
     for model, of_model in zip(models, grid, strict=True):
         for _, run in runs[runs["model"] == model].iterrows():
@@ -129,7 +134,7 @@ def draw_learning_curves(dataset: str, runs: pd.DataFrame) -> Figure:
         for axes, label in zip(of_model, ("training loss", f"validation {run['metric']}"), strict=True):
             axes.set_xlabel("step")
             axes.set_ylabel(label)
-            axes.set_title(model, parse_math=False)
+            axes.set_title(_drawable(model), parse_math=False)
             handles, labels = axes.get_legend_handles_labels()
             once = dict(zip(labels, handles, strict=True))
             axes.legend(once.values(), once.keys(), frameon=False, fontsize="small")

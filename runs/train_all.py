@@ -11,7 +11,7 @@ from common import tables
 from data_dir.storage import DataError
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from runs.folder import EVENTS, RunRefused, finished_result, run_folder
-from runs.overwriting import Overwriting, forget
+from runs.overwriting import Overwriting, take_over
 from runs.progress import RunProgress
 from runs.run import run_seed
 from runs.selection import Selection
@@ -41,8 +41,9 @@ def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
     overwriting = Overwriting(selection.identities) if arguments.overwrite else None
     if overwriting is None:
         selection.require_same_runs()
-        forget(selection.identities)
+        take_over(selection.identities)
     else:
+        selection.require_models()  # no earlier run is removed for a model that cannot be made
         overwriting.begin()
         if kept := len(overwriting.folders) - len(overwriting.to_clear):
             print(
@@ -60,11 +61,11 @@ def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
     except Stopped as stopped:
         print(f"{signals.received} received: {stopped}; the same command resumes from there.", file=sys.stderr)
         return RESUMABLE
-    if overwriting is not None:
-        overwriting.end()
     print(f"\n{results_table(results)}")
     results = [result for _, of_seeds in results for result in of_seeds]
     refused = sum(result["status"] == "refused" for result in results)
+    if overwriting is not None and not refused:  # a refused run may be at work in another process of this command
+        overwriting.end()
     failed = sum(result["status"] != "completed" for result in results)
     if failed:
         print(f"{failed} of {len(results)} runs failed.", file=sys.stderr)

@@ -156,6 +156,8 @@ DAMAGED = (
     '{"status": "completed", "metric": ["mse"], "test_metric": 1}',
     '{"status": "completed", "metric": "f1", "test_metric": 1}',
     '{"status": "completed", "metric": "mse", "test_metric": "1"}',
+    '{"status": "completed", "metric": "accuracy", "test_metric": true}',
+    '{"status": "completed", "metric": "accuracy"}',
     "[" * 100_000,
     "[]",
     "\0",
@@ -185,6 +187,29 @@ def test_a_damaged_run_never_takes_the_table_away(tmp_path):
             rows = [(row["dataset"], row["model"], row.get("error")) for row in csv.DictReader(file)]
         assert rows[0][:2] == ("Heartbeat", "LinHRU")
         assert (f"'{strange}", "'@m", "'-1" if name == "runs.csv" else None) in rows
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "a_{$b", "\udcff"])
+def test_every_name_of_a_folder_can_be_drawn(tmp_path, name):
+    put(tmp_path, name, f"{name}_RHEL", 1)
+    assert postprocess_results.main([str(tmp_path)]) == 0
+    assert (tmp_path / "summary" / "curves" / f"{name}.png").exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"seed": 1}, {"seed": "x"}, {"dataset": "Heartbeat"}, {"model": 3, "folder": "x"}, {"peak_memory_bytes": None}],
+)
+def test_the_folder_says_which_run_it_is(tmp_path, fields):
+    """A folder may have been copied, and result.json may have been edited."""
+    put(tmp_path, "Own", "LinHRU_RHEL", 1)
+    folder = put(tmp_path, "Own", "LinHRU_RHEL", 2, 0.7)
+    path = folder / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    last = read_runs(tmp_path).iloc[-1]
+    assert (last["dataset"], last["model"], last["seed"]) == ("Own", "LinHRU", 2)
+    assert (last["status"], last["folder"]) == ("completed", str(folder))
+    assert compared(tmp_path, "Own")["RHEL_mean"] == pytest.approx(60.0)
 
 
 def test_runs_of_two_metrics_are_never_averaged(tmp_path):

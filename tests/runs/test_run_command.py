@@ -140,13 +140,16 @@ def test_an_absurd_learning_rate_is_reported_with_the_step(workplace, capsys):
     [
         ("--modle_name LinHRU", "unrecognized arguments: --modle_name LinHRU"),
         ("--model LinHRU", "unrecognized arguments: --model LinHRU"),
-        ("--model_name GRU", "invalid choice: 'GRU'"),
+        ("--model_name GRU", "--model_name: invalid choice: 'GRU': choose from LinHRU"),
         ("--learning_algorithm EP", "invalid choice: 'EP'"),
         ("--seeds", "--seeds: expected at least one argument"),
-        ("--seeds one", "invalid seed from 0 to 4294967295 value: 'one'"),
-        ("--seeds -1", "invalid seed from 0 to 4294967295 value: '-1'"),
-        ("--num_steps 0", "invalid positive whole number value: '0'"),
-        ("--batch_size 1.5", "invalid positive whole number value: '1.5'"),
+        ("--seeds one", "error: --seeds: 'one' is not a whole number from 0 to 4294967295 ("),
+        ("--seeds -1", "--seeds: '-1' is not a whole number from 0 to 4294967295"),
+        ("--seeds 4294967296", "'4294967296' is not a whole number from 0 to"),
+        ("--num_steps 0", "--num_steps: '0' is not a whole number of at least 1"),
+        ("--batch_size 1.5", "--batch_size: '1.5' is not a whole number of at least 1"),
+        ("--skip_nonfinite -1", "--skip_nonfinite: '-1' is not a whole number of at least 0"),
+        ("--model_name LinHRUs", "'LinHRUs': did you mean LinHRU? choose from LinHRU, NonlinHRU, all"),
     ],
 )
 def test_a_wrong_flag_ends_in_one_line(capsys, flags, message):
@@ -230,6 +233,13 @@ def test_a_folder_for_compiled_programs_that_cannot_be_written_is_a_notice(workp
         f"Compiled programs are not kept: {folder}: Not a directory "
         "(--compilation_cache names another folder, or none).\n"
     )
+
+
+def test_a_url_for_compiled_programs_is_given_to_jax(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with compilation_cache.enabled("gs://bucket/programs"):
+        assert jax.config.jax_compilation_cache_dir == "gs://bucket/programs"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

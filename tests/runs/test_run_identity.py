@@ -1,10 +1,12 @@
 """What decides a run: config, data, split and seed are those of the folder's run, or the command refuses."""
 
 import itertools
+import json
 import os
 import signal
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from small_experiments import HERE, SEED_1, lines, read, run, snapshot, write_config
@@ -15,8 +17,10 @@ from data_dir.pickles import write_arrays
 from data_dir.splits import split_by_seed, write_index_file
 from experiment_configs.schema import validate
 from runs import overwriting, planning, train_all
+from runs.command import parse
 from runs.folder import locked
 from runs.run import run_seed
+from runs.selection import Selection
 
 FOLDER = Path("data", "processed", "UEA", "Tiny")
 
@@ -94,6 +98,7 @@ def test_a_run_of_another_seed_is_refused(workplace, capsys):
 
 COMMAND = ("--dataset_name", "Tiny", "--seeds", "1", "2")
 SEED_2 = SEED_1.with_name("seed_2")
+FINISHED = {"status": "completed", "seconds": 1.0, "steps": 4, "best_step": 4, "val_metric": 0.5, "test_metric": 0.5}
 NO_PLAN = planning.Plan(validate({**HERE, "dataset_name": "Tiny"}, "test"), 0, 0, 0, 0, 0, 0.0, 0.0)
 
 
@@ -192,6 +197,63 @@ def test_overwrite_removes_no_run_if_another_process_is_at_work_in_one(workplace
         assert run(*COMMAND, "--overwrite") == 2
     assert "another process is at work there" in capsys.readouterr().err
     assert snapshot(Path("outputs")).keys() == before
+
+
+@pytest.mark.parametrize(("status", "kept"), [(1, False), (75, True)])
+def test_an_overwriting_command_in_which_a_run_failed_has_ended(workplace, monkeypatch, status, kept):
+    """Its error may be mended in the code, which also changes the runs that were completed."""
+
+    def failing(config, seed, **options):
+        if seed == 2:
+            raise ValueError("a defect") if status == 1 else train.Stopped(2)
+        (SEED_1 / "result.json").write_text(json.dumps(FINISHED))
+        return FINISHED
+
+    monkeypatch.setattr(train_all, "run_seed", failing)
+    assert run(*COMMAND, "--overwrite") == status
+    again = overwriting.Overwriting(Selection(parse(["--config_dir", "configs", *COMMAND])).identities)
+    assert again.to_clear == ([] if kept else [SEED_1, SEED_2])
+
+
+def test_a_command_leaves_the_keys_of_an_overwriting_process_at_work(workplace, monkeypatch):
+    keys = [folder / ".overwrite" for folder in (SEED_1, SEED_2)]
+
+    def stopped(config, seed, **options):
+        raise train.Stopped(2)
+
+    monkeypatch.setattr(train_all, "run_seed", stopped)
+    assert run(*COMMAND, "--overwrite") == 75
+    with locked(SEED_2):
+        assert run(*COMMAND) == 75
+    assert all(key.exists() for key in keys)
+    assert run(*COMMAND) == 75
+    assert not any(key.exists() for key in keys)
+
+
+@pytest.mark.parametrize("error", [ValueError("too stiff"), AttributeError("too stiff")])
+def test_overwrite_removes_no_run_if_a_model_cannot_be_made(workplace, monkeypatch, capsys, error):
+    def refusing(**options):
+        raise error
+
+    monkeypatch.setattr("runs.run.create_model", refusing)
+    SEED_2.mkdir(parents=True)
+    (SEED_2 / "result.json").write_text('{"status": "completed"}')
+    before = snapshot(Path("outputs"))
+    assert run(*COMMAND, "--overwrite") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("run_experiment.py: error: LinHRU on Tiny: ")
+    assert last.endswith("too stiff")
+    assert snapshot(Path("outputs")) == before
+
+
+def test_a_model_that_needs_values_can_be_made_before_overwriting(workplace, monkeypatch):
+    """Its shapes cannot be had without them."""
+
+    def valued(*, key, **options):
+        return float(jax.random.uniform(key))
+
+    monkeypatch.setattr("runs.run.create_model", valued)
+    Selection(parse(["--config_dir", "configs", *COMMAND])).require_models()
 
 
 def test_two_processes_of_one_overwriting_command_never_remove_what_the_other_made(workplace, monkeypatch):
