@@ -19,7 +19,7 @@ TESTS := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-re
 OPTIMISED := tests/models/test_float32.py tests/models/test_reference.py tests/training/test_training_steps.py
 define tested
 	$(TESTS) -m "$(1)" $(OPTIMISED:%=--ignore=%)
-	XLA_FLAGS= $(TESTS) -m "$(1)" $(OPTIMISED)
+	XLA_FLAGS= $(TESTS:loadfile=load) -m "$(1)" $(OPTIMISED)
 endef
 
 .PHONY: run test test-all test-fast faults data lint types wheel-test clean
