@@ -43,7 +43,10 @@ class NonFiniteLoss(ArithmeticError):
         details = [f"largest parameter: {_largest(model)}"]
         if rows is not None:
             details += [f"largest gradient: {_largest(gradient)}", f"rows {', '.join(map(str, rows))}"]
-        super().__init__(f"the {where} is not finite at step {step} ({'; '.join(details)})")
+        super().__init__(
+            f"the {where} is not finite at step {step} ({'; '.join(details)}). A smaller learning rate (lr), grad_clip "
+            "or skip_nonfinite may help, or a smaller time step of the unit"
+        )
 
 
 @dataclass
