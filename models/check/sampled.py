@@ -73,7 +73,8 @@ class Samples:
     ) -> np.ndarray:
         """The energy of every sample at its state plus `shift`, of this Hamiltonian or of another one."""
         x, *rest = self.states[part]
-        return np.asarray(jax.vmap(getattr(hamiltonian or self.hamiltonian, part))(x + shift, *rest))
+        energy = getattr(self.hamiltonian if hamiltonian is None else hamiltonian, part)
+        return np.asarray(jax.vmap(energy)(x + shift, *rest))
 
     def gradient(self, part: str) -> tuple:
         """Gradients: of the sum of the energies by the Hamiltonian, and of each energy by its arguments."""

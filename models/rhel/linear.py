@@ -15,7 +15,10 @@ from .stretches import UNROLLED
 def linear_flow(
     hamiltonian: AbstractHamiltonian, state: State, drives: Float[Array, "time osc"]
 ) -> tuple[State, Float[Array, "time osc"]]:
-    """`rhel.hamiltonian.flow` of a linear Hamiltonian.
+    """`rhel.hamiltonian.flow` of a linear Hamiltonian: the final state, and the position after every step.
+
+    State and drives have one number for each oscillator. If an oscillator diverges so far that the map of 16 steps is
+    beyond the range of the numbers, its states are NaN, also where the sequential scan would stay at rest.
 
     Its derivative obeys the same recurrence, with a force for what the parameters and the drives change in a step. So
     reverse mode keeps the states, and not what the chunks compute on the way to them.
@@ -80,7 +83,7 @@ def affine_scan(step: Callable, step_map: tuple, state: State, xs: PyTree, *, re
     4. all states, from the starts.
 
     M rounds the frequency of an oscillator, so that the starts of the second part drift in phase. Without the third
-    part the error in float32 is 40 times the error of the sequential scan at 18,000 steps; with it they are alike.
+    part the error in float32 is 40 times the error of the sequential scan at 18,000 steps; with it, less than twice.
     """
     chunks, rest = divmod(jax.tree.leaves(xs)[0].shape[0], UNROLLED)
     if chunks < 2:
