@@ -15,6 +15,7 @@ from benchmarks.step import draw_growth
 from common import style
 from runs.comparison import compare
 from runs.figures import draw_confusion, draw_curves, draw_predictions
+from runs.folder import clear
 from runs.gradient_tables import draw_comparison, draw_sweep
 from runs.summary import draw_learning_curves, draw_results
 
@@ -186,6 +187,13 @@ def test_the_curves_have_a_logarithmic_loss_only_if_it_falls_far():
         figure = draw_curves(history, title="x", metric="accuracy", best_step=2)
         assert [axes.get_yscale() for axes in figure.axes] == [scale, "linear"]
         assert legend(figure) == ["batches, with dropout", "training set", "validation set", "best, step 2"]
+
+
+def test_a_run_that_is_removed_leaves_no_picture(tmp_path):
+    for name in ("config.json", "curves.png", "confusion.png", "predictions.png", "notes.txt"):
+        (tmp_path / name).write_text("")
+    clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 # Many runs
