@@ -23,6 +23,7 @@ from common.files import replacing
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#666666"
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY)
+MARKERS = "os^DvP<>"
 
 # RHEL and BPTT differ in grey, too. The lines and markers tell all three apart without colour.
 ALGORITHMS = {
@@ -88,7 +89,7 @@ def subscripted(name: str) -> str:
 
 
 def series_colours(count: int) -> list:
-    """A colour for each of `count` equal things, such as seeds."""
+    """A colour for each of `count` equal things."""
     if count <= len(COLOURS):
         return list(COLOURS[:count])
     return [tuple(colour) for colour in colormaps["cividis"](np.linspace(0, 0.9, count))]

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from oscillators import NAMES, OSCILLATORS
 
-from common.style import BLUE, BROAD, ORANGE, log_scale, series_colours, styled, subscripted
+from common.style import BLUE, BROAD, MARKERS, ORANGE, log_scale, series_colours, styled, subscripted
 
 REFERENCE = {"color": "black", **BROAD}
 
@@ -55,7 +55,7 @@ def draw_law(sizes, curves, label):
     """Errors over a size, both axes logarithmic, with a line of slope 2 below the first curve."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for (name, errors), marker in zip(curves.items(), "os^Dv", strict=False):
+    for (name, errors), marker in zip(curves.items(), MARKERS, strict=False):
         axes.plot(sizes, errors, marker=marker, label=name)
     sizes, errors = np.asarray(sizes), np.asarray(next(iter(curves.values())))
     middle = len(sizes) // 2

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import train
 from common.files import write_json
-from common.style import COLOURS, log_label, log_scale, save, styled
+from common.style import COLOURS, MARKERS, log_label, log_scale, save, styled
 from common.tables import aligned
 from data_dir.datasets import create_dataset
 from data_dir.storage import DEFAULT_DATA_DIR
@@ -235,7 +235,7 @@ def draw(curves):
             number = names.index(name)
             line = {
                 "color": COLOURS[number],
-                "marker": "os^"[number],
+                "marker": MARKERS[number],
                 "ms": 3,
                 "ls": "--" if epsilon == "ε = 1" else "-",
             }

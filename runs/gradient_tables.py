@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common import style
-from common.style import log_scale, log_scale_with_zero, set_title, styled
+from common.style import MARKERS, log_scale, log_scale_with_zero, set_title, styled
 
 YARDSTICK = "change by one rounding of float32"
 
@@ -64,7 +64,7 @@ def draw_comparison(rows: pd.DataFrame, title: str) -> Figure:
     panels = figure.subplots(2, 1, sharex=True)
     names = list(dict.fromkeys(rows.run))
     slot = 0.8 / len(names)
-    for number, (name, marker) in enumerate(zip(names, cycle("os^Dv<>P"), strict=False)):
+    for number, (name, marker) in enumerate(zip(names, cycle(MARKERS), strict=False)):
         group = rows[rows.run == name]
         color = style.ALGORITHMS[group.learning_algorithm.iloc[0]]["color"]
         face = color if group.dtype.iloc[0] == "float32" else "white"
@@ -103,7 +103,7 @@ def draw_sweep(rows: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     drawn = []
     groups = rows[rows.learning_algorithm == "RHEL"].groupby(["model", "dtype"])
-    for ((model, dtype), group), marker in zip(groups, cycle("os^Dv"), strict=False):
+    for ((model, dtype), group), marker in zip(groups, cycle(MARKERS), strict=False):
         errors = group.groupby("epsilon").relative_error.max()
         last = errors.iloc[-2:]
         slope = f", slope {(np.diff(np.log(last)) / np.diff(np.log(last.index)))[0]:.2f}" if last.all() else ""

@@ -5,6 +5,7 @@
 # pyright: reportIndexIssue=false
 
 import math
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from common import style, tables
 from common.files import replacing
-from common.style import BROAD, GREY, drawable, log_if_wide, save, series_colours, set_title, styled
+from common.style import BROAD, GREY, MARKERS, drawable, log_if_wide, save, series_colours, set_title, styled
 from runs.comparison import ALGORITHMS, NOTE, SHORT, UNITS, compare, problems, read_curve
 
 
@@ -150,11 +151,12 @@ def _draw_means(axes: Axes, rows: pd.DataFrame, places: list[str]) -> dict:
 def draw_learning_curves(dataset: str, runs: pd.DataFrame) -> Figure:
     """Training loss and validation metric against the step: a row of axes for each model, or for each of its settings.
 
-    A seed has a colour. Broad lines are BPTT, thin ones RHEL, so that both are seen where they coincide.
+    A seed has a colour and a marker. Broad lines are BPTT, thin ones RHEL, so that both are seen where they coincide.
     """
     lines = {"BPTT": {"color": "black", **BROAD}, "RHEL": {"color": "black"}}
     seeds = sorted(set(runs["seed"]))
-    colours = dict(zip(seeds, series_colours(len(seeds)), strict=True))
+    points = zip(seeds, series_colours(len(seeds)), cycle(MARKERS), strict=False)
+    seed_styles = {seed: {"color": colour, "marker": marker} for seed, colour, marker in points}
     runs = runs.assign(title=[_title(run) for run in runs.to_dict("records")])
     titles = sorted(set(runs["title"]))
     figure = Figure(figsize=(9, 0.9 + 2.5 * len(titles)), layout="constrained")
@@ -167,13 +169,14 @@ def draw_learning_curves(dataset: str, runs: pd.DataFrame) -> Figure:
             for _, run in rows[rows["algorithm"] == algorithm].iterrows():
                 curve = read_curve(Path(run["folder"]))
                 losses += curve["train_loss"].to_list()
+                drawn = {**line, **seed_styles[run["seed"]], "markevery": max(1, len(curve) // 8)}
                 for axes, quantity in zip(of_title, ("train_loss", "val_metric"), strict=True):
-                    axes.plot(curve["step"], curve[quantity], **line | {"color": colours[run["seed"]]})
+                    axes.plot(curve["step"], curve[quantity], **drawn)
         log_if_wide(of_title[0], losses)
         for axes, label in zip(of_title, ("training loss", f"validation {rows['metric'].iloc[0]}"), strict=True):
             axes.set(xlabel="step", ylabel=label, title=title)
     named = {name: line for name, line in lines.items() if name in set(runs["algorithm"])}
-    named |= {f"seed {seed}": {"color": colour, "linewidth": 3} for seed, colour in colours.items()}
+    named |= {f"seed {seed}": {**points, "linewidth": 2.5} for seed, points in seed_styles.items()}
     handles = [Line2D([], [], label=name, **line) for name, line in named.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 7))
     return figure
