@@ -105,7 +105,7 @@ def main(arguments=None) -> int:
             notice(f"error: {error}")
             return 2
     table, shape = pd.DataFrame(rows), list(problem.x.shape)
-    title = f"{name}: {' x '.join(map(counted, shape, ('series', 'step', 'channel')))}"
+    title = f"{name}, {' x '.join(map(counted, shape, ('series', 'step', 'channel')))}"
     figures = {}
     for model_name, group in table.groupby("model", sort=False):
         results, by_run = models[model_name], group.groupby("run", sort=False)

@@ -76,8 +76,8 @@ def _draw_traces(outputs: np.ndarray, labels: np.ndarray, names: list[str], outp
     size = (max(4.5, 3.2 * columns), 0.9 + 1.6 * rows) if several else (9, 0.9 + 1.6 * rows)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey="row" if several else False)
-    for place, (row, column) in enumerate(np.ndindex(rows, columns)):
-        axes = grid[row, column]
+    for place, axes in enumerate(grid.ravel()):
+        row, column = divmod(place, columns)
         sample, output = (shown[column], row) if several else (shown[row], 0)
         marker = "." if len(steps) < 30 else ""
         axes.plot(steps, labels[sample, :, output], color=GREY, marker=marker, **BROAD, label="true")
@@ -103,7 +103,7 @@ def draw_confusion(counts: Sequence[Sequence[int]], names: Sequence[object], *, 
     of_class = table.sum(axis=1, keepdims=True)
     share = np.divide(100.0 * table, of_class, out=np.full(table.shape, np.nan), where=of_class > 0)
     number = len(table)
-    cell = float(np.clip(6.5 / number, 0.24 if number <= 60 else 14 / number, 1.0))  # inches
+    cell = float(np.clip(6.5 / number, 0.24 if number <= 60 else 14 / number, 0.85))  # inches
     large = number <= _LARGE_CELLS
     labels = [drawable(name, _LONGEST_NAME) for name in names]
     font = min(8.0, 72 * cell * 0.75)

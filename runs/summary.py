@@ -18,6 +18,8 @@ from common.files import replacing
 from common.style import BROAD, GREY, MARKERS, drawable, log_if_wide, save, series_colours, set_title, styled
 from runs.comparison import ALGORITHMS, NOTE, SHORT, UNITS, compare, problems, read_curve
 
+MOST_ROWS = 12  # of learning curves
+
 
 def write(runs: pd.DataFrame, folder: Path) -> str:
     """Write everything into a folder and return the Markdown."""
@@ -158,9 +160,10 @@ def draw_learning_curves(dataset: str, runs: pd.DataFrame) -> Figure:
     points = zip(seeds, series_colours(len(seeds)), cycle(MARKERS), strict=False)
     seed_styles = {seed: {"color": colour, "marker": marker} for seed, colour, marker in points}
     runs = runs.assign(title=[_title(run) for run in runs.to_dict("records")])
-    titles = sorted(set(runs["title"]))
+    every = sorted(set(runs["title"]))
+    titles = every[:MOST_ROWS]
     figure = Figure(figsize=(9, 0.9 + 2.5 * len(titles)), layout="constrained")
-    set_title(figure, dataset)
+    set_title(figure, dataset + (f", {MOST_ROWS} of {len(every)} settings" if len(every) > MOST_ROWS else ""))
     grid = figure.subplots(len(titles), 2, squeeze=False)
     for title, of_title in zip(titles, grid, strict=True):
         rows = runs[runs["title"] == title]

@@ -38,7 +38,7 @@ def test_sweep_on_the_bundled_set_end_to_end(tmp_path, capsys):
     (heading,) = (
         i
         for i, line in enumerate(lines)
-        if line.startswith("NonlinHRU, 2 blocks, BasicMotions: 2 series x 40 steps x 7 channels")
+        if line.startswith("NonlinHRU, 2 blocks, BasicMotions, 2 series x 40 steps x 7 channels")
     )
     assert columns_of(lines[heading + 1]) == ["run", *runs, "1 - cosine", "one rounding", "finite differences"]
     errors = report["models"]["NonlinHRU"]["largest_relative_error"]

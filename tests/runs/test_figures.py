@@ -270,6 +270,10 @@ def test_the_learning_curves_of_a_seed_share_a_colour(tmp_path, seeds):
     only = draw_learning_curves("Own", runs[runs["algorithm"] == "RHEL"].assign(setting="lr=0.01"))
     assert legend(only) == ["RHEL", *(f"seed {seed}" for seed in seeds)]
     assert only.axes[0].get_title() == "LinHRU, lr=0.01"
+    if len(seeds) == 1:
+        many = pd.concat([runs.assign(setting=f"lr={number}") for number in range(14)])
+        figure = draw_learning_curves("Own", many)
+        assert (len(figure.axes), figure.get_suptitle()) == (24, "Own, 12 of 14 settings")
 
 
 # Gradients
