@@ -91,7 +91,8 @@ def draw_results(comparison: pd.DataFrame) -> Figure:
 
     Where there is a column "setting", a data set has a place for each of its settings.
     """
-    table = comparison.assign(place=[_place(row) for row in comparison.to_dict("records")])
+    table = _with_setting(comparison)
+    table = table.assign(place=list(zip(table["dataset"], table["setting"], strict=True)))
     models = sorted(set(table["model"]))
     metrics = [metric for metric in UNITS if metric in set(table["metric"])]
     places = {metric: list(dict.fromkeys(table.loc[table["metric"] == metric, "place"])) for metric in metrics}
@@ -115,13 +116,17 @@ def draw_results(comparison: pd.DataFrame) -> Figure:
     return figure
 
 
-def _place(row: dict) -> str:
-    """What a tick says: the data set, and below it the setting if there is one."""
-    setting = row.get("setting")
-    return drawable(row["dataset"], 32) + (f"\n{drawable(setting, 32)}" if isinstance(setting, str) and setting else "")
+def _with_setting(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a column "setting", which is empty where there is none."""
+    return table.assign(setting=table["setting"].fillna("") if "setting" in table else "")
 
 
-def _draw_means(axes: Axes, rows: pd.DataFrame, places: list[str]) -> dict:
+def _label(name: str, setting: str, most: int) -> str:
+    """The name, and below it the setting if there is one."""
+    return drawable(name, most) + (f"\n{drawable(setting, most)}" if setting else "")
+
+
+def _draw_means(axes: Axes, rows: pd.DataFrame, places: list[tuple[str, str]]) -> dict:
     """Draw the means and deviations of one model and metric. Returns {label: what the legend shows of it}."""
     drawn = {}
     present = [algorithm for algorithm in ALGORITHMS if rows[f"{algorithm}_mean"].notna().any()]
@@ -138,10 +143,11 @@ def _draw_means(axes: Axes, rows: pd.DataFrame, places: list[str]) -> dict:
                 **{"fmt": line["marker"], "color": line["color"], "markersize": 5, "elinewidth": 1, "capsize": 2},
                 **({"markerfacecolor": "white", "alpha": 0.8} if source else {}),
             )
-    if max(len(line) for place in places for line in place.splitlines()) <= 12:
-        axes.set_xticks(range(len(places)), places)
+    labels = [_label(*place, 32) for place in places]
+    if max(len(line) for label in labels for line in label.splitlines()) <= 12:
+        axes.set_xticks(range(len(places)), labels)
     else:
-        axes.set_xticks(range(len(places)), places, rotation=30, ha="right", rotation_mode="anchor")
+        axes.set_xticks(range(len(places)), labels, rotation=30, ha="right", rotation_mode="anchor")
     margin = 0.5 if len(places) > 1 else 1.0
     axes.set_xlim(-margin, len(places) - 1 + margin)
     axes.grid(axis="y", color="0.9")
@@ -159,33 +165,25 @@ def draw_learning_curves(dataset: str, runs: pd.DataFrame) -> Figure:
     seeds = sorted(set(runs["seed"]))
     points = zip(seeds, series_colours(len(seeds)), cycle(MARKERS), strict=False)
     seed_styles = {seed: {"color": colour, "marker": marker} for seed, colour, marker in points}
-    runs = runs.assign(title=[_title(run) for run in runs.to_dict("records")])
-    every = sorted(set(runs["title"]))
-    titles = every[:MOST_ROWS]
-    figure = Figure(figsize=(9, 0.9 + 2.5 * len(titles)), layout="constrained")
+    every = list(_with_setting(runs).groupby(["model", "setting"]))
+    shown = every[:MOST_ROWS]
+    figure = Figure(figsize=(9, 0.9 + 2.5 * len(shown)), layout="constrained")
     set_title(figure, dataset + (f", {MOST_ROWS} of {len(every)} settings" if len(every) > MOST_ROWS else ""))
-    grid = figure.subplots(len(titles), 2, squeeze=False)
-    for title, of_title in zip(titles, grid, strict=True):
-        rows = runs[runs["title"] == title]
+    grid = figure.subplots(len(shown), 2, squeeze=False)
+    for ((model, setting), rows), of_setting in zip(shown, grid, strict=True):
         losses = []
         for algorithm, line in lines.items():
             for _, run in rows[rows["algorithm"] == algorithm].iterrows():
                 curve = read_curve(Path(run["folder"]))
                 losses += curve["train_loss"].to_list()
                 drawn = {**line, **seed_styles[run["seed"]], "markevery": max(1, len(curve) // 8)}
-                for axes, quantity in zip(of_title, ("train_loss", "val_metric"), strict=True):
+                for axes, quantity in zip(of_setting, ("train_loss", "val_metric"), strict=True):
                     axes.plot(curve["step"], curve[quantity], **drawn)
-        log_if_wide(of_title[0], losses)
-        for axes, label in zip(of_title, ("training loss", f"validation {rows['metric'].iloc[0]}"), strict=True):
-            axes.set(xlabel="step", ylabel=label, title=title)
+        log_if_wide(of_setting[0], losses)
+        for axes, label in zip(of_setting, ("training loss", f"validation {rows['metric'].iloc[0]}"), strict=True):
+            axes.set(xlabel="step", ylabel=label, title=_label(model, setting, 56))
     named = {name: line for name, line in lines.items() if name in set(runs["algorithm"])}
     named |= {f"seed {seed}": {**points, "linewidth": 2.5} for seed, points in seed_styles.items()}
     handles = [Line2D([], [], label=name, **line) for name, line in named.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 7))
     return figure
-
-
-def _title(run: dict) -> str:
-    """The model, and the setting if there is one."""
-    setting = run.get("setting")
-    return drawable(run["model"]) + (f", {drawable(setting)}" if isinstance(setting, str) and setting else "")

@@ -205,7 +205,7 @@ def runs_of(datasets, models, algorithms, seeds, folder=""):
         {
             **{"dataset": dataset, "model": model, "algorithm": algorithm, "seed": seed, "status": "completed"},
             **{"metric": "mse" if dataset == "ppg" else "accuracy", "test_metric": 0.5 + seed / 100, "steps": 1},
-            **{"folder": str(folder), "stop_reason": "num_steps"},
+            **{"setting": "", "folder": str(folder), "stop_reason": "num_steps"},
         }
         for dataset in datasets
         for model in models
@@ -251,6 +251,10 @@ def test_settings_have_places_of_their_own():
     assert list(axes.containers[1].lines[0].get_ydata()) == [51.5, 70]
     (axes,) = draw_results(table.assign(setting="")).axes
     assert ticks(axes.xaxis) == ["Own"]
+    # Names that differ in what is left out of the figure are still two settings.
+    names = [f"hidden_dim=16,lr=0.0{digit}3,batch_size=32,num_blocks=6" for digit in (1, 2)]
+    (axes,) = draw_results(pd.concat([table.assign(setting=name) for name in names])).axes
+    assert len(ticks(axes.xaxis)) == 2
 
 
 @pytest.mark.parametrize("seeds", [[2345], [1, 2, 3, 4, 5], list(range(9))])
@@ -269,7 +273,7 @@ def test_the_learning_curves_of_a_seed_share_a_colour(tmp_path, seeds):
     assert legend(figure) == ["BPTT", "RHEL", *(f"seed {seed}" for seed in seeds)]
     only = draw_learning_curves("Own", runs[runs["algorithm"] == "RHEL"].assign(setting="lr=0.01"))
     assert legend(only) == ["RHEL", *(f"seed {seed}" for seed in seeds)]
-    assert only.axes[0].get_title() == "LinHRU, lr=0.01"
+    assert only.axes[0].get_title() == "LinHRU\nlr=0.01"
     if len(seeds) == 1:
         many = pd.concat([runs.assign(setting=f"lr={number}") for number in range(14)])
         figure = draw_learning_curves("Own", many)
