@@ -6,7 +6,7 @@ It takes a batch of a data set and untrained models. It computes the gradient of
 in float64, and compares it with the gradient of BPTT in float64. Finite differences check this reference. The files:
 
     gradient_comparison.json    every number
-    <model>.png, <model>.pdf    cosine, ratio of norms and relative error by parameter and block (the paper's Fig. 4)
+    <model>.png, <model>.pdf    1 - cosine and relative error by parameter and block (compare the paper's Fig. 4)
     epsilon.png, epsilon.pdf    error against the size of the nudges, if several --epsilon are given
 
 In float64, the units use the float32 values of their constrained parameters, such as the time steps. (The rounding of a
@@ -25,6 +25,7 @@ from pathlib import Path
 import jax
 import pandas as pd
 
+from common.style import save
 from data_dir.datasets import create_dataset, processed_datasets
 from experiment_configs import MODEL_NAMES
 from models.rhel import LEARNING_ALGORITHMS
@@ -104,7 +105,7 @@ def main(arguments=None) -> int:
             notice(f"error: {error}")
             return 2
     table, shape = pd.DataFrame(rows), list(problem.x.shape)
-    title = f"{name}, {' x '.join(map(str, shape))}"
+    title = f"{name}, {' x '.join(map(counted, shape, ('series', 'step', 'channel')))}"
     figures = {}
     for model_name, group in table.groupby("model", sort=False):
         results, by_run = models[model_name], group.groupby("run", sort=False)
@@ -120,7 +121,7 @@ def main(arguments=None) -> int:
         figures["epsilon"] = draw_sweep(table)
     for stem, figure in figures.items():
         for suffix in ("png", "pdf"):
-            figure.savefig(options.output_dir / f"{stem}.{suffix}", dpi=110)
+            save(figure, options.output_dir / f"{stem}.{suffix}")
     print(f"\nOver all parameters and blocks, {title}:")
     print(by_model(table).to_string(float_format="{:.1e}".format, na_rep=""))
     report = {
@@ -135,6 +136,11 @@ def main(arguments=None) -> int:
     path.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
     print(f"\nwritten: {', '.join(str(options.output_dir / f'{stem}.png') for stem in figures)}, {path}")
     return 0
+
+
+def counted(number: int, thing: str) -> str:
+    """1 step, 2 steps, 2 series."""
+    return f"{number:,} {thing}" + ("s" if number != 1 and not thing.endswith("s") else "")
 
 
 def notice(line: str) -> None:

@@ -26,10 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from benchmarks.opponents import CheckpointedBPTT, Floor, Straightforward
 from common import tables
 from common.files import write_json
+from common.style import ALGORITHMS as ALGORITHM_STYLES
+from common.style import BROAD, log_scale, save, styled
 from experiment_configs.schema import config_path, load_config
 from models import create_model
 from models.create import MODELS
@@ -153,24 +156,35 @@ def growth(model_names: list[str], rounds: int, lengths: list[int], oscillators:
                     yield {"model": model_name, "axis": axis, "value": value, "algorithm": name, **row.to_dict()}
 
 
+@styled
 def draw_growth(rows: list[dict]) -> Figure:
-    """Time and temporaries against length and ssm_dim, both axes logarithmic."""
+    """Time and temporaries against length and ssm_dim, both axes logarithmic: two columns of axes for each model."""
     table = pd.DataFrame(rows)
     models = list(table["model"].unique())
-    figure = Figure(figsize=(9, 3.2 * 2), layout="constrained")
-    panels = figure.subplots(2, 2)
-    styles = dict(zip(models, ("-", "--"), strict=False))
-    colours = {"RHEL": "C0", "ReversibleBPTT": "C2", "BPTT": "C1"}
-    for column, (axis, label) in enumerate((("length", "steps of a sequence"), ("ssm_dim", "ssm_dim"))):
-        for line, (quantity, unit) in enumerate((("step s", "s a step"), ("temporaries MiB", "temporaries, MiB"))):
-            axes = panels[line, column]
-            for (model, algorithm), curve in table[table["axis"] == axis].groupby(["model", "algorithm"]):
-                style = {"ls": styles[model], "color": colours[algorithm], "marker": "."}
-                axes.loglog(curve["value"], curve[quantity], label=f"{model}, {algorithm}", **style)
-            axes.set_xlabel(label)
-            axes.set_ylabel(unit)
-            axes.grid(alpha=0.3)
-    panels[0, 0].legend(frameon=False, fontsize="small")
+    figure = Figure(figsize=(1 + 4.6 * len(models), 5.2), layout="constrained")
+    panels = figure.subplots(2, 2 * len(models), squeeze=False, sharex="col", sharey="row")
+    sweeps = [
+        (model, *axis) for model in models for axis in (("length", "steps of a sequence"), ("ssm_dim", "ssm_dim"))
+    ]
+    for column, (model, axis, label) in zip(panels.T, sweeps, strict=True):
+        of_column = table[(table["model"] == model) & (table["axis"] == axis)]
+        for axes, quantity in zip(column, ("step s", "temporaries MiB"), strict=True):
+            # RHEL takes the memory of ReversibleBPTT: the broad line lies below, the thin one above.
+            for name in ("ReversibleBPTT", "BPTT", "RHEL"):
+                curve = of_column[of_column["algorithm"] == name]
+                line = ALGORITHM_STYLES[name] | ({**BROAD, "marker": ""} if name == "ReversibleBPTT" else {})
+                axes.plot(curve["value"], curve[quantity], **line, label=name)
+            axes.grid(color="0.9")
+        values = sorted(of_column["value"].unique())
+        log_scale(column[1], "x", "y")
+        log_scale(column[0], "y")
+        column[1].set_xticks(values, [f"{value:,}" for value in values], rotation=45)
+        column[1].xaxis.set_minor_locator(NullLocator())
+        column[0].set_title(model)
+        column[1].set_xlabel(label)
+    panels[0, 0].set_ylabel("time of a step, s")
+    panels[1, 0].set_ylabel("temporaries, MiB")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -230,7 +244,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.growth:
         rows = list(growth(options.model_name, options.rounds, [256, 1024, 4096, 16384, 65536], [16, 64, 256, 1024]))
         write_json(options.output_dir / "growth.json", rows)
-        draw_growth(rows).savefig(options.output_dir / "growth.png", dpi=110)
+        save(draw_growth(rows), options.output_dir / "growth.png")
         print(pd.DataFrame(rows).to_string(float_format="{:.3g}".format))
     print(f"\nwritten: {', '.join(str(path) for path in sorted(options.output_dir.iterdir()))}")
     return 0

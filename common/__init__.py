@@ -1,1 +1,1 @@
-"""What every part may use: files that appear in one piece, hashes, tables as text."""
+"""What every part may use: files that appear in one piece, hashes, tables as text, the style of all figures."""

@@ -29,7 +29,8 @@ from continuous_figures import draw_adjoint, draw_gradient, draw_law, draw_train
 from jax.flatten_util import ravel_pytree
 from oscillators import DURATION, NAMES, OUTPUT, make_problem, parameters_of, springs_of
 
-from common.files import replacing, write_json
+from common.files import write_json
+from common.style import save
 from models import evolve
 from models.physics.continuous import AdjointMethod, Discretised, Echo, Integrator, free_pass, total_loss
 
@@ -257,8 +258,7 @@ def main(arguments=None):
     with jax.enable_x64(True):
         results, figures = measure(options, integrator)
         for name, figure in figures.items():
-            with replacing(options.output_dir / f"{name}.png") as path:
-                figure.savefig(path, dpi=110, format="png")
+            save(figure, options.output_dir / f"{name}.png")
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     versions = {name: version(name) for name in ("jax", "equinox", "diffrax", "optax", "numpy")}
     results = {"options": settings, "versions": {"python": platform.python_version(), **versions}} | results

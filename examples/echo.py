@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+from common.style import BLUE, BROAD, RED, save, styled
 from models import evolve
 from models.NonlinHRU import SaturatingOscillators
 from models.rhel.hamiltonian import flow, leapfrog
@@ -69,36 +70,34 @@ def gradients(hamiltonian, drives):
     return result
 
 
+@styled
 def draw(output: Path) -> float:
     """Writes the figure; returns the largest relative error of a parameter or of the drives."""
     hamiltonian, drives, incoming = problem()
     free = evolve(hamiltonian, drives)
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
-    left.plot(free[:, SHOWN], color="black", lw=4, alpha=0.25, label="free pass")
-    for sign, color in ((1, "tab:red"), (-1, "tab:blue")):
+    left.axvspan(LENGTH - 100, LENGTH, color="0.92", lw=0, label="steps in the loss")
+    left.plot(free[:, SHOWN], color="black", **BROAD, label="free pass")
+    for sign, color, line in ((1, RED, "-"), (-1, BLUE, "--")):
         positions = echo(hamiltonian, drives, incoming, sign * VISIBLE_NUDGE)
-        left.plot(positions[:, SHOWN], color=color, lw=1.2, label=f"echo, nudged by {'+' if sign > 0 else '-'}ε")
-    left.axvspan(LENGTH - 100, LENGTH, color="tab:orange", alpha=0.12, label="steps in the loss")
+        left.plot(positions[:, SHOWN], line, color=color, label=f"echo, nudged by {'+' if sign > 0 else '-'}ε")
     left.set(xlabel="step (the echoes run from right to left)", ylabel="position q", xlim=(0, LENGTH))
-    left.legend(loc="lower left", fontsize="small", ncols=2)
 
     values = gradients(hamiltonian, drives)
     errors = {}
-    for name, reference in values["BPTT"].items():
+    for (name, reference), marker in zip(values["BPTT"].items(), "os^D.", strict=True):
         value, reference = np.asarray(values["RHEL"][name]).ravel(), np.asarray(reference).ravel()
         errors[name] = np.linalg.norm(value - reference) / np.linalg.norm(reference)
         scale = np.max(np.abs(reference))
-        right.plot(reference / scale, value / scale, ".", ms=7 if name != "drives" else 3, label=name)
-    right.axline((0, 0), slope=1, color="black", lw=0.5)
-    right.set(
-        xlabel="gradient by BPTT (scaled)",
-        ylabel="gradient by RHEL (scaled)",
-        title=f"largest relative error {max(errors.values()):.0e}",
-    )
-    right.legend(fontsize="small")
+        right.plot(reference / scale, value / scale, marker, ms=2 if name == "drives" else 5, label=name)
+    right.axline((0, 0), slope=1, color="black", lw=0.5, zorder=1)
+    right.set(xlabel="gradient by BPTT (scaled)", ylabel="gradient by RHEL (scaled)", aspect="equal")
+    right.set_title(f"largest relative error {max(errors.values()):.0e}")
+    right.legend(loc="upper left", handletextpad=0.2)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=4)
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=110)
+    save(figure, output)
     return max(errors.values())
 
 

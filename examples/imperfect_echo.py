@@ -29,12 +29,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from oscillators import OUTPUT
 from oscillators import make_problem as make_toy
 from tqdm import tqdm
 
 import train
-from common.files import replacing, write_json
+from common.files import write_json
+from common.style import COLOURS, MARKERS, log_label, log_scale, save, styled
 from common.tables import aligned
 from data_dir.datasets import create_dataset
 from data_dir.storage import DEFAULT_DATA_DIR
@@ -50,6 +52,7 @@ SEEDS, BATCH_SIZE = 8, 8  # the seeds of the comparison of gradients are SEED an
 TOY, TOY_STEPS = "six oscillators", 200
 EPSILONS = {"ε = 0.1": 0.1, "ε = 1": 1.0}
 GOOD_COSINE = 0.99
+FLOOR = 1e-12  # of what is drawn: float64 knows 1 - cosine to 1e-16 only
 
 
 class Sweep(NamedTuple):
@@ -219,26 +222,42 @@ def tolerances_of(strengths, cosines):
     return {"median": median, "worst": ordered[0], "best": ordered[-1]}
 
 
+@styled
 def draw(curves):
-    """A panel for each imperfection."""
-    figure = Figure(figsize=(14, 10), layout="constrained")
-    panels = figure.subplots(3, 4).ravel()
+    """A panel for each imperfection. `curves`: {imperfection: {(problem, ε): (strengths, cosines[strength, seed])}}."""
+    figure = Figure(figsize=(10.5, 8.2), layout="constrained")
+    figure.suptitle("1 - cosine with the exact gradient, of the parameter with the smallest cosine")
+    panels = figure.subplots(3, 4, sharey=True).ravel()
     names = list(dict.fromkeys(name for name, _ in curves["noise"]))
     for axes, (part, lines) in zip(panels, curves.items(), strict=False):
         sweep = SWEEPS[part]
         for (name, epsilon), (strengths, cosines) in lines.items():
-            style = {"color": f"C{names.index(name)}", "ls": "--" if epsilon == "ε = 1" else "-", "marker": "."}
-            lost = np.clip(1 - np.asarray(cosines), 1e-12, None)
-            axes.loglog(strengths, np.median(lost, axis=1), label=f"{name}, {epsilon}", **style)
-            axes.fill_between(strengths, lost.min(1), lost.max(1), color=style["color"], alpha=0.15, lw=0)
-        axes.axhline(1 - GOOD_COSINE, color="black", lw=0.5)
-        axes.set(title=sweep.title, xlabel=sweep.label, ylim=(1e-12, 4))
+            number = names.index(name)
+            line = {
+                "color": COLOURS[number],
+                "marker": MARKERS[number],
+                "ms": 3,
+                "ls": "--" if epsilon == "ε = 1" else "-",
+            }
+            lost = np.clip(1 - np.asarray(cosines), FLOOR, None)
+            axes.plot(strengths, np.median(lost, axis=1), label=f"{name}, {epsilon}", **line)
+            axes.fill_between(strengths, lost.min(1), lost.max(1), color=line["color"], alpha=0.15, lw=0)
+        axes.axhline(1 - GOOD_COSINE, color="black", lw=0.8, zorder=1)
+        label = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "size": 7}
+        axes.annotate(f"cosine {GOOD_COSINE}", (0, 1 - GOOD_COSINE), (2, 2), **label)
+        axes.set_title(sweep.title, size=8)
+        axes.set_xlabel(sweep.label)
+        axes.set_ylim(0.5 * FLOOR, 4)
+        log_scale(axes, "y")
+        axes.set_yticks([FLOOR, *(10.0**power for power in range(-10, 1, 2))])
+        axes.yaxis.set_major_formatter(lambda x, _: ("≤ " if x <= FLOOR else "") + log_label(x))
         if sweep.more_is_better:
-            axes.set_xscale("linear")
             axes.invert_xaxis()
-    figure.supylabel("1 - cosine with the exact gradient, of the parameter with the smallest cosine")
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        else:
+            log_scale(axes, "x")
     for axes in panels[len(curves) :]:
-        axes.axis("off")
+        axes.set_axis_off()
     panels[-1].legend(*panels[list(curves).index("noise")].get_legend_handles_labels(), loc="center")
     return figure
 
@@ -307,8 +326,7 @@ def main(arguments=None):
     versions = {name: version(name) for name in ("jax", "equinox", "numpy")}
     results = {"options": settings, "versions": {"python": platform.python_version(), **versions}}
     results |= {"tolerances": tolerances, "rows": rows}
-    with replacing(options.output_dir / "imperfect_echo.png") as path:
-        draw(curves).savefig(path, dpi=110, format="png")
+    save(draw(curves), options.output_dir / "imperfect_echo.png")
     write_json(options.output_dir / "results.json", results)
     print(f"written: {options.output_dir}")
     return results

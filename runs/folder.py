@@ -7,7 +7,8 @@
     checkpoints/     the state of the training, see `training.checkpoints`: an unfinished run is resumed from it
     model.eqx        the model and its state that were best on the validation set
     curves.png       loss and metric against the step
-    predictions.png  regression only: predicted and true labels of some test samples
+    confusion.png    classification only: the confusion matrix of the test part
+    predictions.png  regression only: predicted against true labels of the test part, or both over time
     nonfinite.eqx    the model and its state before the step that was not finite, if such a step ended the run
     result.json      how the run ended, and the hashes of model.eqx and of its outputs for the test part. It is written
                      last and atomically: a folder without it is unfinished
@@ -27,7 +28,8 @@ from typing import Any
 from experiment_configs.schema import ConfigError, ExperimentConfig
 
 CONFIG, MODEL, RESULT = "config.json", "model.eqx", "result.json"  # as in `models.load`
-SPLIT, METRICS, CURVES, PREDICTIONS = "split.json", "metrics.jsonl", "curves.png", "predictions.png"
+SPLIT, METRICS = "split.json", "metrics.jsonl"
+CURVES, CONFUSION, PREDICTIONS = "curves.png", "confusion.png", "predictions.png"
 CHECKPOINTS, EVENTS, NONFINITE = "checkpoints", "events", "nonfinite.eqx"
 LOCK, OVERWRITE = ".lock", ".overwrite"
 
@@ -60,7 +62,7 @@ def _is_number(value: Any) -> bool:
 
 def clear(folder: Path) -> None:
     """Remove the files of a run. result.json goes first: if the process dies halfway, the folder is unfinished."""
-    for name in (RESULT, OVERWRITE, CONFIG, SPLIT, METRICS, MODEL, CURVES, PREDICTIONS, NONFINITE):
+    for name in (RESULT, OVERWRITE, CONFIG, SPLIT, METRICS, MODEL, CURVES, CONFUSION, PREDICTIONS, NONFINITE):
         (folder / name).unlink(missing_ok=True)
     for name in (CHECKPOINTS, EVENTS):
         if (folder / name).exists():

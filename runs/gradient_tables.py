@@ -10,6 +10,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from common import style
+from common.style import MARKERS, log_scale, log_scale_with_zero, set_title, styled
+
+YARDSTICK = "change by one rounding of float32"
+
 
 def _runs(rows: pd.DataFrame) -> list[str]:
     """The columns of the tables: float32 before float64."""
@@ -47,46 +52,68 @@ def by_model(rows: pd.DataFrame) -> pd.DataFrame:
     return table.rename_axis(index=[None, None], columns=None)
 
 
+@styled
 def draw_comparison(rows: pd.DataFrame, title: str) -> Figure:
-    """Bars of cosine and norm ratio as in the paper, and the relative errors, which are too small for such bars."""
+    """1 - cosine and relative error of every parameter and block on logarithmic axes, a marker for each run.
+
+    Within a run, the blocks stand side by side. A line shows the largest effect of one rounding of float32.
+    """
     order = list(dict.fromkeys(rows.parameter))
-    blocks = sorted(rows.block.dropna().unique())
-    figure = Figure(figsize=(1.5 + 0.62 * len(order), 8), layout="constrained")
-    bars = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 1.6))
-    bars[0].set_title(title)
-    first = rows[rows.run == rows.run.iloc[0]]
-    for axis, column, label in ((bars[0], "cosine", "cosine"), (bars[1], "norm_ratio", "ratio of norms")):
-        for parameter, group in first.groupby("parameter"):
-            width = 0.8 / len(group)
-            for i, (_, row) in enumerate(group.iterrows()):
-                color = "0.5" if row.block != row.block else f"C{int(row.block) % 10}"
-                axis.bar(order.index(parameter) - 0.4 + width * (i + 0.5), row[column], width, color=color)
-        axis.axhline(1, color="black", lw=0.5)
-        axis.set(ylim=(0.3, 1.1), ylabel=f"{label}\n{first.run.iloc[0]}")
-    for block in blocks:
-        bars[0].bar(0, 0, color=f"C{int(block) % 10}", label=f"block {int(block)}")
-    if blocks:
-        bars[0].legend(ncols=min(len(blocks), 6), fontsize="x-small", loc="lower left")
-    runs = rows.groupby("run", sort=False)
-    for (run, group), marker, shift in zip(runs, cycle("osv^D<>"), np.linspace(-0.3, 0.3, len(runs)), strict=False):
-        x = [order.index(parameter) + shift for parameter in group.parameter]
-        bars[2].semilogy(x, np.maximum(group.relative_error, 1e-17), marker, ms=4, label=run)
-    bars[2].set(ylabel="relative error\nagainst BPTT float64", xlim=(-0.6, len(order) - 0.4))
-    bars[2].set_xticks(range(len(order)), order, rotation=60, ha="right")
-    bars[2].grid(axis="y", alpha=0.3)
-    bars[2].legend(fontsize="small", loc="center right")
+    figure = Figure(figsize=(2 + 0.55 * len(order), 6.6), layout="constrained")
+    set_title(figure, title)
+    panels = figure.subplots(2, 1, sharex=True)
+    names = list(dict.fromkeys(rows.run))
+    slot = 0.8 / len(names)
+    for number, (name, marker) in enumerate(zip(names, cycle(MARKERS), strict=False)):
+        group = rows[rows.run == name]
+        color = style.ALGORITHMS[group.learning_algorithm.iloc[0]]["color"]
+        face = color if group.dtype.iloc[0] == "float32" else "white"
+        blocks = group.block.max() + 1 if group.block.notna().any() else 1
+        inside = ((group.block.fillna((blocks - 1) / 2) + 0.5) / blocks - 0.5) * 0.8 * slot
+        x = group.parameter.map(order.index) - 0.4 + slot * (number + 0.5) + inside
+        # A cosine above 1 is a rounding error.
+        for axes, values in zip(panels, ((1 - group.cosine).clip(lower=0), group.relative_error), strict=True):
+            axes.plot(x, values, marker, color=color, mfc=face, ms=3.5, mew=0.8, label=name)
+    rounding = rows.groupby("parameter").one_rounding.max()[order]
+    panels[1].hlines(
+        rounding, *(np.arange(len(order)) + end for end in (-0.4, 0.4)), color="black", lw=1, label=YARDSTICK
+    )
+    for axes, values, label in zip(
+        panels,
+        ((1 - rows.cosine).clip(lower=0), [*rows.relative_error, *rounding]),
+        ("1 - cosine", "relative error"),
+        strict=True,
+    ):
+        axes.set_ylabel(f"{label}\nagainst BPTT float64")
+        log_scale_with_zero(axes, values)
+        axes.grid(axis="y", color="0.9")
+        axes.set_axisbelow(True)
+        for between in range(len(order) - 1):
+            axes.axvline(between + 0.5, color="0.9", lw=0.8, zorder=0)
+    panels[1].set_xlim(-0.5, len(order) - 0.5)
+    panels[1].set_xticks(range(len(order)), order, rotation=45, ha="right", rotation_mode="anchor")
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
+@styled
 def draw_sweep(rows: pd.DataFrame) -> Figure:
     """Largest relative error of a parameter against epsilon, with the slope between the two largest epsilons."""
     figure = Figure(figsize=(5.5, 4), layout="constrained")
-    axis = figure.subplots()
-    for (model, dtype), group in rows[rows.learning_algorithm == "RHEL"].groupby(["model", "dtype"]):
-        errors = group.groupby("epsilon").relative_error.max().clip(lower=1e-17)
-        slope = np.diff(np.log(errors.iloc[-2:]))[0] / np.diff(np.log(errors.index[-2:]))[0]
-        axis.loglog(errors.index, errors, "o-", label=f"{model} {dtype}, slope {slope:.2f}")
-    axis.set(xlabel="epsilon", ylabel="largest relative error of a parameter")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+    axes = figure.subplots()
+    drawn = []
+    groups = rows[rows.learning_algorithm == "RHEL"].groupby(["model", "dtype"])
+    for ((model, dtype), group), marker in zip(groups, cycle(MARKERS), strict=False):
+        errors = group.groupby("epsilon").relative_error.max()
+        last = errors.iloc[-2:]
+        slope = f", slope {(np.diff(np.log(last)) / np.diff(np.log(last.index)))[0]:.2f}" if last.all() else ""
+        axes.plot(
+            errors.index, errors, marker=marker, ls="-" if dtype == "float32" else "--", label=f"{model} {dtype}{slope}"
+        )
+        drawn += errors.to_list()
+    axes.set(xlabel="epsilon", ylabel="largest relative error of a parameter")
+    log_scale(axes, "x")
+    log_scale_with_zero(axes, drawn)
+    axes.grid(color="0.9")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure

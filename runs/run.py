@@ -11,13 +11,14 @@ from jaxtyping import PRNGKeyArray
 
 import train
 from common.files import replacing, sha256_of, sha256_of_array, write_json
+from common.style import save
 from data_dir.datasets import Dataset, create_dataset
 from data_dir.splits import write_index_file
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
 from models.stack import HRU
 from runs import folder as files
-from runs.figures import draw_curves, draw_predictions
+from runs.figures import draw_confusion, draw_curves, draw_predictions
 from runs.folder import finished_result, locked, run_folder
 from runs.identity import data_hashes, identity, require_same_run, sha256_of_json
 from runs.record import peak_memory, run_record
@@ -142,7 +143,7 @@ class _Run:
         }
         if self.progress.history:
             options = {"title": self.title, "metric": config.metric, "best_step": result["best_step"]}
-            draw_curves(self.progress.history, self.folder / files.CURVES, **options)
+            save(draw_curves(self.progress.history, **options), self.folder / files.CURVES)
         return result
 
     def _begin(self, fresh: train.Progress) -> train.Progress:
@@ -178,11 +179,15 @@ class _Run:
         }
         if config.classification:
             result["test_confusion"] = confusion(outputs, np.asarray(dataset.test.labels))
+            names = range(dataset.label_dim) if dataset.class_names is None else dataset.class_names
+            save(draw_confusion(result["test_confusion"], names, title=self.title), self.folder / files.CONFUSION)
         else:
             shown = (outputs[..., 0], np.asarray(dataset.test.labels))
             if dataset.label_map is not None:
                 shown = tuple(map(dataset.label_map.to_labels, shown))
-            draw_predictions(*shown, self.folder / files.PREDICTIONS, title=self.title)
+            names = getattr(dataset, "output_names", None)
+            options = {"title": self.title, "names": names, "output_step": dataset.output_step}
+            save(draw_predictions(*shown, **options), self.folder / files.PREDICTIONS)
         _save_model(path, trained.model, trained.state)
         return result | {"model_sha256": sha256_of(path)}
 

@@ -5,17 +5,20 @@
 # pyright: reportIndexIssue=false
 
 import math
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from common import tables
+from common import style, tables
 from common.files import replacing
+from common.style import BROAD, GREY, MARKERS, drawable, log_if_wide, save, series_colours, set_title, styled
 from runs.comparison import ALGORITHMS, NOTE, SHORT, UNITS, compare, problems, read_curve
-from runs.figures import save
 
-COLOURS = {"BPTT": "tab:orange", "RHEL": "tab:blue"}
+MOST_ROWS = 12  # of learning curves
 
 
 def write(runs: pd.DataFrame, folder: Path) -> str:
@@ -82,60 +85,105 @@ def cells(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
     return cells
 
 
-def _drawable(name: str) -> str:
-    """The name. Bytes of a file name that are no text are written as escapes, because matplotlib refuses them."""
-    return name.encode(errors="backslashreplace").decode()
-
-
+@styled
 def draw_results(comparison: pd.DataFrame) -> Figure:
-    """Mean and standard deviation by data set: a row of axes for each model, a column for each metric."""
-    models = sorted(set(comparison["model"]))
-    metrics = [metric for metric in UNITS if metric in set(comparison["metric"])]
-    widths = [comparison.loc[comparison["metric"] == metric, "dataset"].nunique() for metric in metrics]
-    figure = Figure(figsize=(3.5 + 1.2 * sum(widths), 3.2 * len(models)), layout="constrained")
-    grid = figure.subplots(len(models), len(metrics), squeeze=False, width_ratios=widths)
+    """Mean and standard deviation by data set: a row of axes for each model, a column for each metric.
+
+    Where there is a column "setting", a data set has a place for each of its settings.
+    """
+    table = _with_setting(comparison)
+    table = table.assign(place=list(zip(table["dataset"], table["setting"], strict=True)))
+    models = sorted(set(table["model"]))
+    metrics = [metric for metric in UNITS if metric in set(table["metric"])]
+    places = {metric: list(dict.fromkeys(table.loc[table["metric"] == metric, "place"])) for metric in metrics}
+    widths = [max(len(of_metric), 2) for of_metric in places.values()]
+    figure = Figure(
+        figsize=(max(5.6, 1.4 * len(metrics) + 0.75 * sum(widths)), 0.9 + 2.6 * len(models)), layout="constrained"
+    )
+    grid = figure.subplots(len(models), len(metrics), squeeze=False, sharex="col", width_ratios=widths)
+    drawn = {}
     for model, of_model in zip(models, grid, strict=True):
         for metric, axes in zip(metrics, of_model, strict=True):
-            rows = comparison[(comparison["model"] == model) & (comparison["metric"] == metric)]
-            for offset, algorithm in zip((-0.12, 0.12), ALGORITHMS, strict=True):
-                for source, shift, filled in (("", 0.0, True), ("paper_", 0.08, False)):
-                    axes.errorbar(
-                        [place + offset + shift for place in range(len(rows))],
-                        rows[f"{algorithm}_{source}mean"],
-                        rows[f"{algorithm}_{source}std"].fillna(0),
-                        fmt="o",
-                        capsize=3,
-                        color=COLOURS[algorithm],
-                        alpha=1.0 if filled else 0.5,
-                        markerfacecolor=None if filled else "white",
-                        label=algorithm if filled else f"{algorithm}, paper",
-                    )
-            axes.set_xticks(range(len(rows)), rows["dataset"].map(_drawable), rotation=20, ha="right", parse_math=False)
-            axes.set_xlim(-0.5, max(len(rows), 1) - 0.5)
+            rows = table[(table["model"] == model) & (table["metric"] == metric)]
+            drawn |= _draw_means(axes, rows, places[metric])
             axes.set_ylabel(f"test {UNITS[metric][0]}")
-            axes.set_title(_drawable(model), parse_math=False)
-    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+            axes.set_title(drawable(model))
+            if rows.empty:
+                axes.set_yticks([])
+                axes.text(0.5, 0.5, "no runs", transform=axes.transAxes, ha="center", va="center", color=GREY)
+    order = [name for algorithm in ALGORITHMS for name in (algorithm, f"{algorithm}, paper") if name in drawn]
+    figure.legend([drawn[name] for name in order], order, loc="outside upper center", ncols=4)
     return figure
 
 
+def _with_setting(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a column "setting", which is empty where there is none."""
+    return table.assign(setting=table["setting"].fillna("") if "setting" in table else "")
+
+
+def _label(name: str, setting: str, most: int) -> str:
+    """The name, and below it the setting if there is one."""
+    return drawable(name, most) + (f"\n{drawable(setting, most)}" if setting else "")
+
+
+def _draw_means(axes: Axes, rows: pd.DataFrame, places: list[tuple[str, str]]) -> dict:
+    """Draw the means and deviations of one model and metric. Returns {label: what the legend shows of it}."""
+    drawn = {}
+    present = [algorithm for algorithm in ALGORITHMS if rows[f"{algorithm}_mean"].notna().any()]
+    for offset, algorithm in zip((-0.17, 0.13) if len(present) == 2 else (-0.05,), present, strict=False):
+        line = style.ALGORITHMS[algorithm]
+        for source, shift in (("", 0.0), ("paper_", 0.1)):
+            means = rows[f"{algorithm}_{source}mean"]
+            if not means.notna().any():
+                continue
+            drawn[f"{algorithm}, paper" if source else algorithm] = axes.errorbar(
+                [places.index(place) + offset + shift for place in rows["place"]],
+                means,
+                rows[f"{algorithm}_{source}std"],  # nan, of a single seed, draws no bar
+                **{"fmt": line["marker"], "color": line["color"], "markersize": 5, "elinewidth": 1, "capsize": 2},
+                **({"markerfacecolor": "white", "alpha": 0.8} if source else {}),
+            )
+    labels = [_label(*place, 32) for place in places]
+    if max(len(line) for label in labels for line in label.splitlines()) <= 12:
+        axes.set_xticks(range(len(places)), labels)
+    else:
+        axes.set_xticks(range(len(places)), labels, rotation=30, ha="right", rotation_mode="anchor")
+    margin = 0.5 if len(places) > 1 else 1.0
+    axes.set_xlim(-margin, len(places) - 1 + margin)
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    return drawn
+
+
+@styled
 def draw_learning_curves(dataset: str, runs: pd.DataFrame) -> Figure:
-    """Training loss and validation metric against the step, a line per seed: a row of axes for each model."""
-    models = sorted(set(runs["model"]))
-    figure = Figure(figsize=(9, 3.2 * len(models)), layout="constrained")
-    figure.suptitle(f"{_drawable(dataset)}, one line per seed", parse_math=False)
-    grid = figure.subplots(len(models), 2, squeeze=False)
-    for model, of_model in zip(models, grid, strict=True):
-        for _, run in runs[runs["model"] == model].iterrows():
-            curve = read_curve(Path(run["folder"]))
-            for axes, quantity in zip(of_model, ("train_loss", "val_metric"), strict=True):
-                # Dashes let the other algorithm be seen where the two coincide.
-                style = {"color": COLOURS[run["algorithm"]], "linestyle": "--" if run["algorithm"] == "RHEL" else "-"}
-                axes.plot(curve["step"], curve[quantity], **style, alpha=0.7, label=run["algorithm"])
-        for axes, label in zip(of_model, ("training loss", f"validation {run['metric']}"), strict=True):
-            axes.set_xlabel("step")
-            axes.set_ylabel(label)
-            axes.set_title(_drawable(model), parse_math=False)
-            handles, labels = axes.get_legend_handles_labels()
-            once = dict(zip(labels, handles, strict=True))
-            axes.legend(once.values(), once.keys(), frameon=False, fontsize="small")
+    """Training loss and validation metric against the step: a row of axes for each model, or for each of its settings.
+
+    A seed has a colour and a marker. Broad lines are BPTT, thin ones RHEL, so that both are seen where they coincide.
+    """
+    lines = {"BPTT": {"color": "black", **BROAD}, "RHEL": {"color": "black"}}
+    seeds = sorted(set(runs["seed"]))
+    points = zip(seeds, series_colours(len(seeds)), cycle(MARKERS), strict=False)
+    seed_styles = {seed: {"color": colour, "marker": marker} for seed, colour, marker in points}
+    every = list(_with_setting(runs).groupby(["model", "setting"]))
+    shown = every[:MOST_ROWS]
+    figure = Figure(figsize=(9, 0.9 + 2.5 * len(shown)), layout="constrained")
+    set_title(figure, dataset + (f", {MOST_ROWS} of {len(every)} settings" if len(every) > MOST_ROWS else ""))
+    grid = figure.subplots(len(shown), 2, squeeze=False)
+    for ((model, setting), rows), of_setting in zip(shown, grid, strict=True):
+        losses = []
+        for algorithm, line in lines.items():
+            for _, run in rows[rows["algorithm"] == algorithm].iterrows():
+                curve = read_curve(Path(run["folder"]))
+                losses += curve["train_loss"].to_list()
+                drawn = {**line, **seed_styles[run["seed"]], "markevery": max(1, len(curve) // 8)}
+                for axes, quantity in zip(of_setting, ("train_loss", "val_metric"), strict=True):
+                    axes.plot(curve["step"], curve[quantity], **drawn)
+        log_if_wide(of_setting[0], losses)
+        for axes, label in zip(of_setting, ("training loss", f"validation {rows['metric'].iloc[0]}"), strict=True):
+            axes.set(xlabel="step", ylabel=label, title=_label(model, setting, 56))
+    named = {name: line for name, line in lines.items() if name in set(runs["algorithm"])}
+    named |= {f"seed {seed}": {**points, "linewidth": 2.5} for seed, points in seed_styles.items()}
+    handles = [Line2D([], [], label=name, **line) for name, line in named.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 7))
     return figure

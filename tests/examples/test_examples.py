@@ -120,3 +120,56 @@ def test_the_spread_of_tolerances_goes_from_the_worst_to_the_best_seed():
     }
     bits = tolerances_of([16, 8, 4], np.transpose([fine, poor]))
     assert bits["worst"] > bits["median"] > bits["best"]
+
+
+def test_the_panels_of_imperfect_echo_keep_their_text_inside_and_name_the_line():
+    from imperfect_echo import EPSILONS, FLOOR, SWEEPS, draw
+
+    curves = {
+        part: {
+            (name, epsilon): (sweep.strengths[:3], [[1.0, 1.0], [0.999, 0.99], [0.5, -0.5]])
+            for name in ("LinHRU", "NonlinHRU", "six oscillators")
+            for epsilon in EPSILONS
+        }
+        for part, sweep in SWEEPS.items()
+    }
+    figure = draw(curves)
+    figure.draw_without_rendering()
+    for axes, sweep in zip(figure.axes, SWEEPS.values(), strict=False):
+        for text in (axes.title, axes.xaxis.label):
+            box, frame = text.get_window_extent(), axes.get_window_extent()
+            assert frame.x0 <= box.x0 <= box.x1 <= frame.x1, text.get_text()
+        assert axes.get_yscale() == "log"
+        assert axes.get_xscale() == ("linear" if sweep.more_is_better else "log")
+        assert [text.get_text() for text in axes.texts] == ["cosine 0.99"]
+        curve, line = axes.lines[0].get_ydata(), axes.lines[-1].get_ydata()
+        np.testing.assert_allclose(curve, [FLOOR, 0.0055, 1.0])  # a loss of 0 is drawn on the floor
+        np.testing.assert_allclose(line, 0.01)
+        assert axes.get_ylim()[0] < FLOOR
+        assert axes.yaxis.get_major_formatter()(FLOOR) == "≤ 10⁻¹²"
+    assert len(figure.axes[-1].get_legend().get_texts()) == 6
+
+
+def test_the_figures_of_continuous_time_show_both_gradients():
+    from continuous_figures import draw_adjoint, draw_gradient, draw_law, draw_training
+    from oscillators import NAMES
+
+    times = np.linspace(0, 1, 3)
+    of_group = {group: np.ones((3, len(names))) for group, names in NAMES.items()}
+    figure = draw_adjoint(times, of_group, of_group)
+    assert [len(axes.lines) for axes in figure.axes] == [2] * 12
+    assert figure.axes[0].get_ylabel() == "λ of q₁"
+    groups = ("mass", "spring", "coupling")
+    parts = [{group: of_group[group] for group in groups}] * 2
+    figure = draw_gradient(times, parts, parts, {group: np.ones(len(NAMES[group])) for group in groups})
+    assert [axes.get_title() for axes in figure.axes[:3]] == [
+        "mass (m₁ .. m₆)",
+        "spring (k₁ .. k₆)",
+        "coupling (k₁₂ .. k₅₆)",
+    ]
+    coloured = [line.get_color() for line in figure.axes[2].lines[:15]]
+    assert len(set(coloured)) == 15
+    (axes,) = draw_law([0.1, 0.01], {"toy": [1e-2, 1e-4]}, "ε").axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    loss, output = draw_training([1, 0.1], times, [times] * 3).axes
+    assert (loss.get_yscale(), len(output.lines)) == ("log", 3)

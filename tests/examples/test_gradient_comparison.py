@@ -35,7 +35,11 @@ def test_sweep_on_the_bundled_set_end_to_end(tmp_path, capsys):
     # Every epsilon has a column of its own, in the tables as in the report.
     runs = ["RHEL float32 0.01", "RHEL float32 0.1", "BPTT float32", "RHEL float64 0.01", "RHEL float64 0.1"]
     lines = captured.out.splitlines()
-    (heading,) = (i for i, line in enumerate(lines) if line.startswith("NonlinHRU, 2 blocks, BasicMotions, 2 x 40 x 7"))
+    (heading,) = (
+        i
+        for i, line in enumerate(lines)
+        if line.startswith("NonlinHRU, 2 blocks, BasicMotions, 2 series x 40 steps x 7 channels")
+    )
     assert columns_of(lines[heading + 1]) == ["run", *runs, "1 - cosine", "one rounding", "finite differences"]
     errors = report["models"]["NonlinHRU"]["largest_relative_error"]
     assert set(errors) == set(runs)

@@ -13,17 +13,18 @@ from small_experiments import HERE, REGRESSION, SEED_1, lines, read, run, small_
 from tensorboardX.proto.event_pb2 import Event
 
 import run_experiment
+import runs.run
 import train
 from data_dir.datasets import create_dataset
 from experiment_configs.schema import load_config
 from models import load_run
-from runs.figures import draw_curves, draw_predictions
 from runs.progress import RunProgress
 from runs.run import confusion
 from runs.train_all import results_table
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = {"config.json", "split.json", "metrics.jsonl", "model.eqx", "curves.png", "result.json", "checkpoints", ".lock"}
+FILES = {"config.json", "split.json", "metrics.jsonl", "model.eqx", "result.json", "checkpoints", ".lock"}
+FILES |= {"curves.png", "confusion.png"}
 
 
 def test_the_rows_of_each_part_are_saved_and_can_be_given_back(workplace):
@@ -68,7 +69,7 @@ def test_the_command_end_to_end_on_real_data(tmp_path, monkeypatch, capsys):
 
     folder = tmp_path / "out" / "BasicMotions" / "LinHRU_RHEL" / "seed_2345"
     assert {path.name for path in folder.iterdir()} == FILES
-    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "confusion.png"))
     result, saved = read(folder / "result.json"), read(folder / "config.json")
     assert (result["status"], result["seed"], result["steps"]) == ("completed", 2345, 4)
     assert [record["step"] for record in lines(folder / "metrics.jsonl")] == [2, 4]
@@ -126,13 +127,6 @@ def test_the_metrics_are_the_evaluations(workplace):
 def test_a_confusion_matrix_counts_the_true_class_by_row():
     outputs = np.array([[0.1, 0.9, 0.0], [0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])
     assert confusion(outputs, np.eye(3)[[1, 0, 0]]) == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
-
-
-def test_a_title_is_no_mathematics(tmp_path):
-    """A name that matplotlib cannot read as a formula would end a run that is trained."""
-    history = [train.Evaluation(*[1.0] * len(train.Evaluation._fields))]
-    draw_curves(history, tmp_path / "a.png", title=r"$\frac$", metric="accuracy", best_step=1)
-    draw_predictions(np.zeros((2, 3)), np.zeros((2, 3)), tmp_path / "b.png", title=r"$\frac$")
 
 
 @pytest.mark.parametrize("error", [1.288, float("nan")])
@@ -219,15 +213,28 @@ def test_the_same_seed_twice_gives_the_same_files(workplace):
     assert timeless(read(one / "result.json")) == timeless(read(two / "result.json"))
 
 
-def test_a_regression_and_a_classification_in_one_command(workplace, capsys):
+def test_a_regression_and_a_classification_in_one_command(workplace, monkeypatch, capsys):
+    drawn_with = []
+
+    def recorded(draw):
+        return lambda *arguments, **options: drawn_with.append((arguments, options)) or draw(*arguments, **options)
+
+    monkeypatch.setattr(runs.run, "draw_confusion", recorded(runs.run.draw_confusion))
+    monkeypatch.setattr(runs.run, "draw_predictions", recorded(runs.run.draw_predictions))
     assert run("--dataset_name", "Tiny", "Pulse") == 0
     table = capsys.readouterr().out.splitlines()[-4:-1]
     assert [row.split()[0] for row in table] == ["data", "Tiny", "Pulse"]
     results = [read(path) for path in sorted(Path("outputs", "Pulse", "LinHRU_RHEL").glob("*/result.json"))]
     assert [result["seed"] for result in results] == [1, 2]
     errors = [result["test_metric"] for result in results]
-    drawn = Path("outputs", "Pulse", "LinHRU_RHEL", "seed_1", "predictions.png")
-    assert drawn.read_bytes().startswith(b"\x89PNG")
+    ((counts, names), of_class), _, ((outputs, labels), of_labels), _ = drawn_with
+    assert (counts, list(names)) == (read(SEED_1 / "result.json")["test_confusion"], [0, 1])
+    assert of_class == {"title": "Tiny, LinHRU by RHEL, seed 1"}
+    assert of_labels == {"title": "Pulse, LinHRU by RHEL, seed 1", "names": None, "output_step": 4}
+    assert outputs.shape == labels.shape == (3, 2)
+    assert np.mean((outputs - labels) ** 2) == pytest.approx(errors[0], rel=1e-4)
+    pictures = sorted(path.name for path in Path("outputs").glob("*/*/seed_1/*.png"))
+    assert pictures == ["confusion.png", "curves.png", "curves.png", "predictions.png"]
     assert f"mse          {np.mean(errors):.4f} ± {np.std(errors, ddof=1):.4f}" in table[2]
 
 

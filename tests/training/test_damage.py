@@ -50,7 +50,7 @@ def swap(path, chance):
     other.write_bytes(content)
 
 
-SIDE_FILES = (".lock", "curves.png", "metrics.jsonl", "predictions.png")
+SIDE_FILES = (".lock", "confusion.png", "curves.png", "metrics.jsonl", "predictions.png")
 DAMAGES = (flip, cut, grow, fill, remove, make_folder, swap)
 
 
