@@ -15,8 +15,9 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def draw_predictions(outputs: np.ndarray, labels: np.ndarray, path: Path, *, title: str) -> None:
-    """Draw predicted and true labels, both (samples, outputs), of up to four samples spread over a set, into a PNG.
+    """Draw predicted and true labels of up to four samples spread over a set, into a PNG.
 
+    Both are (samples, T), or (samples, T, K) with K outputs at each of T label steps.
     Both are in the units of the files of the data set.
     """
     shown = np.unique(np.linspace(0, len(labels) - 1, 4, dtype=int))

@@ -179,9 +179,12 @@ class _Run:
         if config.classification:
             result["test_confusion"] = confusion(outputs, np.asarray(dataset.test.labels))
         else:
-            shown = (outputs[..., 0], np.asarray(dataset.test.labels))
+            labels = np.asarray(dataset.test.labels)
+            shown = (outputs.reshape(labels.shape), labels)
             if dataset.label_map is not None:
                 shown = tuple(map(dataset.label_map.to_labels, shown))
+            if dataset.label_dim > 1:
+                result["test_mse_of_outputs"] = np.mean((shown[0] - shown[1]) ** 2, axis=(0, 1), dtype=float).tolist()
             draw_predictions(*shown, self.folder / files.PREDICTIONS, title=self.title)
         _save_model(path, trained.model, trained.state)
         return result | {"model_sha256": sha256_of(path)}
