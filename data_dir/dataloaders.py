@@ -16,9 +16,9 @@ class Dataloader:
 
     The loader serves the ``rows`` of ``data`` (N, L, C) and ``labels``, by default all rows in order. Labels are
     one-hot (N, K), or in regression (N, T), or (N, T, K) with K outputs at each of T label steps. ``standardisation``
-    maps the samples of a batch. ``time`` puts the channel t/L, t = 0..L-1, before the others. ``label_unit`` is how much a
-    difference of 1 between labels means in the files of a regression, one number or one for each of the K outputs;
-    metrics are in that unit. Batches are float32.
+    maps the samples of a batch. ``time`` puts the channel t/L, t = 0..L-1, before the others. ``label_unit`` is how
+    much a difference of 1 between labels means in the files of a regression, one number or one for each of the K
+    outputs; metrics are in that unit. Batches are float32.
 
     Float32 arrays are not copied: several loaders share them, and memory-mapped arrays are read batch by batch.
     ``inmemory`` copies the samples to the device once, and batches are jax arrays.

@@ -267,6 +267,11 @@ def _folder_of(data_dir: str | Path, name: str) -> Path:
         raise DataError(f"dataset_name {name!r}: exists twice, as {folders[0]} and {folders[1]}. Rename or remove one.")
     if folders:
         return folders[0]
+    if not Path(data_dir).is_dir():
+        raise DataError(
+            f"data_dir {data_dir}: no such folder, so it has no data set {name!r}. In a clone it is data_dir, relative "
+            "to the folder where you run the command; make the folder if it shall be a new one."
+        )
     if name in BUNDLED:
         package = importlib.metadata.distribution("sktime")  # Importing sktime takes seconds.
         raw = Path(str(package.locate_file("sktime"))) / "datasets" / "data" / name

@@ -12,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 import train
 from common.files import replacing, sha256_of, sha256_of_array, write_json
 from data_dir.datasets import Dataset, create_dataset
+from data_dir.scaling import output_names
 from data_dir.splits import write_index_file
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
@@ -184,7 +185,9 @@ class _Run:
             if dataset.label_map is not None:
                 shown = tuple(map(dataset.label_map.to_labels, shown))
             if dataset.label_dim > 1:
-                result["test_mse_of_outputs"] = np.mean((shown[0] - shown[1]) ** 2, axis=(0, 1), dtype=float).tolist()
+                errors = np.mean((shown[0] - shown[1]) ** 2, axis=(0, 1), dtype=float).tolist()
+                names = dataset.output_names or output_names(dataset.label_dim)
+                result["test_mse_of_outputs"] = dict(zip(names, errors, strict=True))
             draw_predictions(*shown, self.folder / files.PREDICTIONS, title=self.title)
         _save_model(path, trained.model, trained.state)
         return result | {"model_sha256": sha256_of(path)}
