@@ -110,7 +110,7 @@ class LabelMap(NamedTuple):
 
     def describe(self, names: Sequence[str] | None = None) -> str:
         """The map in words, for each output by its name."""
-        if isinstance(self.centre, float):
+        if not isinstance(self.centre, tuple):
             return f"label = {self.centre:g} + {self.unit:g} x output"
         names = output_names(len(self.centre)) if names is None else names
         maps = zip(names, self.centre, self.unit, strict=True)  # pyright: ignore[reportArgumentType] (both tuples)

@@ -166,22 +166,22 @@ def of_raw_series(trained: HRU, record: dict[str, Any], path: Path) -> HRU | OfR
         return trained
     channels = data["data_dim"] - time
     standardisation = data.get("standardisation") or {"mean": [0.0] * channels, "scale": [1.0] * channels}
-    label_map = data.get("label_map") or {"centre": 0.0, "unit": 1.0}
+    label_map: dict[str, Any] = data.get("label_map") or {"centre": 0.0, "unit": 1.0}
     _require(path, standardisation, mean=list, scale=list)
-    outputs, kind = data["label_dim"], list if isinstance(label_map.get("centre"), list) else float
-    _require(path, label_map, centre=kind, unit=kind)
+    several = isinstance(label_map.get("centre"), list)  # outputs, each with a map of its own
+    _require(path, label_map, **dict.fromkeys(("centre", "unit"), list if several else float))
     mean, scale = standardisation["mean"], standardisation["scale"]
-    centre, unit = (values if kind is list else [values] for values in (label_map["centre"], label_map["unit"]))
+    centre, unit = (label_map[name] if several else [label_map[name]] for name in ("centre", "unit"))
     numbers = [*mean, *scale, *centre, *unit]
-    if kind is list and not len(centre) == len(unit) == outputs:
-        raise RunError(f"{path}: label_map is damaged: needed are {outputs} numbers each for centre and unit")
+    if several and not len(centre) == len(unit) == data["label_dim"]:
+        raise RunError(f"{path}: label_map is damaged: needed are {data['label_dim']} numbers each for centre and unit")
     if not len(mean) == len(scale) == channels or not all(type(n) is float and math.isfinite(n) for n in numbers):
         raise RunError(f"{path}: standardisation or label_map are damaged: needed are {channels} finite numbers each")
     # The channel of time comes first.
     mean, scale = (jnp.array([first] * time + values, jnp.float32) for first, values in ((0.0, mean), (1.0, scale)))
-    if kind is float:
-        return OfRawSeries(trained, mean, scale, *centre, *unit)
-    return OfRawSeries(trained, mean, scale, jnp.array([centre]), jnp.array([unit]))
+    if several:
+        return OfRawSeries(trained, mean, scale, jnp.array([centre]), jnp.array([unit]))
+    return OfRawSeries(trained, mean, scale, centre[0], unit[0])
 
 
 def load_trained(folder: str | Path, *, unit: type[AbstractHRULayer] | None = None) -> tuple[HRU, eqx.nn.State]:

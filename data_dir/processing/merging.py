@@ -51,8 +51,7 @@ def merge(train: RawSeries, test: RawSeries, *, unequal_length: str = REFUSE, mi
     if len(class_names) < 2:
         raise DataError(f"all series have the label {class_names[0]!r}; a set needs two classes at least.")
 
-    first, *compared = compare_rows(rows, len(train.data), classes, class_names)
-    in_train, in_test, conflicts = compared
+    first, in_train, in_test, conflicts = compare_rows(rows, len(train.data), classes, class_names)
     merged = MergedSet(
         data=rows[first],
         lengths=lengths[first],

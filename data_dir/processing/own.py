@@ -80,7 +80,7 @@ def import_arrays(
     """
     target = _target(name, Path(data_dir), overwrite)
     columns = Columns((label,) if isinstance(label, str) else tuple(label), id, time, tuple(ignore))
-    options = {"columns": columns, "channels_first": channels_first, "label_axis": label_axis}
+    options: dict[str, Any] = {"columns": columns, "channels_first": channels_first, "label_axis": label_axis}
     sources = sources or {}
     parts = [_part(sources.get("x", "x"), x, y, **options)]
     if x_test is not None:
@@ -295,7 +295,9 @@ def _label_info(labels: Labels, part: _Part) -> dict[str, Any]:
 
 def _write(target: Path, merged: MergedSet, labels: Labels, info: dict, splits: _Splits, data_dir: Path) -> None:
     """Writes the arrays, dataset.json and the configs."""
-    pickled = {"original_idxs.pkl": (merged.original[0], np.empty(0, dtype=np.int64), merged.original[1])}
+    pickled: dict[str, Any] = {
+        "original_idxs.pkl": (merged.original[0], np.empty(0, dtype=np.int64), merged.original[1])
+    }
     if info["padded"]:
         pickled["mask.pkl"] = merged.mask
     is_default = data_dir.resolve() == DEFAULT_DATA_DIR

@@ -17,10 +17,10 @@ class _Sizes(NamedTuple):
 
 # Longer series take fewer and smaller steps, so that the time of a training grows slowly.
 _BY_LENGTH = (
-    _Sizes(300, 0.2, 400, 32),
-    _Sizes(1000, 0.1, 300, 16),
-    _Sizes(3000, 0.05, 200, 8),
-    _Sizes(2**63, 0.02, 100, 4),
+    _Sizes(300, 0.2, 1000, 32),
+    _Sizes(1000, 0.1, 800, 16),
+    _Sizes(3000, 0.05, 600, 16),
+    _Sizes(2**63, 0.02, 300, 8),
 )
 # With fewer series for training, the network is smaller.
 _MANY_SERIES = 200
@@ -42,7 +42,7 @@ def starter_config(
         "lr": 0.005,
         "lr_scheduler": f"cosine_decay_schedule(lr, {sizes.num_steps})",
         "num_steps": sizes.num_steps,
-        "print_steps": max(1, sizes.num_steps // 10),
+        "print_steps": sizes.num_steps // 20,
         "batch_size": min(sizes.batch_size, n_train),
         "num_blocks": 2,
         "hidden_dim": wide,

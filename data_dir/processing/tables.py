@@ -6,15 +6,13 @@ pandas is imported only when a table is read.
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_dir.storage import DataError
 
-if TYPE_CHECKING:
-    import pandas
-
+Frame = Any  # a DataFrame or a Series of pandas
 SUFFIXES = (".csv", ".tsv", ".parquet")
 # Time steps of a series may differ by these factors from the usual one: clocks jitter.
 _LEAST_STEP, _LARGEST_STEP = 0.5, 1.5
@@ -43,7 +41,9 @@ class Columns:
     def of_record(cls, record: Any) -> "Columns":
         """The inverse of ``record``. Raises DataError if the record is damaged."""
         try:
-            fields = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+            fields: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
+            }
             columns = cls(**fields)
             texts = (*columns.labels, *columns.ignored, *columns.channels, columns.id, columns.time)
             if columns.channels and all(isinstance(text, str) for text in texts):
@@ -88,7 +88,7 @@ def is_table(value: Any) -> bool:
     return hasattr(value, "columns") and hasattr(value, "iloc")
 
 
-def read_table(path: Path) -> "pandas.DataFrame":
+def read_table(path: Path) -> Frame:
     """The table in a csv, tsv or parquet file, its columns named by texts. Raises DataError, naming the file."""
     import pandas
 
@@ -109,7 +109,7 @@ def read_table(path: Path) -> "pandas.DataFrame":
         raise DataError(f"{path}: cannot be read as a table ({error}).") from error
 
 
-def table_of(frame: "pandas.DataFrame", columns: Columns, *, labelled: bool = True, by_step: bool = False) -> Table:
+def table_of(frame: Frame, columns: Columns, *, labelled: bool = True, by_step: bool = False) -> Table:
     """The series and labels of a table. Columns that ``columns.channels`` names are taken in that order.
 
     ``labelled`` reads the label columns; otherwise they may be missing. ``by_step`` takes one label for each row of a
@@ -145,7 +145,7 @@ def table_of(frame: "pandas.DataFrame", columns: Columns, *, labelled: bool = Tr
     return Table(rows.split(values), labels, rows.ids, columns)
 
 
-def labels_of(frame: "pandas.DataFrame", columns: Columns, ids: list | None) -> tuple[np.ndarray, tuple[str, ...]]:
+def labels_of(frame: Frame, columns: Columns, ids: list | None) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels (n,) or (n, m) in a table of their own, and the names of their columns.
 
     All columns are labels, but the id and the ignored ones. With a column of ids the rows are matched with ``ids``; a
@@ -212,7 +212,7 @@ def _refuse_row_numbers(values: np.ndarray, channels: list[str]) -> None:
             raise DataError(f"the column {name!r} numbers the rows: it is no channel. --ignore {name!r} leaves it out.")
 
 
-def _rows_of(frame: "pandas.DataFrame", columns: Columns) -> _Rows:
+def _rows_of(frame: Frame, columns: Columns) -> _Rows:
     """The order of the rows of a long table, whose times are checked."""
     import pandas
 
@@ -220,14 +220,15 @@ def _rows_of(frame: "pandas.DataFrame", columns: Columns) -> _Rows:
         missing = np.flatnonzero(frame[name].isna())
         if len(missing):
             raise DataError(f"the column {name!r} is empty in row {missing[0]}.")
-    times = frame[columns.time]
-    try:
-        times = pandas.to_numeric(times)
-    except (ValueError, TypeError):
+    times: Frame = frame[columns.time]
+    if not pandas.api.types.is_datetime64_any_dtype(times):
         try:
-            times = pandas.to_datetime(times)
-        except (ValueError, TypeError) as error:
-            raise DataError(f"the column {columns.time!r} holds no numbers and no times ({error}).") from error
+            times = pandas.to_numeric(times)
+        except (ValueError, TypeError):
+            try:
+                times = pandas.to_datetime(times)
+            except (ValueError, TypeError) as error:
+                raise DataError(f"the column {columns.time!r} holds no numbers and no times ({error}).") from error
     if not pandas.api.types.is_numeric_dtype(times):
         times = (times - times.min()) / pandas.Timedelta(seconds=1)
     time = times.to_numpy(dtype=float)
@@ -254,7 +255,7 @@ def _rows_of(frame: "pandas.DataFrame", columns: Columns) -> _Rows:
     return rows
 
 
-def _labels(frame: "pandas.DataFrame", columns: Columns, rows: _Rows | None, by_step: bool) -> np.ndarray:
+def _labels(frame: Frame, columns: Columns, rows: _Rows | None, by_step: bool) -> np.ndarray:
     """The label columns, checked, as (n,), (n, m) or (n, L, m)."""
     for name in columns.labels:
         missing = np.flatnonzero(frame[name].isna())
@@ -273,7 +274,7 @@ def _labels(frame: "pandas.DataFrame", columns: Columns, rows: _Rows | None, by_
     return np.stack([_numbers(frame[name], name)[_first_rows(rows, frame)] for name in columns.labels], axis=1)
 
 
-def _first_rows(rows: _Rows | None, frame: "pandas.DataFrame") -> np.ndarray:
+def _first_rows(rows: _Rows | None, frame: Frame) -> np.ndarray:
     return np.arange(len(frame)) if rows is None else rows.order[rows.starts]
 
 
@@ -286,16 +287,18 @@ def _constant(column: np.ndarray, name: str, rows: _Rows) -> np.ndarray:
         begin = rows.order[rows.starts[rows.code[row]]]
         raise DataError(
             f"series {rows.ids[rows.code[row]]!r}: the label {name!r} is {_shown(column[begin])} in row {begin} and "
-            f"{_shown(column[row])} in row {row}. A series has one label; --label_axis steps takes a number for every step."
+            f"{_shown(column[row])} in row {row}. A series has one label; --label_axis steps takes a number for every "
+            "step."
         )
     return first
 
 
-def _numbers(column: "pandas.Series", name: str) -> np.ndarray:
+def _numbers(column: Frame, name: str) -> np.ndarray:
     """A column as float64, NaN where it is empty."""
     import pandas
 
-    numbers = pandas.to_numeric(column, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    numbers: Frame = pandas.to_numeric(column, errors="coerce")
+    numbers = numbers.to_numpy(dtype=float, na_value=np.nan)
     bad = np.flatnonzero(np.isnan(numbers) & ~column.isna().to_numpy())
     if len(bad):
         raise DataError(f"the column {name!r} holds {_shown(column.iloc[bad[0]])} in row {bad[0]}, which is no number.")
