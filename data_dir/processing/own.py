@@ -84,8 +84,8 @@ def import_arrays(
     sources = sources or {}
     parts = [_part(sources.get("x", "x"), x, y, **options)]
     if x_test is not None:
-        columns = parts[0].columns or columns
-        parts.append(_part(sources.get("x_test", "x_test"), x_test, y_test, **options | {"columns": columns}))
+        options["columns"] = parts[0].columns or columns
+        parts.append(_part(sources.get("x_test", "x_test"), x_test, y_test, **options))
     elif y_test is not None:
         raise DataError("y_test without x_test: the labels of no series.")
     rows, lengths, imputed = join([part.series for part in parts], unequal_length=unequal_length, missing=missing)
