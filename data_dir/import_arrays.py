@@ -68,7 +68,13 @@ def read_input(spec: Path, key: str) -> Any:
     """
     path, name = _split_name(spec)
     if path.suffix == ".npy":
-        return read_npy(path)
+        try:
+            return read_npy(path)
+        except DataError as error:
+            hint = (
+                " Labels that are texts: np.save(FILE, labels.astype(str))." if "Python objects" in str(error) else ""
+            )
+            raise DataError(f"{error}{hint}") from error
     if path.suffix in SUFFIXES:
         return read_table(path)
     if path.suffix in (".ts", ".arff"):

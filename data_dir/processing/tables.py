@@ -123,12 +123,12 @@ def table_of(frame: Frame, columns: Columns, *, labelled: bool = True, by_step: 
     if twice:
         raise DataError(f"the column {twice[0]!r} occurs twice.")
     long = columns.long or (columns.id in names and columns.time in names)
+    if not long and not columns.channels:
+        _require_wide(names, columns)
     wanted = (*columns.channels, *((columns.id, columns.time) if long else ()), *(columns.labels if labelled else ()))
     for name in wanted:
         if name not in names:
             raise DataError(f"no column {name!r}; the columns are {_first(names)}.{_way_out(name, columns)}")
-    if not long and not columns.channels:
-        _require_wide(names, columns)
     keys = {columns.id, columns.time} if long else set()
     others = [name for name in names if name not in {*columns.labels, *columns.ignored, *keys}]
     channels = list(columns.channels) or others
@@ -301,7 +301,11 @@ def _numbers(column: Frame, name: str) -> np.ndarray:
     numbers = numbers.to_numpy(dtype=float, na_value=np.nan)
     bad = np.flatnonzero(np.isnan(numbers) & ~column.isna().to_numpy())
     if len(bad):
-        raise DataError(f"the column {name!r} holds {_shown(column.iloc[bad[0]])} in row {bad[0]}, which is no number.")
+        value = _shown(column.iloc[bad[0]])
+        hint = (
+            "Numbers need a decimal point, not a comma." if "," in value else f"--ignore {name} leaves the column out."
+        )
+        raise DataError(f"the column {name!r} holds {value} in row {bad[0]}, which is no number. {hint}")
     return numbers
 
 

@@ -144,7 +144,8 @@ def changed(column, value, row=ROW):
         (changed("time", None), rf"the column 'time' is empty in row {ROW}"),
         (changed("time", 0.0), rf"series 's3', rows {FIRST} and {ROW}: the time 0.0 occurs twice"),
         (LONG.drop(ROW), r"series 's3', rows \d+ and \d+: the time goes from .* but a step is usually 0.1"),
-        (changed("a", "broken"), rf"the column 'a' holds 'broken' in row {ROW}, which is no number"),
+        (changed("a", "broken"), rf"the column 'a' holds 'broken' in row {ROW}, which is no number. --ignore a"),
+        (changed("a", "1,5"), "Numbers need a decimal point, not a comma"),
         (LONG.assign(count=range(len(LONG))), "the column 'count' numbers the rows: it is no channel. --ignore"),
         (LONG.drop(columns="time"), "the column 'id', but no column 'time'"),
         (LONG.drop(columns="label"), "no column 'label'; the columns are id, time, a, b. --label names"),
@@ -318,6 +319,7 @@ def test_a_set_is_written_whole_and_never_over_another(tmp_path, monkeypatch, ca
         ("x.csv", b"", "cannot be read as a table"),
         ("x.csv", b"\xff\xfe\x00", "cannot be read as a table"),
         ("x.parquet", b"PAR1", "pip install pyarrow, or save the table as csv"),
+        ("x.npy", b"objects", "Labels that are texts: np.save(FILE, labels.astype(str))"),
         ("x.mat", b"", "is no npy, npz, csv, tsv, parquet, ts or arff file"),
     ],
 )
@@ -326,7 +328,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path, monkeypatch, capsys, file
         raise ImportError("Unable to find a usable engine")
 
     monkeypatch.setattr(pd, "read_parquet", no_engine)
-    if content is not None:
+    if content == b"objects":
+        np.save(tmp_path / file, np.array(["a", None], dtype=object))
+    elif content is not None:
         (tmp_path / file).write_bytes(content)
     assert main(["toy", "--x", str(tmp_path / file), "--data_dir", str(tmp_path)]) == 1
     error = capsys.readouterr().err
