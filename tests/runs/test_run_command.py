@@ -267,6 +267,7 @@ def test_without_a_processed_set_it_says_so_and_runs_the_bundled_one(workplace, 
     # Its own run is tested above; here only that it is chosen.
     failed = {"status": "failed", "error": "not trained"}
     monkeypatch.setattr("runs.train_all.run_seed", lambda *_, **__: failed)
+    (workplace / "empty").mkdir()
     assert run_experiment.main(["--data_dir", "empty", "--seeds", "1"]) == 1
     output = capsys.readouterr().out
     assert "None of the six UEA sets is processed in empty" in output
