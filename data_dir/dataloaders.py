@@ -14,10 +14,11 @@ Array = np.ndarray | jax.Array
 class Dataloader:
     """The samples of one part of a data set.
 
-    The loader serves the ``rows`` of ``data`` (N, L, C) and ``labels`` (N, K) one-hot, or (N, n_outputs) in regression;
-    by default all rows in order. ``standardisation`` maps the samples of a batch. ``time`` puts the channel t/L,
-    t = 0..L-1, before the others. ``label_unit`` is how much a difference of 1 between labels means in the files of a
-    regression; metrics are in that unit. Batches are float32.
+    The loader serves the ``rows`` of ``data`` (N, L, C) and ``labels``, by default all rows in order. Labels are
+    one-hot (N, K), or in regression (N, T), or (N, T, K) with K outputs at each of T label steps. ``standardisation``
+    maps the samples of a batch. ``time`` puts the channel t/L, t = 0..L-1, before the others. ``label_unit`` is how
+    much a difference of 1 between labels means in the files of a regression, one number or one for each of the K
+    outputs; metrics are in that unit. Batches are float32.
 
     Float32 arrays are not copied: several loaders share them, and memory-mapped arrays are read batch by batch.
     ``inmemory`` copies the samples to the device once, and batches are jax arrays.
@@ -35,12 +36,13 @@ class Dataloader:
         time: bool = False,
         inmemory: bool = False,
         standardisation: Callable[[np.ndarray], np.ndarray] | None = None,
-        label_unit: float = 1.0,
+        label_unit: float | tuple[float, ...] = 1.0,
     ):
         data, labels = np.asarray(data, dtype=np.float32), np.asarray(labels, dtype=np.float32)
-        if data.ndim != 3 or labels.ndim != 2:
+        if data.ndim != 3 or labels.ndim not in (2, 3):
             raise DataError(
-                "data must be (samples, time steps, channels) and labels (samples, outputs), not "
+                "data must be (samples, time steps, channels) and labels (samples, outputs) or "
+                "(samples, label steps, outputs), not "
                 f"{data.shape} and {labels.shape}."
             )
         if len(data) != len(labels):
@@ -60,7 +62,7 @@ class Dataloader:
 
     @property
     def labels(self) -> Array:
-        """All labels (n, K) or (n, n_outputs). On the host a copy if only some rows are served."""
+        """All labels (n, K), (n, T) or (n, T, K). On the host a copy if only some rows are served."""
         return self._labels[self._served] if self._device is None else self._device[1]
 
     def batch(self, samples: np.ndarray) -> tuple[Array, Array]:

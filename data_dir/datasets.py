@@ -17,6 +17,7 @@ from data_dir.scaling import (
     label_map_of,
     offset_channels,
     offsets_text,
+    output_names,
     standardisation_of,
 )
 from data_dir.splits import PARTS, Split, read_index_file, split_as_original, split_by_seed
@@ -33,9 +34,10 @@ class Dataset:
     """A data set ready to train on.
 
     ``train``, ``validation`` and ``test`` serve x (n, length, data_dim) and y: in classification one-hot rows
-    (n, label_dim), in regression (n, length // output_step), with label_dim 1. ``data_dim`` counts the time channel.
-    A regression has one label for every ``output_step`` time steps. ``class_names`` is None if the processed files do
-    not have them.
+    (n, label_dim), in regression (n, length // output_step) with label_dim 1, or (n, length // output_step, label_dim)
+    if there are several outputs. ``data_dim`` counts the time channel. A regression has one label of each output for
+    every ``output_step`` time steps. ``class_names`` and ``output_names`` are None if the processed files do not have
+    them. ``table`` says which columns of a table became this set (``data_dir.processing.tables.Columns``), or is None.
 
     ``split`` maps "train", "validation" and "test" to rows of the ``stored`` samples; both are None if the files hold
     three parts. ``mask`` (stored rows, length) says which time steps belong to a series; None without padding.
@@ -57,6 +59,8 @@ class Dataset:
     classification: bool
     split: Split | None
     class_names: list[str] | None
+    output_names: list[str] | None = None
+    table: dict | None = None
     mask: np.ndarray | None = None
     stored: int | None = None
     output_step: int = 1
@@ -74,9 +78,11 @@ class Dataset:
             labels = f"{self.label_dim} classes ({_first(names)})"
         else:
             labels = f"{self.length // self.output_step} labels a series, one every {self.output_step} time steps"
+            if self.label_dim > 1:
+                names = output_names(self.label_dim) if self.output_names is None else self.output_names
+                labels = f"{self.label_dim} outputs ({_first(names)}), {labels} of each"
         if self.label_map is not None:
-            centre, unit = self.label_map
-            labels += f", mapped: label = {centre:g} + {unit:g} x output; mse in units of the files"
+            labels += f", mapped: {self.label_map.describe(self.output_names)}; mse in units of the files"
         return (
             f"{self.name}: {sum(parts.values())} series x {self.length} time steps x {channels} channel"
             f"{'s' if channels > 1 else ''}{', standardised' if self.standardisation is not None else ''}; {labels}; "
@@ -105,16 +111,16 @@ def create_dataset(
     ``time`` puts the channel t/L, t = 0..L-1, before the others. ``standardise`` brings every channel to mean 0 and
     standard deviation 1 over the training part. In regression (``classification`` False) there must be one label for
     every ``output_step`` time steps; None takes the number from the data. Labels of a regression that do not all lie in
-    [-1, 1] are mapped into the range of tanh (see ``data_dir.scaling``). ``inmemory`` copies every part to the device;
-    otherwise batches are numpy arrays.
+    [-1, 1], or that span only a small part of it, are mapped to the range of tanh (see ``data_dir.scaling``).
+    ``inmemory`` copies every part to the device; otherwise batches are numpy arrays.
 
     Raises DataError, naming the file and what to do, if the set is missing, if a file is damaged or was changed, or if
     the arrays do not fit together or to the arguments.
     """
     stored = ProcessedSet(_folder_of(data_dir, dataset_name))
     _check_request(stored, classification, split)
-    class_names = label_map = mask = rows = None
-    step = 1
+    class_names = label_map = names = mask = rows = None
+    step = outputs = 1
     if classification:
         data, labels, class_names = stored.classes()
         arrays = {"": (data, labels)}
@@ -125,6 +131,8 @@ def create_dataset(
         rows = _split(stored, dataset_name, len(data), seed, split)
         mask = stored.mask(data.shape[:2])
     if not classification:
+        outputs = labels.shape[2] if labels.ndim == 3 else 1
+        names = stored.output_names(outputs)
         step = _output_step(stored.folder, data.shape[1], labels.shape[1], output_step)
         arrays, label_map = _reachable(stored.folder, arrays)
     if standardise and mask is not None:
@@ -143,12 +151,14 @@ def create_dataset(
         name=dataset_name,
         **loaders,
         data_dim=data.shape[2] + bool(time),
-        label_dim=labels.shape[1] if classification else 1,
+        label_dim=labels.shape[1] if classification else outputs,
         length=data.shape[1],
         classification=classification,
         split=rows,
         stored=None if rows is None else len(data),
         class_names=class_names,
+        output_names=names,
+        table=stored.info.get("table"),
         mask=mask,
         output_step=step,
         standardisation=standardisation,
@@ -257,6 +267,11 @@ def _folder_of(data_dir: str | Path, name: str) -> Path:
         raise DataError(f"dataset_name {name!r}: exists twice, as {folders[0]} and {folders[1]}. Rename or remove one.")
     if folders:
         return folders[0]
+    if not Path(data_dir).is_dir():
+        raise DataError(
+            f"data_dir {data_dir}: no such folder, so it has no data set {name!r}. In a clone it is data_dir, relative "
+            "to the folder where you run the command; make the folder if it shall be a new one."
+        )
     if name in BUNDLED:
         package = importlib.metadata.distribution("sktime")  # Importing sktime takes seconds.
         raw = Path(str(package.locate_file("sktime"))) / "datasets" / "data" / name

@@ -1,8 +1,9 @@
 """The files of a processed set, read and checked against each other and against dataset.json.
 
 A folder processed/{collection}/{dataset_name} has one of two forms: all samples, data (n, L, C) with labels (n, K)
-one-hot or (n,) integers or, in regression, (n, outputs); or, in regression only, three parts as PPG-DaLiA has,
-{X,y}_{train,val,test} with X (n, L, C) and y (n, L // output_step). Each array is a pickle or an npy file.
+one-hot or (n,) integers or, in regression, (n, T) for T label steps, or (n, T, K) with K outputs at each; or, in
+regression only, three parts as PPG-DaLiA has, {X,y}_{train,val,test} with X (n, L, C) and y (n, T). Each array is a
+pickle or an npy file.
 """
 
 import hashlib
@@ -58,11 +59,7 @@ class ProcessedSet:
         files, names = info.get("processed_files", {}), info.get("class_names", [])
         if not isinstance(files, dict) or not all(isinstance(described, dict) for described in files.values()):
             raise DataError(f"{self._description}: processed_files must describe each file by an object. {_AGAIN}")
-        if (
-            not isinstance(names, list)
-            or not all(isinstance(name, str) for name in names)
-            or len({*names}) < len(names)
-        ):
+        if not isinstance(names, list) or not _are_texts(names):
             raise DataError(f"{self._description}: class_names must be a list of distinct texts. {_AGAIN}")
         for name, described in files.items():
             file = self.folder / name
@@ -112,20 +109,35 @@ class ProcessedSet:
         return data, labels, names
 
     def outputs(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Samples (n, L, C) and labels (n, outputs) of a regression, as {"": all} or {part: its samples}."""
+        """Samples (n, L, C) and labels (n, T) or (n, T, K) of a regression, as {"": all} or {part: its samples}.
+
+        T counts the label steps of a sample, K > 1 the outputs at each. dataset.json may name the outputs.
+        """
         arrays = {}
         for part, stems in {"": WHOLE}.items() if self.is_whole else CUT.items():
             data, labels, path = self._part(stems)
-            if labels.ndim != 2 or labels.shape[1] == 0:
-                raise DataError(f"{path}: labels of shape {labels.shape}; needed is (samples, labels of a sample).")
+            if labels.ndim not in (2, 3) or 0 in labels.shape:
+                raise DataError(
+                    f"{path}: labels of shape {labels.shape}; needed is (samples, labels of a sample) or "
+                    "(samples, label steps, outputs)."
+                )
+            if labels.ndim == 3 and labels.shape[2] == 1:
+                labels = labels[..., 0]
             arrays[part] = data, labels
             (first_data, first_labels), *_ = arrays.values()
-            if data.shape[1:] != first_data.shape[1:] or labels.shape[1] != first_labels.shape[1]:
+            if data.shape[1:] != first_data.shape[1:] or labels.shape[1:] != first_labels.shape[1:]:
                 raise DataError(
                     f"{self.folder}: the {part} part has samples of shape {data.shape[1:]} and {labels.shape[1]} "
                     f"labels each, the train part {first_data.shape[1:]} and {first_labels.shape[1]}."
                 )
         return arrays
+
+    def output_names(self, outputs: int) -> list[str] | None:
+        """The names of a regression's outputs in dataset.json, or None. Raises DataError if their number differs."""
+        names = self.info.get("output_names")
+        if names is not None and (not isinstance(names, list) or len(names) != outputs or not _are_texts(names)):
+            raise DataError(f"{self._description}: output_names must be {outputs} distinct texts. {_AGAIN}")
+        return names
 
     def original_idxs(self) -> list[np.ndarray]:
         """The lists of rows in original_idxs.pkl. Raises DataError if the file is missing or holds no lists."""
@@ -181,6 +193,11 @@ class ProcessedSet:
         if bad:
             raise DataError(f"{path}: {bad} values are not finite or beyond float32. {way_out}")
         return values
+
+
+def _are_texts(names: list) -> bool:
+    """Whether all are texts, and distinct."""
+    return all(isinstance(name, str) for name in names) and len({*names}) == len(names)
 
 
 def _from_numbers(labels: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:

@@ -1,10 +1,10 @@
 """Channels and labels in the range that a network works in.
 
-A config can ask for standardised channels. The network of a regression ends in tanh: labels outside the range of tanh
-are mapped into it.
+A config can ask for standardised channels. The network of a regression ends in tanh: labels outside the range of tanh,
+or in a small part of it, are mapped to it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ from data_dir.storage import DataError
 
 # tanh reaches -1 and 1 only for infinite arguments.
 REACH = 0.9
+# Labels that span less are widened: the first outputs of a network would be far from all of them.
+LEAST_SPAN = 0.5
 # A channel lies off zero if its mean is more than so many of its standard deviations.
 OFFSET_RATIO = 3
 # Of the data that are read at once.
@@ -90,10 +92,13 @@ def offsets_text(offsets: dict[int, tuple[float, float]]) -> str:
 
 
 class LabelMap(NamedTuple):
-    """label = centre + unit * output. A squared error of outputs times unit^2 is a squared error of labels."""
+    """label = centre + unit * output. A squared error of outputs times unit^2 is a squared error of labels.
 
-    centre: float
-    unit: float
+    Both are numbers, or, for labels (n, T, K) of K outputs, one number for each output.
+    """
+
+    centre: float | tuple[float, ...]
+    unit: float | tuple[float, ...]
 
     def to_outputs(self, labels: np.ndarray) -> np.ndarray:
         """The outputs (float32) that the network should give for labels."""
@@ -101,19 +106,43 @@ class LabelMap(NamedTuple):
 
     def to_labels(self, outputs: np.ndarray) -> np.ndarray:
         """The labels that outputs mean."""
-        return self.centre + self.unit * outputs
+        return np.asarray(self.centre) + np.asarray(self.unit) * outputs
+
+    def describe(self, names: Sequence[str] | None = None) -> str:
+        """The map in words, for each output by its name."""
+        if not isinstance(self.centre, tuple):
+            return f"label = {self.centre:g} + {self.unit:g} x output"
+        names = output_names(len(self.centre)) if names is None else names
+        maps = zip(names, self.centre, self.unit, strict=True)  # pyright: ignore[reportArgumentType] (both tuples)
+        return "; ".join(f"{name} = {centre:g} + {unit:g} x output" for name, centre, unit in maps)
+
+
+def output_names(outputs: int) -> list[str]:
+    """The names of outputs without names of their own."""
+    return [f"output_{number}" for number in range(outputs)]
 
 
 def label_map_of(parts: Iterable[np.ndarray]) -> LabelMap | None:
-    """The map from the range of all labels to [-REACH, REACH]; None if all labels lie in [-1, 1] already.
+    """The map from the range of all labels to [-REACH, REACH]; None if no label needs it.
 
-    The range is taken over the whole set, as in PPG-DaLiA, so that every seed has the same map. Raises DataError if all
-    labels are equal.
+    Labels need it if they do not all lie in [-1, 1], or if they span less than ``LEAST_SPAN``. Each of the K outputs of
+    labels (n, T, K) has its own range. The ranges are taken over the whole set, as in PPG-DaLiA, so that every seed has
+    the same map. Raises DataError if all labels of an output are equal.
     """
+    parts = list(parts)
+    if parts[0].ndim < 3:
+        return _map_of(parts, "")
+    maps = [_map_of([labels[..., k] for labels in parts], f" of output {k}") for k in range(parts[0].shape[2])]
+    if not any(maps):
+        return None
+    return LabelMap(*zip(*(LabelMap(0.0, 1.0) if one is None else one for one in maps), strict=True))
+
+
+def _map_of(parts: Sequence[np.ndarray], which: str) -> LabelMap | None:
     bounds = [bound for labels in parts for bound in (float(labels.min()), float(labels.max()))]
     low, high = min(bounds), max(bounds)
     if low == high:
-        raise DataError(f"all labels are {low:g}: a regression needs labels that differ.")
-    if low >= -1 and high <= 1:
+        raise DataError(f"all labels{which} are {low:g}: a regression needs labels that differ.")
+    if low >= -1 and high <= 1 and high - low >= LEAST_SPAN:
         return None
     return LabelMap(centre=(low + high) / 2, unit=(high - low) / (2 * REACH))

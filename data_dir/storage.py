@@ -1,6 +1,7 @@
 """The folders of the data, and the error for wrong files and wrong requests."""
 
 import argparse
+import glob
 import json
 from pathlib import Path
 
@@ -19,6 +20,12 @@ def raw_folder(data_dir: str | Path, raw_dir: str | Path | None = None) -> Path:
 def processed_folder(data_dir: str | Path) -> Path:
     """The folder of the processed sets, ``processed/{collection}/{dataset_name}``."""
     return Path(data_dir) / "processed"
+
+
+def config_beside_data(data_dir: str | Path, model: str, dataset_name: str) -> Path | None:
+    """The config of a model that lies beside the arrays of a processed set, or None."""
+    pattern = f"*/{glob.escape(dataset_name)}/configs/{glob.escape(model)}/{glob.escape(dataset_name)}.json"
+    return min(processed_folder(data_dir).glob(pattern), default=None)
 
 
 def script_command(script: str, data_dir: str | Path, *options: str, raw_dir: str | Path | None = None) -> str:

@@ -46,13 +46,14 @@ class OfRawSeries(eqx.Module):
     """A trained model with the maps of its data set: its inputs and outputs have the units of the files.
 
     (x - mean) * scale for every channel (0 and 1 for the channel of time), then `trained`, then centre + unit * output.
+    Centre and unit are numbers, or (1, outputs) if a regression has several outputs.
     """
 
     trained: HRU
     mean: Float[Array, " data_dim"]
     scale: Float[Array, " data_dim"]
-    label_centre: float
-    label_unit: float
+    label_centre: float | Float[Array, "1 outputs"]
+    label_unit: float | Float[Array, "1 outputs"]
 
     def __call__(self, x: Float[Array, "L data_dim"], state: eqx.nn.State, key: PRNGKeyArray | None = None):
         """Output and state, as from the trained model."""
@@ -165,16 +166,22 @@ def of_raw_series(trained: HRU, record: dict[str, Any], path: Path) -> HRU | OfR
         return trained
     channels = data["data_dim"] - time
     standardisation = data.get("standardisation") or {"mean": [0.0] * channels, "scale": [1.0] * channels}
-    label_map = data.get("label_map") or {"centre": 0.0, "unit": 1.0}
+    label_map: dict[str, Any] = data.get("label_map") or {"centre": 0.0, "unit": 1.0}
     _require(path, standardisation, mean=list, scale=list)
-    _require(path, label_map, centre=float, unit=float)
+    several = isinstance(label_map.get("centre"), list)  # outputs, each with a map of its own
+    _require(path, label_map, **dict.fromkeys(("centre", "unit"), list if several else float))
     mean, scale = standardisation["mean"], standardisation["scale"]
-    numbers = [*mean, *scale, *label_map.values()]
+    centre, unit = (label_map[name] if several else [label_map[name]] for name in ("centre", "unit"))
+    numbers = [*mean, *scale, *centre, *unit]
+    if several and not len(centre) == len(unit) == data["label_dim"]:
+        raise RunError(f"{path}: label_map is damaged: needed are {data['label_dim']} numbers each for centre and unit")
     if not len(mean) == len(scale) == channels or not all(type(n) is float and math.isfinite(n) for n in numbers):
         raise RunError(f"{path}: standardisation or label_map are damaged: needed are {channels} finite numbers each")
     # The channel of time comes first.
     mean, scale = (jnp.array([first] * time + values, jnp.float32) for first, values in ((0.0, mean), (1.0, scale)))
-    return OfRawSeries(trained, mean, scale, label_map["centre"], label_map["unit"])
+    if several:
+        return OfRawSeries(trained, mean, scale, jnp.array([centre]), jnp.array([unit]))
+    return OfRawSeries(trained, mean, scale, centre[0], unit[0])
 
 
 def load_trained(folder: str | Path, *, unit: type[AbstractHRULayer] | None = None) -> tuple[HRU, eqx.nn.State]:

@@ -129,7 +129,7 @@ def _add_other_uses(group) -> None:
         "--predict",
         type=Path,
         metavar="FILE",
-        help="write what the model of --run predicts for an npy array (N, L, C) or a ts file, as CSV",
+        help="write what the model of --run predicts for an npy array (N, L, C), a ts file or a table, as CSV",
     )
     add = group.add_argument
     add("--split", choices=("train", "validation", "test"), help="for --evaluate: the part (default: test)")

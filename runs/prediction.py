@@ -24,6 +24,8 @@ from data_dir.dataloaders import Dataloader
 from data_dir.datasets import Dataset, create_dataset
 from data_dir.npy import read_npy
 from data_dir.processing.readers import read_raw
+from data_dir.processing.tables import SUFFIXES, Columns, read_table, stacked, table_of
+from data_dir.scaling import output_names
 from data_dir.storage import DataError
 from experiment_configs.schema import ExperimentConfig, validate
 from models.load import RunError, load_trained, of_raw_series, read_record
@@ -108,10 +110,11 @@ def predict_file(
 ) -> Predictions:
     """Predict for every series of a file, and write the predictions as CSV.
 
-    `file` is an npy array (N, L, C), which is read batch by batch, or a ts file, whose labels are ignored. The channel
-    of time is added here. The columns of a classification are index (from 0), predicted, and one probability per class;
-    of a regression index and one column per output, in the units of the labels. The default of `output` is
-    <file>_predictions.csv beside the input. It appears in one piece.
+    `file` is an npy array (N, L, C), which is read batch by batch, a ts file, or a table (csv, tsv, parquet) with the
+    columns that the run was trained on. Labels in it are ignored. The channel of time is added here. The columns of a
+    classification are index (from 0), predicted, and one probability per class; of a regression index and one column
+    per label step and output, in the units of the labels. The default of `output` is <file>_predictions.csv beside the
+    input. It appears in one piece.
 
     **Raises:** `RunError` for a folder without a finished run; `DataError` for a file of another kind or shape than the
     data of the run, for values or predictions that are not finite, and for an output that cannot be written, or that
@@ -230,8 +233,10 @@ def _opened_series(file: Path, run: KeptRun) -> np.ndarray:
         series = read_raw(file, labelled=False).data  # shorter series end in NaN
     elif file.suffix == ".npy":
         series = read_npy(file)
+    elif file.suffix in SUFFIXES:
+        series = _series_of_table(file, run)
     else:
-        raise DataError(f"{file}: is neither .npy nor .ts.")
+        raise DataError(f"{file}: is none of .npy, .ts, {', '.join(SUFFIXES)}.")
     if series.dtype.kind not in "biuf" or series.ndim != 3 or 0 in series.shape:
         raise DataError(
             f"{file}: {series.dtype} of shape {series.shape}; needed are numbers (series, time steps, channels)."
@@ -245,14 +250,33 @@ def _opened_series(file: Path, run: KeptRun) -> np.ndarray:
     return series
 
 
+def _series_of_table(file: Path, run: KeptRun) -> np.ndarray:
+    """The series of a table with the columns of the table that the run was trained on; shorter series end in NaN."""
+    if run.record["data"].get("table") is None:
+        raise DataError(f"{file}: is a table, but {run.folder} was not trained on one. Give .npy or .ts.")
+    try:
+        columns = Columns.of_record(run.record["data"]["table"])
+        return stacked(table_of(read_table(file), columns, labelled=False).series)
+    except DataError as error:
+        raise error if str(error).startswith(str(file)) else DataError(f"{file}: {error}") from error
+
+
 def _rows(run: KeptRun, outputs: Iterable[Float[np.ndarray, " outputs"]]):
     """The lines of the table, its header first. Numbers are written so that reading them gives them back."""
     data = run.record["data"]
     if not run.config.classification:
-        yield ["index", *(f"output_{number}" for number in range(data["length"] // run.config.output_step))]
+        yield ["index", *_output_columns(data, data["length"] // run.config.output_step)]
         yield from ([index, *row] for index, row in enumerate(outputs))
         return
     names = data.get("class_names") or [str(number) for number in range(data["label_dim"])]
     yield ["index", "predicted", *(f"probability_{name}" for name in names)]
     for index, logits in enumerate(outputs):
         yield [index, names[logits.argmax()], *softmax(logits)]
+
+
+def _output_columns(data: dict, steps: int) -> list[str]:
+    """A name for each of the outputs at each label step, the outputs of a step side by side."""
+    if data["label_dim"] == 1 and not data.get("output_names"):
+        return [f"output_{step}" for step in range(steps)]
+    names = data.get("output_names") or output_names(data["label_dim"])
+    return names if steps == 1 else [f"{name}_{step}" for step in range(steps) for name in names]

@@ -47,6 +47,8 @@ def data_record(dataset: Dataset) -> dict[str, Any]:
         "class_names": None if dataset.class_names is None else [str(name) for name in dataset.class_names],
         "lost_classes": _lost_classes(dataset) if dataset.classification else None,
         "standardisation": None if dataset.standardisation is None else dataset.standardisation.record(),
+        "output_names": dataset.output_names,
+        "table": dataset.table,
         "label_map": None if dataset.label_map is None else dataset.label_map._asdict(),
         "samples": {part: getattr(dataset, part).size for part in PARTS},
     }

@@ -13,6 +13,7 @@ import train
 from common.files import replacing, sha256_of, sha256_of_array, write_json
 from common.style import save
 from data_dir.datasets import Dataset, create_dataset
+from data_dir.scaling import output_names
 from data_dir.splits import write_index_file
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
@@ -182,11 +183,15 @@ class _Run:
             names = range(dataset.label_dim) if dataset.class_names is None else dataset.class_names
             save(draw_confusion(result["test_confusion"], names, title=self.title), self.folder / files.CONFUSION)
         else:
-            shown = (outputs[..., 0], np.asarray(dataset.test.labels))
+            labels = np.asarray(dataset.test.labels)
+            shown = (outputs.reshape(labels.shape), labels)
             if dataset.label_map is not None:
                 shown = tuple(map(dataset.label_map.to_labels, shown))
-            names = getattr(dataset, "output_names", None)
-            options = {"title": self.title, "names": names, "output_step": dataset.output_step}
+            if dataset.label_dim > 1:
+                errors = np.mean((shown[0] - shown[1]) ** 2, axis=(0, 1), dtype=float).tolist()
+                names = dataset.output_names or output_names(dataset.label_dim)
+                result["test_mse_of_outputs"] = dict(zip(names, errors, strict=True))
+            options = {"title": self.title, "names": dataset.output_names, "output_step": dataset.output_step}
             save(draw_predictions(*shown, **options), self.folder / files.PREDICTIONS)
         _save_model(path, trained.model, trained.state)
         return result | {"model_sha256": sha256_of(path)}

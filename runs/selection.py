@@ -11,7 +11,7 @@ import equinox as eqx
 
 import train
 from data_dir.datasets import PPG, PUBLISHED_UEA, create_dataset, processed_datasets
-from data_dir.storage import DataError, script_command
+from data_dir.storage import DataError, config_beside_data, processed_folder, script_command
 from experiment_configs import MODEL_NAMES
 from experiment_configs.schema import ConfigError, ExperimentConfig, config_path, load_config
 from runs.command import ALL, FALLBACK_SET, OVERRIDES, PUBLISHED_ALGORITHMS
@@ -19,6 +19,7 @@ from runs.folder import run_folder
 from runs.identity import data_hashes, identity, require_same_run
 from runs.run import make_model, require_batch
 
+USUAL_DATA_DIR = "data_dir"  # of the configs of this project
 SMALL_UEA_SETS = ("SelfRegulationSCP1", "SelfRegulationSCP2")  # small enough to try
 
 
@@ -128,7 +129,7 @@ def _load(arguments: argparse.Namespace, dataset_name: str) -> Iterator[Experime
     # Without the flag, the config decides.
     overrides = [changes | {"learning_algorithm": algorithm} for algorithm in algorithms] or [changes]
     for model in _expanded(given.get("model_name", MODEL_NAMES[:1]), MODEL_NAMES):
-        path = config_path(arguments.config_dir, model, dataset_name)
+        path = _config_file(arguments, model, dataset_name)
         config = load_config(path, model, own_units=arguments.own_units)
         if config.dataset_name != dataset_name:
             raise ConfigError(
@@ -136,6 +137,22 @@ def _load(arguments: argparse.Namespace, dataset_name: str) -> Iterator[Experime
             )
         for flags in overrides:
             yield config.replace(flags, source=f"{path} with the flags") if flags else config
+
+
+def _config_file(arguments: argparse.Namespace, model: str, dataset_name: str) -> Path:
+    """The config in --config_dir, else the config beside the data, which `data_dir/import_arrays.py` writes."""
+    try:
+        return config_path(arguments.config_dir, model, dataset_name)
+    except ConfigError as error:
+        data_dir = getattr(arguments, "data_dir", USUAL_DATA_DIR)
+        beside = config_beside_data(data_dir, model, dataset_name)
+        if beside is not None:
+            return beside
+        place = f"{processed_folder(data_dir)}/*/{dataset_name}/configs/{model}/{dataset_name}.json"
+        raise ConfigError(
+            f"{error}. Nor is there a config beside the data, {place}; data_dir/import_arrays.py writes it for your "
+            "own data"
+        ) from None
 
 
 def _expanded(names, everything) -> list[str]:

@@ -109,8 +109,10 @@ def _attempt(config: ExperimentConfig, seed: int, arguments: argparse.Namespace,
 
 
 def _outcome(config: ExperimentConfig, result: dict) -> str:
+    outputs = result.get("test_mse_of_outputs") or {}
+    of_outputs = f" ({', '.join(f'{name} {mse:.4g}' for name, mse in outputs.items())})" * bool(outputs)
     return (
-        f"test {config.metric} {result['test_metric']:.4f}, validation {result['val_metric']:.4f} at step"
+        f"test {config.metric} {result['test_metric']:.4f}{of_outputs}, validation {result['val_metric']:.4f} at step"
         f" {result['best_step']} of {result['steps']}"
     )
 

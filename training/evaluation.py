@@ -14,11 +14,17 @@ from training.steps import sample_loss
 
 @eqx.filter_jit
 def _evaluate_batch(model, state, x, y, weights, classification):
-    """Sums of loss and metric over the samples of weight 1, and the outputs of all samples."""
+    """Sums of loss and metric over the samples of weight 1, and the outputs of all samples.
+
+    The metric of a regression with labels (batch, T, K) is one squared error for each of the K outputs.
+    """
     forward = jax.vmap(model, axis_name="batch", in_axes=(0, None, None), out_axes=(0, None))
     output, _ = forward(x, state, None)
     losses = jax.vmap(sample_loss, in_axes=(0, 0, None))(output, y, classification)
     metrics = jnp.argmax(output, axis=1) == jnp.argmax(y, axis=1) if classification else losses
+    if y.ndim == 3:
+        errors = jnp.mean((output - y) ** 2, axis=1)
+        return jnp.sum(weights * losses), jnp.sum(weights[:, None] * errors, axis=0), output
     return jnp.sum(weights * losses), jnp.sum(weights * metrics), output
 
 
@@ -38,7 +44,8 @@ def evaluate(
     """Mean loss and metric (accuracy, or mean squared error) over every sample of a split, without dropout.
 
     The mean squared error is in the unit of the labels in the files: the loss times `data.label_unit`². The unit is 1
-    unless the labels were mapped.
+    unless the labels were mapped. Of several outputs, each has its own unit, and the metric is the mean of their mean
+    squared errors: the mean over all numbers that `--predict` writes.
 
     `data` is a `Dataloader`. Its last batch is filled up with repeated samples of weight 0, so all splits share one
     compiled program. A loss that is not finite is returned, not raised.
@@ -48,9 +55,12 @@ def evaluate(
     losses, metrics = [], []
     for _, loss, metric, _ in _evaluate_batches(model, state, data, batch_size, classification):
         losses.append(float(loss))
-        metrics.append(float(metric))
-    unit = 1 if classification else data.label_unit**2
-    return math.fsum(losses) / data.size, math.fsum(metrics) / data.size * unit
+        metrics.append(np.ravel(metric).tolist())
+    outputs = len(metrics[0])
+    units = [1.0] if classification else np.broadcast_to(data.label_unit, outputs).tolist()
+    columns = zip(*metrics, strict=True)
+    of_outputs = [math.fsum(sums) / data.size * unit**2 for sums, unit in zip(columns, units, strict=True)]
+    return math.fsum(losses) / data.size, math.fsum(of_outputs) / outputs
 
 
 def predict(

@@ -1,7 +1,6 @@
 """The parts of the loop in `train.train`: send steps, read their losses, evaluate, save."""
 
 import math
-import operator
 import time
 import warnings
 from collections.abc import Callable
@@ -145,7 +144,7 @@ class Loop:
             error,
             *(seconds.total, seconds.steps, seconds.evaluation, seconds.compiling),
         )
-        progress.add(evaluation, better=operator.gt if data.classification else operator.lt)
+        progress.add(evaluation, better=_more_accurate if data.classification else _of_smaller_loss)
         if self.on_evaluation is not None:
             self.on_evaluation(evaluation)
 
@@ -204,6 +203,15 @@ class Loop:
         _, gradient = eqx.filter_jit(batch_gradient)(batch, before, self.dataset.classification)
         rows = self.dataset.train.rows[samples].tolist()
         return NonFiniteLoss(step, where, before.model, before.state, rows, gradient)
+
+
+def _more_accurate(new: Evaluation, best: Evaluation) -> bool:
+    return new.val_metric > best.val_metric
+
+
+def _of_smaller_loss(new: Evaluation, best: Evaluation) -> bool:
+    """The order of the mse of one output. Of several outputs, the mse would follow the one with the largest unit."""
+    return new.val_loss < best.val_loss
 
 
 def _mean(values: list[float]) -> float:

@@ -68,9 +68,9 @@ class Progress:
         """The evaluation of the best model. Raises `IndexError` before the first one."""
         return self.history[-1 - self.evaluations_since_best]
 
-    def add(self, evaluation: Evaluation, better: Callable[[float, float], bool]) -> None:
-        """Add the evaluation of the present model, and keep the model if its metric is the best so far."""
-        improved = not self.history or better(evaluation.val_metric, self.best_evaluation.val_metric)
+    def add(self, evaluation: Evaluation, better: Callable[[Evaluation, Evaluation], bool]) -> None:
+        """Add the evaluation of the present model, and keep the model if it is `better` than the best so far."""
+        improved = not self.history or better(evaluation, self.best_evaluation)
         self.evaluations_since_best = 0 if improved else self.evaluations_since_best + 1
         if improved:
             self.best = copied((self.training.model, self.training.state))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-Batch = tuple[Float[Array, "batch time channels"], Float[Array, "batch labels"], PRNGKeyArray]  # x, y, dropout key
+Batch = tuple[Float[Array, "batch time channels"], Float[Array, "batch *labels"], PRNGKeyArray]  # x, y, dropout key
 
 
 class TrainingState(eqx.Module):
@@ -38,7 +38,8 @@ def initial_state(
 def sample_loss(output: Array, label: Array, classification: bool) -> Float[Array, ""]:
     """Loss of one sample: cross-entropy of logits (classes,), or the mean squared error of a regression's outputs.
 
-    In a regression, `output` (n_outputs, 1) and `label` (n_outputs,) must have equally many values.
+    In a regression, `output` (T, K) has K outputs at each of T label steps. `label` is (T, K), or (T,) if K is 1. With
+    K > 1 every output is in the unit of the loader, in which its range is about as wide as that of the others.
     """
     if classification:
         return optax.softmax_cross_entropy(output, label)
@@ -72,7 +73,7 @@ def train_step(
 
 def train_steps(
     batches: tuple[
-        Float[Array, "slots batch time channels"], Float[Array, "slots batch labels"], PRNGKeyArray, Int[Array, ""]
+        Float[Array, "slots batch time channels"], Float[Array, "slots batch *labels"], PRNGKeyArray, Int[Array, ""]
     ],
     training: TrainingState,
     optimiser: optax.GradientTransformation,

@@ -1,5 +1,6 @@
 """From the raw series of a train and a test file to the rows that are stored."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,32 +45,22 @@ def merge(train: RawSeries, test: RawSeries, *, unequal_length: str = REFUSE, mi
     the channel, and by the nearest value at its ends. Raises DataError if anything is refused, if a channel has no
     value at all, and if there are fewer than two classes. Classes are numbered in the order of their names.
     """
-    rows, lengths = _together(train, test, unequal_length)
-    n_missing = train.missing + test.missing
-    if n_missing and missing != IMPUTE:
-        raise DataError(f"{n_missing} values are missing. --missing impute interpolates them.")
-    if n_missing:
-        _impute(rows, lengths)
+    rows, lengths, n_missing = join((train, test), unequal_length=unequal_length, missing=missing)
     names, classes = np.unique(np.concatenate([train.labels, test.labels]), return_inverse=True)
     class_names = names.tolist()
     if len(class_names) < 2:
         raise DataError(f"all series have the label {class_names[0]!r}; a set needs two classes at least.")
 
-    n_train = len(train.data)
-    first, inverse = sorted_unique_rows(rows)
-    in_train = np.bincount(inverse[:n_train], minlength=len(first)) > 0
-    in_test = np.bincount(inverse[n_train:], minlength=len(first)) > 0
-    seen = np.zeros((len(first), len(class_names)), dtype=bool)
-    seen[inverse, classes] = True
+    first, in_train, in_test, conflicts = compare_rows(rows, len(train.data), classes, class_names)
     merged = MergedSet(
         data=rows[first],
         lengths=lengths[first],
         classes=classes[first],
         class_names=class_names,
         original=(np.flatnonzero(in_train), np.flatnonzero(~in_train)),
-        duplicates=len(inverse) - len(first),
+        duplicates=len(rows) - len(first),
         in_both_files=int((in_train & in_test).sum()),
-        conflicts=[[class_names[column] for column in np.flatnonzero(row)] for row in seen if row.sum() > 1],
+        conflicts=conflicts,
         missing=n_missing,
     )
     if lengths.min() < lengths.max():
@@ -77,20 +68,52 @@ def merge(train: RawSeries, test: RawSeries, *, unequal_length: str = REFUSE, mi
     return merged
 
 
-def _together(train: RawSeries, test: RawSeries, unequal_length: str) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of both files (n, L, C), NaN after the end of a series, and the lengths (n,)."""
-    if train.data.shape[2] != test.data.shape[2]:
-        raise DataError(f"series of {test.data.shape[2]} channels, but the train file has {train.data.shape[2]}.")
-    lengths = np.concatenate([train.lengths, test.lengths])
+def compare_rows(
+    rows: np.ndarray, n_train: int, classes: np.ndarray, class_names: list[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[list[str]]]:
+    """Which of the rows are equal; the first ``n_train`` are of the train file.
+
+    Returns the first of each distinct row, in their lexicographic order; for each distinct row, whether the train file
+    and whether the test file has it; and the class names of each distinct row that has several.
+    """
+    first, inverse = sorted_unique_rows(rows)
+    in_train = np.bincount(inverse[:n_train], minlength=len(first)) > 0
+    in_test = np.bincount(inverse[n_train:], minlength=len(first)) > 0
+    seen = np.zeros((len(first), len(class_names)), dtype=bool)
+    seen[inverse, classes] = True
+    conflicts = [[class_names[column] for column in np.flatnonzero(row)] for row in seen if row.sum() > 1]
+    return first, in_train, in_test, conflicts
+
+
+def join(
+    parts: Sequence[RawSeries], *, unequal_length: str = REFUSE, missing: str = REFUSE
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """The rows of a train and, if there is one, a test file: (n, L, C), NaN after the end of a series.
+
+    Returns them with their lengths (n,), and the number of missing values that were imputed. Raises DataError as
+    ``merge`` does.
+    """
+    if parts[0].data.shape[2] != parts[-1].data.shape[2]:
+        train, test = (part.data.shape[2] for part in parts)
+        raise DataError(f"series of {test} channels, but the train file has {train}.")
+    lengths = np.concatenate([part.lengths for part in parts])
     if lengths.min() < lengths.max() and unequal_length != PAD:
-        raise DataError(
-            f"series of unequal length: {train.lengths.min()} to {train.lengths.max()} time steps in the train file, "
-            f"{test.lengths.min()} to {test.lengths.max()} in the test file. --unequal_length pad appends zeros."
-        )
-    rows = np.full((len(lengths), lengths.max(), train.data.shape[2]), np.nan, dtype=np.float32)
-    rows[: len(train.data), : train.data.shape[1]] = train.data
-    rows[len(train.data) :, : test.data.shape[1]] = test.data
-    return rows, lengths
+        ranges = [f"{part.lengths.min()} to {part.lengths.max()}" for part in parts]
+        where = f"{ranges[0]} time steps"
+        if len(parts) == 2:
+            where += f" in the train file, {ranges[1]} in the test file"
+        raise DataError(f"series of unequal length: {where}. --unequal_length pad appends zeros.")
+    rows = np.full((len(lengths), lengths.max(), parts[0].data.shape[2]), np.nan, dtype=np.float32)
+    start = 0
+    for part in parts:
+        rows[start : start + len(part.data), : part.data.shape[1]] = part.data
+        start += len(part.data)
+    n_missing = sum(part.missing for part in parts)
+    if n_missing and missing != IMPUTE:
+        raise DataError(f"{n_missing} values are missing. --missing impute interpolates them.")
+    if n_missing:
+        _impute(rows, lengths)
+    return rows, lengths, n_missing
 
 
 def _impute(rows: np.ndarray, lengths: np.ndarray) -> None:

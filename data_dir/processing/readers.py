@@ -95,7 +95,7 @@ def read_raw(path: Path, *, labelled: bool = True) -> RawSeries:
             labels.append(label)
         data, lengths = _stacked(series)
         if is_arff:
-            data, lengths = _without_end(data)
+            data, lengths = without_end(data)
         missing = _checked(data, lengths)
         names = _class_names(labels, header.names) if labelled else np.empty(0, dtype=str)
     except DataError as error:
@@ -178,8 +178,8 @@ def _stacked(series: list[list[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     return data, lengths[:, 0]
 
 
-def _without_end(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The series of an arff without the missing values at the end of all channels, and the lengths."""
+def without_end(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The series (n, L, C) without the missing values at the end of all channels, and their lengths (n,)."""
     present = ~np.isnan(data).all(axis=2)
     steps = np.arange(1, data.shape[1] + 1)
     lengths = (present * steps).max(axis=1, initial=0)

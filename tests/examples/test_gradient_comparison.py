@@ -14,7 +14,7 @@ def columns_of(line):
 
 @pytest.mark.slow
 def test_sweep_on_the_bundled_set_end_to_end(tmp_path, capsys):
-    arguments = [*TINY, "--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]
+    arguments = [*TINY, "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
     assert main([*arguments, "--epsilon", "0.01", "0.1"]) == 0
     captured = capsys.readouterr()
     assert "SelfRegulationSCP1 is not processed" in captured.err
@@ -59,7 +59,7 @@ def test_sweep_on_the_bundled_set_end_to_end(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_one_model_at_the_default_nudge_and_an_echo_that_does_not_return(tmp_path, capsys):
-    arguments = [*TINY, "--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]
+    arguments = [*TINY, "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
     long = ["--dataset_name", "ACSF1", "--sequence_length", "400", "--num_blocks", "1", "--learning_algorithm", "RHEL"]
     assert main([*arguments, *long, "--model_name", "NonlinHRU", "--step_init", "0.9"]) == 0
     captured = capsys.readouterr()

@@ -378,7 +378,8 @@ def test_a_file_that_does_not_fit_is_refused(work, capsys, content, message):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("new.csv", "1,2", "is neither .npy nor .ts"),
+        ("new.csv", "1,2", "is a table, but"),
+        ("new.txt", "1,2", "is none of .npy, .ts, .csv, .tsv, .parquet"),
         ("new.ts", "@data\n", "has a header but no series"),
         ("new.ts", "@problemName x\n@classLabel false\n@data\n1,2:3,4\n", "series of 2 time steps and 2 channels; the"),
         ("new.ts", "@classLabel true a b\n@data\n1,2:3,4\n", "series 1 ends in numbers where the header announces"),

@@ -161,7 +161,7 @@ def test_a_wrong_flag_ends_in_one_line(capsys, flags, message):
     [
         ("--dataset_name Tny", "no config for the data set 'Tny'. Did you mean Tiny? There are: "),
         ("--dataset_name Tiny --model_name NonlinHRU", "no configs here"),
-        ("--dataset_name Tiny --data_dir nowhere", "dataset_name 'Tiny': no folder nowhere/processed"),
+        ("--dataset_name Tiny --data_dir nowhere", "data_dir nowhere: no such folder, so it has no data set 'Tiny'"),
         ("--dataset_name Tiny Absent", "dataset_name 'Absent': no folder data/processed"),
         ("--dataset_name Spoilt", "Spoilt.json: lr is -1: allowed is a positive number"),
         ("--dataset_name Renamed", 'Renamed.json: dataset_name is "Tiny": allowed is the name of the file, Renamed'),
@@ -267,6 +267,7 @@ def test_without_a_processed_set_it_says_so_and_runs_the_bundled_one(workplace, 
     # Its own run is tested above; here only that it is chosen.
     failed = {"status": "failed", "error": "not trained"}
     monkeypatch.setattr("runs.train_all.run_seed", lambda *_, **__: failed)
+    (workplace / "empty").mkdir()
     assert run_experiment.main(["--data_dir", "empty", "--seeds", "1"]) == 1
     output = capsys.readouterr().out
     assert "None of the six UEA sets is processed in empty" in output

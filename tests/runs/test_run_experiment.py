@@ -61,6 +61,7 @@ def test_data_on_the_device_give_the_same_run(workplace):
 def test_the_command_end_to_end_on_real_data(tmp_path, monkeypatch, capsys):
     command = "--dataset_name BasicMotions --seeds 2345 --num_steps 4 --print_steps 2 --data_dir data"
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
     monkeypatch.setattr(
         sys, "orig_argv", ["python", "run_experiment.py", *command.split(), "--output_parent_dir", "out"]
     )
@@ -266,7 +267,7 @@ def test_the_table_has_the_sample_standard_deviation_of_the_completed_runs(workp
 )
 def test_basic_motions_is_learnt(tmp_path, model_name, learning_algorithm, seeds):
     flags = f"--dataset_name BasicMotions --model_name {model_name} --learning_algorithm {learning_algorithm} --seeds"
-    where = ("--data_dir", str(tmp_path / "data"), "--output_parent_dir", str(tmp_path))
+    where = ("--data_dir", str(tmp_path), "--output_parent_dir", str(tmp_path))
     assert run_experiment.main([*flags.split(), *map(str, seeds), *where]) == 0
     folders = (tmp_path / "BasicMotions" / f"{model_name}_{learning_algorithm}").iterdir()
     accuracies = [read(folder / "result.json")["test_metric"] for folder in folders]

@@ -1,0 +1,335 @@
+"""Arrays and tables of your own as a processed set, with first configs beside it."""
+
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from common.files import sha256_of, write_json
+from data_dir.folders import new_folder
+from data_dir.names import BUNDLED, PPG, UEA_MULTIVARIATE
+from data_dir.pickles import write_arrays
+from data_dir.processing.audit import audit_rows, audit_series
+from data_dir.processing.labels import CLASSIFICATION, OUTPUTS, STEPS, Labels, is_coarse, plain_labels, stored_labels
+from data_dir.processing.merging import REFUSE, MergedSet, compare_rows, join
+from data_dir.processing.readers import RawSeries, without_end
+from data_dir.processing.starter import MODELS, SEED, starter_config
+from data_dir.processing.tables import Columns, is_table, labels_of, stacked, table_of
+from data_dir.storage import DEFAULT_DATA_DIR, DataError, processed_folder
+
+COLLECTION = "own"
+_NAME = re.compile(r"\w[\w.-]*")
+
+
+class _Part(NamedTuple):
+    """The series and labels of one input; ``ids`` and ``columns`` of a table, ``names`` of label columns.
+
+    ``coarse`` are the channels that float32 does not resolve.
+    """
+
+    series: RawSeries
+    coarse: list[int]
+    labels: np.ndarray
+    ids: list | None = None
+    columns: Columns | None = None
+    names: tuple[str, ...] = ()
+
+
+def import_arrays(
+    name: str,
+    x: Any,
+    y: Any = None,
+    *,
+    x_test: Any = None,
+    y_test: Any = None,
+    split: str | Path | None = None,
+    data_dir: str | Path = DEFAULT_DATA_DIR,
+    task: str | None = None,
+    label_axis: str | None = None,
+    label: str | Sequence[str] = "label",
+    id: str = "id",
+    time: str = "time",
+    ignore: Sequence[str] = (),
+    channels_first: bool = False,
+    unequal_length: str = REFUSE,
+    missing: str = REFUSE,
+    overwrite: bool = False,
+    sources: Mapping[str, Path] | None = None,
+) -> dict[str, Any]:
+    """Writes your own series as the processed set ``name``, with a starter config for each model; the row order stays.
+
+    - ``x``: an array (n, L, C) or (n, L), with ``channels_first`` (n, C, L); a list of arrays (L_i, C) or (L_i,); or a
+      pandas DataFrame. A DataFrame with the columns ``id`` and ``time`` has a row for each time step, any other a row
+      for each series. Its label columns are ``label``; ``ignore`` names columns to leave out.
+    - ``y``: texts or integers (n,) are classes, floats a regression: (n,), (n, T) for T equal label steps, or (n, T, K)
+      for K outputs at each. ``task`` ("classification", "regression") overrides this. ``label_axis`` says whether the
+      columns of (n, m) are "steps" or "outputs". With "steps", a long DataFrame has a label in every row.
+    - ``x_test``, ``y_test``: a test part of its own. ``split``: "seed", "original" (the default with a test part) or
+      an index file, which is copied.
+    - ``missing="impute"`` interpolates missing values (NaN), ``unequal_length="pad"`` appends zeros to series that are
+      shorter (in an array, that end in NaN in all channels).
+    - ``sources``: the files of the arguments, such as {"x": path}, for messages and dataset.json.
+
+    Returns the content of dataset.json, with "folder". The folder ``data_dir``/processed/own/``name`` appears in one
+    piece. Raises DataError for arrays that do not fit or cannot be trained on, for a name that is taken (by a set of
+    your own: without ``overwrite``), and if ``data_dir`` does not exist.
+    """
+    target = _target(name, Path(data_dir), overwrite)
+    columns = Columns((label,) if isinstance(label, str) else tuple(label), id, time, tuple(ignore))
+    options: dict[str, Any] = {"columns": columns, "channels_first": channels_first, "label_axis": label_axis}
+    sources = sources or {}
+    parts = [_part(sources.get("x", "x"), x, y, **options)]
+    if x_test is not None:
+        options["columns"] = parts[0].columns or columns
+        parts.append(_part(sources.get("x_test", "x_test"), x_test, y_test, **options))
+    elif y_test is not None:
+        raise DataError("y_test without x_test: the labels of no series.")
+    rows, lengths, imputed = join([part.series for part in parts], unequal_length=unequal_length, missing=missing)
+    padded = bool(lengths.min() < rows.shape[1])
+    labels = _labels(parts, rows.shape[1], task, label_axis)
+    if padded and labels.class_names is None and labels.stored.shape[1] > 1:
+        raise DataError("series of unequal length with several labels each: the padding has no labels.")
+    n_train = len(parts[0].labels)
+    merged = _merged(rows, lengths, labels, n_train, imputed)
+    coarse = sorted({channel for part in parts for channel in part.coarse})
+    findings = [*_findings(merged, labels, padded, coarse, channels_first), *labels.findings]
+    splits = _Splits(name, len(rows), merged.original, split)
+    info = {
+        "name": name,
+        "source": "your own arrays",
+        "raw_files": {str(file): _identity(file) for file in sources.values()},
+        **dict(zip(("n_samples", "length", "channels"), rows.shape, strict=True)),
+        **_label_info(labels, parts[0]),
+        "task": CLASSIFICATION if labels.class_names is not None else "regression",
+        "missing_values_imputed": imputed,
+        "padded": padded,
+        "seed": splits.seeds[0],
+        "findings": findings,
+        "versions": {"python": platform.python_version(), "numpy": version("numpy")},
+    }
+    if parts[0].columns is not None:
+        info |= {"table": parts[0].columns.record(), "ids": [each for part in parts for each in part.ids or ()]}
+    _write(target, merged, labels, info, splits, Path(data_dir))
+    return info | {"folder": str(target)}
+
+
+def _target(name: str, data_dir: Path, overwrite: bool) -> Path:
+    """The folder of the set. Raises DataError for a name that is taken or none."""
+    if not _NAME.fullmatch(name) or name == "all":
+        raise DataError(f"name {name!r}: must be letters, digits, '_', '-' and '.', and not 'all'.")
+    if name in {*BUNDLED, *UEA_MULTIVARIATE, PPG}:
+        raise DataError(f"name {name!r}: is the name of a known data set; choose another one.")
+    if not data_dir.is_dir():
+        raise DataError(f"data_dir {data_dir}: no such folder. Make it first, or name another one.")
+    target = processed_folder(data_dir) / COLLECTION / name
+    others = [folder for folder in processed_folder(data_dir).glob(f"*/{name}") if folder != target]
+    if others:
+        raise DataError(f"name {name!r}: is the name of the set in {others[0]}; choose another one.")
+    if target.exists() and not overwrite:
+        raise DataError(f"{target}: exists. --overwrite replaces the set and its configs; or choose another name.")
+    return target
+
+
+def _part(what: str | Path, x: Any, y: Any, columns: Columns, channels_first: bool, label_axis: str | None) -> _Part:
+    """One input, checked; ``what`` names it in messages."""
+    ids, names, table = None, (), None
+    try:
+        if is_table(x):
+            by_step = y is None and label_axis == STEPS
+            series, labels, ids, table = table_of(x, columns, labelled=y is None, by_step=by_step)
+            names = table.labels if y is None else ()
+            x = series
+        else:
+            labels = y
+        if is_table(y):
+            labels, names = labels_of(y, columns, ids)
+        if labels is None:
+            raise DataError("no labels: they are y, or y_test for x_test.")
+        series, coarse = _series(x, channels_first)
+        labels = plain_labels(labels)
+        if len(labels) != len(series.data):
+            raise DataError(f"{len(series.data)} series but {len(labels)} labels.")
+    except DataError as error:
+        raise DataError(f"{what}: {error}") from error
+    return _Part(series, coarse, labels, ids, table, names)
+
+
+def _series(x: Any, channels_first: bool) -> tuple[RawSeries, list[int]]:
+    """An array, or a list of arrays, as float32 series with NaN after their ends; the channels that are too coarse."""
+    try:
+        data = np.asarray(x)
+    except ValueError:
+        data = stacked(x)
+    if data.dtype.kind not in "biuf":
+        raise DataError(f"the series are {data.dtype}; needed are numbers.")
+    if data.ndim == 2:
+        data = data[:, :, None]
+    if data.ndim != 3 or 0 in data.shape:
+        raise DataError(f"shape {data.shape}; needed is (series, time steps, channels), none of them 0.")
+    if channels_first:
+        data = data.transpose(0, 2, 1)
+    given = data
+    with np.errstate(over="ignore"):
+        data = np.array(given, dtype=np.float32)
+    infinite = np.argwhere(np.isinf(data))
+    if len(infinite):
+        row, step, channel = infinite[0]
+        raise DataError(
+            f"a value is infinite or beyond float32: series {row}, time step {step}, channel {channel} (from 0)."
+        )
+    data, lengths = without_end(data)
+    if lengths.min() == 0:
+        raise DataError(f"series {lengths.argmin()} (from 0) has no values.")
+    missing = np.isnan(data).sum() - data.shape[2] * (data.shape[1] - lengths).sum()
+    coarse = []
+    if given.dtype != np.float32:
+        coarse = [channel for channel, values in enumerate(given.T) if is_coarse(values[~np.isnan(values)])]
+    return RawSeries(data, lengths, np.empty(0, dtype=str), int(missing)), coarse
+
+
+def _labels(parts: list[_Part], length: int, task: str | None, label_axis: str | None) -> Labels:
+    """The labels of all parts together. Raises DataError if the parts have labels of different kinds."""
+    kinds, shapes = ({get(part.labels) for part in parts} for get in (_kind, lambda labels: labels.shape[1:]))
+    if len(kinds) > 1 or len(shapes) > 1:
+        described = " and ".join(f"{part.labels.dtype} {part.labels.shape}" for part in parts)
+        raise DataError(f"the labels of the two parts differ in kind or shape: {described}.")
+    if label_axis is None and len(parts[0].names) > 1:
+        label_axis = OUTPUTS  # columns with names of their own
+    values = np.concatenate([part.labels for part in parts])
+    return stored_labels(values, length, task=task, label_axis=label_axis)
+
+
+def _kind(labels: np.ndarray) -> str:
+    return {"u": "i"}.get(labels.dtype.kind, labels.dtype.kind)
+
+
+def _merged(rows: np.ndarray, lengths: np.ndarray, labels: Labels, n_train: int, imputed: int) -> MergedSet:
+    """All rows in their order. Unlike in the archive's sets, rows that repeat stay."""
+    names = labels.class_names or ["a number"]
+    first, in_train, in_test, conflicts = compare_rows(rows, n_train, labels.classes, names)
+    merged = MergedSet(
+        data=rows,
+        lengths=lengths,
+        classes=labels.classes,
+        class_names=labels.class_names or [],
+        original=(np.arange(n_train), np.arange(n_train, len(rows))),
+        duplicates=len(rows) - len(first),
+        in_both_files=int((in_train & in_test).sum()),
+        conflicts=conflicts,
+        missing=imputed,
+    )
+    merged.data[~merged.mask] = 0
+    return merged
+
+
+def _findings(merged: MergedSet, labels: Labels, padded: bool, coarse: list[int], channels_first: bool):
+    """What to look at before training: the axes, and the audit of channels and rows."""
+    _, length, channels = merged.data.shape
+    if channels > length:
+        way_out = "leave out --channels_first" if channels_first else "add --channels_first"
+        text = f"{length} steps of {channels} channels? If it is {channels} steps of {length} channels, {way_out}"
+        yield {"kind": "orientation", "text": text}
+    yield from audit_series(merged.data, merged.mask if padded else None)
+    if coarse:
+        text = f"float32 does not resolve the changes of channel {coarse[0]}: subtract its offset before the import"
+        yield {"kind": "rounded", "text": text, "channels": coarse}
+    counts = [] if labels.class_names is None else labels.stored.sum(axis=0).astype(int).tolist()
+    for finding in audit_rows(merged, counts):
+        if finding["kind"] == "duplicate_rows":
+            finding["text"] += "; all are kept, so that equal series may train and test"
+        yield finding
+
+
+class _Splits:
+    """How the rows are split: ``field`` of the configs, the ``seeds`` that can be used, and the training rows of each.
+
+    Raises DataError if the rows cannot be split so.
+    """
+
+    def __init__(self, name: str, n: int, original: tuple[np.ndarray, np.ndarray], asked: str | Path | None):
+        # They import jax, which takes a second.
+        from data_dir.splits import read_index_file, split_as_original, split_by_seed
+
+        has_test = len(original[1]) > 0
+        self.field = str(asked or ("original" if has_test else "seed"))
+        self.index_file, self.seeds = None, [SEED]
+        if self.field == "seed":
+            splits = [split_by_seed(n, SEED)]
+        elif self.field == "original":
+            if not has_test:
+                raise DataError("split 'original': needs a test part, x_test and y_test.")
+            splits = [split_as_original((original[0], np.empty(0, dtype=np.int64), original[1]), n, SEED)]
+        else:
+            self.index_file = Path(self.field)
+            self.seeds = _seeds_of(self.index_file)
+            splits = [read_index_file(self.index_file, name, n, seed) for seed in self.seeds]
+        self.n_train = min(len(split["train"]) for split in splits)
+
+
+def _seeds_of(path: Path) -> list[int]:
+    from data_dir.storage import read_json
+
+    seeds = read_json(path).get("seeds")
+    if not isinstance(seeds, dict) or not seeds or not all(seed.isdecimal() for seed in seeds):
+        raise DataError(f"{path}: seeds must be an object of rows by seed; data_dir/write_splits.py writes such files.")
+    return [int(seed) for seed in seeds]
+
+
+def _label_info(labels: Labels, part: _Part) -> dict[str, Any]:
+    """The fields of dataset.json about the labels."""
+    if labels.class_names is not None:
+        counts = labels.stored.sum(axis=0).astype(int).tolist()
+        return {"class_names": labels.class_names, "class_counts": counts}
+    outputs = labels.stored.shape[2] if labels.stored.ndim == 3 else 1
+    info: dict[str, Any] = {"label_steps": labels.stored.shape[1], "outputs": outputs}
+    columns = labels.stored.reshape(-1, outputs)
+    info["label_ranges"] = [[float(low), float(high)] for low, high in zip(columns.min(0), columns.max(0), strict=True)]
+    if len(part.names) == outputs:
+        info["output_names"] = list(part.names)
+    return info
+
+
+def _write(target: Path, merged: MergedSet, labels: Labels, info: dict, splits: _Splits, data_dir: Path) -> None:
+    """Writes the arrays, dataset.json and the configs."""
+    pickled: dict[str, Any] = {
+        "original_idxs.pkl": (merged.original[0], np.empty(0, dtype=np.int64), merged.original[1])
+    }
+    if info["padded"]:
+        pickled["mask.pkl"] = merged.mask
+    is_default = data_dir.resolve() == DEFAULT_DATA_DIR
+    places = {"data_dir": "data_dir" if is_default else str(data_dir.resolve()), "output_parent_dir": "outputs"}
+    field = splits.field
+    if splits.index_file is not None:
+        field = f"{places['data_dir']}/processed/{COLLECTION}/{info['name']}/splits.json"
+    with new_folder(target) as folder:
+        np.save(folder / "data.npy", merged.data)
+        np.save(folder / "labels.npy", labels.stored)
+        for file, arrays in pickled.items():
+            write_arrays(folder / file, arrays)
+        files = ("data.npy", "labels.npy", *pickled)
+        info["processed_files"] = {file: _identity(folder / file) for file in files}
+        write_json(folder / "dataset.json", info)
+        if splits.index_file is not None:
+            (folder / "splits.json").write_bytes(splits.index_file.read_bytes())
+        for model in MODELS:
+            config = starter_config(
+                model,
+                length=info["length"],
+                n_train=splits.n_train,
+                classification=labels.class_names is not None,
+                standardise=not info["padded"],
+                seeds=splits.seeds,
+                split=field,
+                **places,
+            )
+            path = folder / "configs" / model / f"{info['name']}.json"
+            path.parent.mkdir(parents=True)
+            write_json(path, config)
+
+
+def _identity(file: Path) -> dict:
+    return {"sha256": sha256_of(file), "bytes": file.stat().st_size}
