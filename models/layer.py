@@ -117,6 +117,10 @@ class AbstractHRULayer(eqx.Module):
         """The time step, without a gradient if `train_steps` is false."""
         return step if self.train_steps else jax.lax.stop_gradient(step)
 
+    def damping_rate(self) -> Float[Array, "..."] | None:
+        """The rate per step at which position and momentum of each oscillator shrink; None without friction."""
+        return None
+
     def system(self) -> LinearPorts:
         """The Hamiltonian at the present parameters, with its ports."""
         return LinearPorts(self.hamiltonian(), self.B, self.C, self.D)
