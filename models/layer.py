@@ -135,13 +135,21 @@ class AbstractHRULayer(eqx.Module):
 def unit_options(unit: type[AbstractHRULayer]) -> dict[str, Option]:
     """The options of a unit by name: the keyword arguments of its `__init__` that have a default.
 
-    `train_steps` and `learning_algorithm`, which every unit has, are not among them.
+    `train_steps` and `learning_algorithm`, which every unit has, are not among them. Raises `TypeError` for a default
+    that is neither a number nor a bool, and for the name `copies`, which the base class takes.
     """
     hints = get_type_hints(unit.__init__, include_extras=True)
     common = inspect.signature(AbstractHRULayer.__init__).parameters
     options = {}
     for name, parameter in inspect.signature(unit.__init__).parameters.items():
-        if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty or name in common:
+        if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
+            continue
+        if name in common:
+            if name == "copies":
+                raise TypeError(
+                    f"{unit.__name__}: the option copies has the name of an argument of AbstractHRULayer: choose "
+                    "another name"
+                )
             continue
         declared = next((x for x in getattr(hints.get(name), "__metadata__", ()) if isinstance(x, Option)), Option())
         kind = type(parameter.default)

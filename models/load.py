@@ -74,13 +74,24 @@ def unit_and_sha256(name: str) -> tuple[type[AbstractHRULayer], str]:
     return unit, sha256
 
 
+def error_in_unit(error: Exception, unit: type[AbstractHRULayer] | None) -> str | None:
+    """An error that arose in the file of your own unit, in words: file, line, kind and text. None for other errors."""
+    file = None if unit is None else vars(sys.modules[unit.__module__]).get("__file__")
+    cause: BaseException | None = error
+    while cause is not None and file is not None:
+        lines = [frame.lineno for frame in traceback.extract_tb(cause.__traceback__) if frame.filename == file]
+        if lines:
+            return f"{file}, line {lines[-1]}: {type(error).__name__}: {error}"
+        cause = cause.__cause__
+    return None
+
+
 def _in_words(error: BaseException) -> str:
-    """The kind and text of an error of a unit's file, and the file and line where it arose outside of this module."""
-    place = ""
-    if not isinstance(error, SyntaxError):  # its text names the place
-        frames = [x for x in traceback.extract_tb(error.__traceback__) if not x.filename.startswith("<frozen")]
-        place = f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames[-1].filename != __file__ else ""
-    return f"{place}{type(error).__name__}: {error}"
+    """An error while a module is imported: its text, and the line and kind if it arose in the module."""
+    frames = traceback.extract_tb(error.__traceback__)
+    modules = [frame.filename for frame in frames if frame.name == "<module>"]
+    place = [f"{x.filename}, line {x.lineno}: " for x in frames if modules and x.filename == modules[-1]]
+    return f"{place[-1]}{type(error).__name__}: {error}" if place else str(error)
 
 
 @lru_cache
@@ -95,7 +106,11 @@ def _module_of(source: Path | str) -> tuple[ModuleType, str]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look for it
     # The loader of Python may run a compiled file in place of a source file that was changed within the same second.
-    exec(compile(content, source, "exec"), module.__dict__)
+    try:
+        exec(compile(content, source, "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
     module.__dict__[_SHA256] = hashlib.sha256(content).hexdigest()
     return module, module.__dict__[_SHA256]
 
