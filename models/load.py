@@ -63,7 +63,7 @@ def unit_and_sha256(name: str) -> tuple[type[AbstractHRULayer], str]:
     except (Exception, SystemExit) as error:  # the file is code, and may raise anything
         hint = ""
         if not (source and class_name):
-            hint = "; it is the path of a file and a class, as in my_unit.py:MyLayer"
+            hint = "; it is a file or module and a class, as in my_unit.py:MyLayer"
         elif isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] == "rhel":
             hint = _FROM_MODELS
         raise UnitError(f"unit {name}: cannot be imported ({_in_words(error)}){hint}") from error
