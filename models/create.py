@@ -147,5 +147,5 @@ def _require_trainable(unit: AbstractHRULayer) -> None:
         if isinstance(leaf, jax.Array) and not eqx.is_inexact_array(leaf):
             raise ValueError(
                 f"{type(unit).__name__}{jax.tree_util.keystr(path)} is an array of {leaf.dtype} and would never be "
-                "trained: make it jnp.asarray(.., float) or, if it is no parameter but an index, a NumPy array"
+                "trained: make it jnp.asarray(.., float) or, if it is no parameter but an index, a NumPy array of int32"
             )

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..rhel.hamiltonian import AbstractHamiltonian
+from ..rhel.requirements import require_admissible
+from ..rhel.system import BareSystem
 
 _ITERATIONS, _HALVINGS = 100, 40
 
@@ -45,12 +47,14 @@ def small_oscillations(
     `evolve`. `damping_rate`: the rate per step at which position and momentum of each oscillator shrink, see
     `physics.damping`; different rates need independent oscillators. All arithmetic is in float64.
 
-    Raises `ValueError` if no position of rest is found, and for different damping rates of coupled oscillators.
+    Raises `ValueError` if the energies cannot be evaluated, if no position of rest is found, and for different damping
+    rates of coupled oscillators.
     """
     with jax.enable_x64(True):
         hamiltonian, drive = jax.tree.map(
             lambda x: jnp.asarray(x, float) if eqx.is_inexact_array(x) else x, (hamiltonian, jnp.asarray(drive))
         )
+        require_admissible(BareSystem(hamiltonian, n_osc), drive[None])
         shape = drive.shape if n_osc is None else (n_osc,)
         K, M = (np.asarray(x) for x in _curvatures(hamiltonian, _rest(hamiltonian, drive, shape), drive))
     rate = np.broadcast_to(np.asarray(damping_rate, float), shape).ravel()

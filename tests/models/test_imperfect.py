@@ -188,7 +188,7 @@ def test_a_part_does_not_change_what_another_draws(x64, part):
 def test_parts_are_drawn_from_keys_of_their_own():
     """Parts at strength zero, of which each has as many numbers as there are drives."""
     drives = jnp.zeros((4, 5))
-    drawn = machine().draws(jax.random.PRNGKey(0), linear(5), drives)
+    drawn = machine().draws(jax.random.PRNGKey(0), linear(5), drives, drives)
     rows = np.concatenate([np.reshape(x, (-1, 20)) for x in (*drawn["noise"], drawn["replay"], drawn["recording"][0])])
     assert len(np.unique(rows, axis=0)) == len(rows) == 7
 
