@@ -1,6 +1,7 @@
 """The layer of a Hamiltonian recurrent unit: oscillators between an input matrix, an output matrix and a skip.
 
-Legend: H features of the layer (hidden_dim), P oscillators, L steps.
+Legend: H features of the layer (hidden_dim), P oscillators, L steps. Ports of your own may have V drives and read R
+positions; otherwise V = R = P.
 """
 
 import inspect
@@ -26,12 +27,12 @@ class LinearPorts(AbstractSystem):
     """A Hamiltonian driven by v_t = B u_t and read by o_t = C q_{t+1} + D u_t, D diagonal."""
 
     hamiltonian: AbstractHamiltonian
-    B: Float[Array, "P H"]
-    C: Float[Array, "H P"]
+    B: Float[Array, "V H"]
+    C: Float[Array, "H R"]
     D: Float[Array, " H"]
 
     @override
-    def drive(self, inputs: Float[Array, "L H"]) -> Float[Array, "L P"]:
+    def drive(self, inputs: Float[Array, "L H"]) -> Float[Array, "L V"]:
         return inputs @ self.B.T
 
     @override
@@ -89,8 +90,8 @@ class AbstractHRULayer(eqx.Module):
     `examples/custom_hamiltonian.py` is one.
     """
 
-    B: Float[Array, "P H"]
-    C: Float[Array, "H P"]
+    B: Float[Array, "V H"]
+    C: Float[Array, "H R"]
     D: Float[Array, " H"]
     learning_algorithm: AbstractLearningAlgorithm
     train_steps: bool = eqx.field(static=True)
