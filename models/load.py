@@ -32,7 +32,7 @@ from .trained import OfRawSeries, TrainedModel
 CONFIG, MODEL, RESULT = "config.json", "model.eqx", "result.json"
 PRECISIONS = ("float32", "float64")
 _COMMON = inspect.signature(create_model).parameters.keys() - {"data_dim", "label_dim", "key", "options"}
-_SHA256 = "__sha256_of_the_content_that_runs__"
+_SHA256: dict[type, str] = {}  # of the content that runs, for the units that `load_unit` imported
 _FROM_MODELS = "; in a clone, import from models, not from rhel"
 
 
@@ -71,6 +71,7 @@ def unit_and_sha256(name: str) -> tuple[type[AbstractHRULayer], str]:
         of_rhel = isinstance(unit, type) and any(base.__module__.split(".")[0] == "rhel" for base in unit.__mro__)
         hint = _FROM_MODELS if of_rhel else ""
         raise UnitError(f"unit {name}: is not a subclass of models.layer.AbstractHRULayer{hint}")
+    _SHA256[unit] = sha256
     return unit, sha256
 
 
@@ -111,23 +112,24 @@ def _module_of(source: Path | str) -> tuple[ModuleType, str]:
     except BaseException:
         del sys.modules[spec.name]
         raise
-    module.__dict__[_SHA256] = hashlib.sha256(content).hexdigest()
-    return module, module.__dict__[_SHA256]
+    return module, hashlib.sha256(content).hexdigest()
 
 
 def require_same_unit(folder: Path, record: dict[str, Any], unit: type[AbstractHRULayer]) -> None:
-    """Compares the content of the file of your own unit with the one that the run was trained with.
+    """Compares your own unit, and the content of its file, with the ones that the run was trained with.
 
     **Raises:** `RunError` if they differ, or if the class has no file.
     """
-    then, name = record.get("unit_sha256"), record["config"].get("unit")
-    now = vars(sys.modules[unit.__module__]).get(_SHA256)
+    then, name = record.get("unit_sha256"), str(record["config"]["unit"])
+    way_out = f"give unit=models.load.load_unit({name!r})"
+    class_name = name.rpartition(":")[2]
+    if unit.__name__ != class_name and getattr(sys.modules[unit.__module__], class_name, None) is not unit:
+        raise RunError(f"{folder}: was trained with the unit {name}, not with {unit.__qualname__}: {way_out}")
     try:
-        now = now or hashlib.sha256(Path(inspect.getfile(unit)).read_bytes()).hexdigest()
+        now = _SHA256.get(unit) or hashlib.sha256(Path(inspect.getfile(unit)).read_bytes()).hexdigest()
     except (OSError, TypeError):
         raise RunError(
-            f"{folder}: was trained with the unit {name}, and {unit.__qualname__} has no file to compare with: give "
-            f"unit=models.load.load_unit({name!r})"
+            f"{folder}: was trained with the unit {name}, and {unit.__qualname__} has no file to compare: {way_out}"
         ) from None
     if then != now:
         raise RunError(

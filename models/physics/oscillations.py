@@ -51,12 +51,11 @@ def small_oscillations(
     rates of coupled oscillators.
     """
     with jax.enable_x64(True):
-        hamiltonian, drive = jax.tree.map(
-            lambda x: jnp.asarray(x, float) if eqx.is_inexact_array(x) else x, (hamiltonian, jnp.asarray(drive))
-        )
-        require_admissible(BareSystem(hamiltonian, n_osc), drive[None])
-        shape = drive.shape if n_osc is None else (n_osc,)
-        K, M = (np.asarray(x) for x in _curvatures(hamiltonian, _rest(hamiltonian, drive, shape), drive))
+        hamiltonian = jax.tree.map(lambda x: jnp.asarray(x, float) if eqx.is_inexact_array(x) else x, hamiltonian)
+        constant = jnp.asarray(drive, float)
+        require_admissible(BareSystem(hamiltonian, n_osc), constant[None])
+        shape = constant.shape if n_osc is None else (n_osc,)
+        K, M = (np.asarray(x) for x in _curvatures(hamiltonian, _rest(hamiltonian, constant, shape), constant))
     rate = np.broadcast_to(np.asarray(damping_rate, float), shape).ravel()
     if _is_diagonal(K) and _is_diagonal(M):
         squares = np.diag(M) * np.diag(K)

@@ -23,7 +23,11 @@ def executed(tmp_path_factory):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     parameters.source = f"FOLDER, NUM_STEPS = Path({str(folder)!r}), 4"
-    NotebookClient(notebook, resources={"metadata": {"path": str(NOTEBOOK.parent)}}, timeout=300).execute()
+    with pytest.MonkeyPatch.context() as patched:
+        # Jupyter and IPython read and write nothing in the user's home.
+        for variable in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
+            patched.setenv(variable, str(folder / variable))
+        NotebookClient(notebook, resources={"metadata": {"path": str(NOTEBOOK.parent)}}, timeout=300).execute()
     return folder, [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 

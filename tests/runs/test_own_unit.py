@@ -140,8 +140,12 @@ def test_an_error_in_a_method_of_a_unit_is_told_with_its_line(workplace, capsys,
     assert "Traceback" not in printed.err
 
 
-def test_a_class_without_a_file_is_not_taken_for_a_run():
-    unit = type("Unit", (load.AbstractHRULayer,), {"__module__": "__main__"})
+def test_another_class_than_the_one_of_the_run_is_refused():
+    record = {"unit_sha256": "1", "config": {"unit": "a.py:Unit"}}
+    unit = type("Unit", (load.AbstractHRULayer,), {})
     unit.__module__ = "builtins"
-    with pytest.raises(RunError, match=r"Unit has no file to compare with: give unit=.*\('a.py:U'\)"):
-        load.require_same_unit(Path("run"), {"unit_sha256": "1", "config": {"unit": "a.py:U"}}, unit)
+    with pytest.raises(RunError, match=r"Unit has no file to compare: give unit=.*load_unit\('a.py:Unit'\)"):
+        load.require_same_unit(Path("run"), record, unit)
+    unit.__name__ = "Other"
+    with pytest.raises(RunError, match=r"run: was trained with the unit a.py:Unit, not with Unit: give unit="):
+        load.require_same_unit(Path("run"), record, unit)
