@@ -113,7 +113,8 @@ class TrainedModel:
         """
         outputs = np.concatenate(list(self.outputs(x)))
         if self.trained.classification:
-            probabilities = np.asarray(jax.nn.softmax(outputs))
+            with self._precision():
+                probabilities = np.asarray(jax.nn.softmax(outputs))
             return Classes(np.array(self.class_names)[np.argmax(outputs, axis=1)], probabilities)
         return outputs[..., 0] if outputs.shape[-1] == 1 else outputs
 

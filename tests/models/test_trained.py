@@ -24,8 +24,8 @@ SERIES = 4000 + 20 * np.random.default_rng(0).normal(size=(5, LENGTH, CHANNELS))
 
 def trained_model(time=True, maps=None, **options):
     """A model that was never trained, as of a run that standardised its channels; batches of 3."""
-    sizes = {"data_dim": CHANNELS + time, "label_dim": 2, "hidden_dim": 4, "num_blocks": 2, "ssm_dim": 3}
-    options = {"model_name": "NonlinHRU", "classification": True} | options
+    sizes = {"data_dim": CHANNELS + time, "label_dim": 2, "hidden_dim": 4, "ssm_dim": 3}
+    options = {"model_name": "NonlinHRU", "classification": True, "num_blocks": 2} | options
     trained, state = create_model(**sizes, **options, key=jax.random.PRNGKey(0))
     data = {"data_dim": CHANNELS + time, "label_dim": 2, "length": LENGTH, "class_names": ["up", "down"]}
     data |= {"standardisation": {"mean": [4000.0, 3990.0], "scale": [0.05, 0.1]}, **(maps or {})}
@@ -75,6 +75,14 @@ def test_outputs_of_a_regression_have_the_units_of_the_labels(damped):
     outputs = damped.predict(SERIES)
     assert outputs.shape == (5, LENGTH // 2, 2)
     np.testing.assert_allclose(outputs, [120, 5] + [100, 0.5] * forward(damped, standardised(SERIES)), rtol=1e-4)
+
+
+def test_a_run_in_double_precision_is_used_in_its_precision():
+    with jax.enable_x64(True):
+        run = trained_model(model_name="LinHRU", num_blocks=1)
+    run = replace(run, record=run.record | {"precision": "float64"})
+    assert run.predict(SERIES).probabilities.dtype == run.drives(SERIES)[0].dtype == np.float64
+    assert len(run.oscillators()[0].period) == 6  # of a complex unit, twice
 
 
 def with_nan(series):
@@ -132,11 +140,14 @@ class Pendulums(AbstractHamiltonian):
 def angles_of_a_step(hamiltonian, drive, size):
     """The angles of the eigenvalues of the leapfrog's derivative at rest, rising: an independent way."""
 
-    def step(state):
+    @jax.jit
+    @jax.jacobian
+    def derivative(state):
         return jnp.concatenate(leapfrog(hamiltonian.velocity, hamiltonian.force, tuple(jnp.split(state, 2)), drive)[0])
 
-    rest = root(lambda q: np.asarray(hamiltonian.force(jnp.asarray(q), drive)), np.zeros(size), tol=1e-14).x
-    multipliers = np.linalg.eigvals(jax.jacobian(step)(jnp.concatenate([rest, np.zeros(size)])))
+    force_at = jax.jit(lambda q: hamiltonian.force(q, drive))
+    rest = root(lambda q: np.asarray(force_at(jnp.asarray(q))), np.zeros(size), tol=1e-14).x
+    multipliers = np.linalg.eigvals(derivative(jnp.asarray([*rest, *np.zeros(size)])))
     return np.sort(np.abs(np.angle(multipliers)))[::2], multipliers
 
 
