@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import equinox as eqx
+import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
@@ -42,7 +43,10 @@ def make_model(config: ExperimentConfig, data_dim: int, label_dim: int, key: PRN
     Raises `ConfigError` for sizes that the model refuses, and for any error in the file of your own unit.
     """
     try:
-        return create_model(data_dim=data_dim, label_dim=label_dim, key=key, **config.model_options())
+        model, state = create_model(data_dim=data_dim, label_dim=label_dim, key=key, **config.model_options())
+        if config.unit_class is not None:  # its energies are traced, so that an error in them comes before any run
+            eqx.filter_eval_shape(model.blocks[0].unit, jax.ShapeDtypeStruct((1, config.hidden_dim), float))
+        return model, state
     except Exception as error:
         words = error_in_unit(error, config.unit_class) or (str(error) if isinstance(error, ValueError) else None)
         if words is None:

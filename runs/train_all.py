@@ -99,8 +99,9 @@ def _attempt(config: ExperimentConfig, seed: int, arguments: argparse.Namespace,
         print(f"{name}: REFUSED, {error}")
         return {"status": "refused", "error": str(error)}
     except Exception as error:
-        in_unit = error_in_unit(error, config.unit_class)
-        if in_unit is None and not isinstance(error, (*KNOWN_ERRORS, MemoryError)):
+        known = isinstance(error, (*KNOWN_ERRORS, MemoryError))
+        in_unit = None if known else error_in_unit(error, config.unit_class)
+        if in_unit is None and not known:
             traceback.print_exc()
         result = {"status": "failed", "error": in_unit or message_of(error) or type(error).__name__}
     if result["status"] == "completed":

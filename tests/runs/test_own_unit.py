@@ -135,9 +135,14 @@ def test_an_error_in_a_method_of_a_unit_is_told_with_its_line(workplace, capsys,
     write_config(fields, "Springs")
     assert run("--dataset_name", "Tiny", "--model_name", "Springs", "--own_units") == 1
     printed = capsys.readouterr()
-    message = rf"FAILED, .*my_unit.py, line {line}: NameError: name 'undefined' is not defined"
-    assert re.search(message, printed.out)
+    message = rf"Springs on Tiny: .*my_unit.py, line {line}: NameError: name 'undefined' is not defined"
+    assert re.search(f"FAILED, {message}", printed.out)
     assert "Traceback" not in printed.err
+    for use in ("--plan", "--overwrite"):
+        assert run("--dataset_name", "Tiny", "--model_name", "Springs", "--own_units", use) == 2
+        error = capsys.readouterr().err
+        assert re.search(f"error: {message}", error)
+        assert "Traceback" not in error
 
 
 def test_another_class_than_the_one_of_the_run_is_refused():
