@@ -2,8 +2,9 @@
 
     python gradient_comparison_bptt_rhel.py [--dataset_name SelfRegulationSCP1] [--model_name LinHRU NonlinHRU] ..
 
-It takes a batch of a data set and untrained models. It computes the gradient of each learning algorithm in float32 and
-in float64, and compares it with the gradient of BPTT in float64. Finite differences check this reference. The files:
+It takes a batch of a data set and untrained models, or your own unit (--unit FILE.py:CLASS). It computes the gradient
+of each learning algorithm in float32 and in float64, and compares it with the gradient of BPTT in float64. Finite
+differences check this reference. The files:
 
     gradient_comparison.json    every number
     <model>.png, <model>.pdf    1 - cosine and relative error by parameter and block (compare the paper's Fig. 4)
@@ -28,6 +29,8 @@ import pandas as pd
 from common.style import save
 from data_dir.datasets import create_dataset, processed_datasets
 from experiment_configs import MODEL_NAMES
+from models.create import MODELS
+from models.load import load_unit
 from models.rhel import LEARNING_ALGORITHMS
 from runs import compilation_cache
 from runs.gradient_comparison import compare, make_problem
@@ -57,7 +60,8 @@ def parse(arguments=None) -> argparse.Namespace:
     add = parser.add_argument
     add("--dataset_name", help=f"a processed data set (without it: {DATASET}, or {BUNDLED_DATASET} if it is missing)")
     add("--data_dir", type=Path, default=Path("data_dir"), help="folder of the data")
-    add("--model_name", nargs="+", choices=MODEL_NAMES, default=list(MODEL_NAMES), help="models to compare")
+    add("--model_name", nargs="+", choices=MODEL_NAMES, help="models to compare (without it: all, or none with --unit)")
+    add("--unit", metavar="FILE.py:CLASS", help="your own unit, in place of a model or beside it; this runs its file")
     add("--learning_algorithm", nargs="+", choices=LEARNING_ALGORITHMS, default=["RHEL", "BPTT"], help="and algorithms")
     add("--num_blocks", type=positive(int), default=6, help="number of blocks")
     add("--hidden_dim", type=positive(int), default=64, help="number of features")
@@ -96,9 +100,13 @@ def main(arguments=None) -> int:
             name = choose_dataset(options)
             dataset = create_dataset(options.data_dir, name, seed=options.seed, time=True)
             rows, models = [], {}
-            for model_name in options.model_name:
+            units = {name: MODELS[name] for name in options.model_name or (MODEL_NAMES if options.unit is None else ())}
+            if options.unit is not None:
+                unit = load_unit(options.unit)
+                units[unit.__name__] = unit
+            for model_name, unit in units.items():
                 notice(f"{model_name} on {name}")
-                problem = make_problem(options, model_name, dataset)
+                problem = make_problem(options, unit, dataset)
                 rows_of_model, models[model_name] = compare(options, problem, notice)
                 rows += [{"model": model_name} | row for row in rows_of_model]
         except (ValueError, OSError) as error:

@@ -97,7 +97,9 @@ class ExperimentConfig(BaseModel):
     unit_sha256: ClassVar[str | None] = None  # of its file
 
     unit: Annotated[str | None, Strict()] = Field(
-        None, description="null, or the Python file and the class of your own unit, as my_unit.py:MyLayer"
+        None,
+        description="null, or the Python file and the class of your own unit, as my_unit.py:MyLayer or "
+        "my_package.my_unit:MyLayer",
     )
     model_name: str = Field(
         strict=True, pattern=r"^[\w-]+$", description=f"one of {', '.join(MODELS)}, or with unit a name of your own"

@@ -81,12 +81,18 @@ class LinHRULayer(AbstractHRULayer):
         return LinearOscillators(A=self._for_both_parts(A), step=self._for_both_parts(step))
 
     @override
-    def __call__(self, inputs, standardisation=None):
+    def damping_rate(self):
         if self.gamma is None:
-            return super().__call__(inputs, standardisation)
-        system = standardised(self.system(), standardisation)
+            return None
         gamma = self._for_both_parts(jnp.where(self.gamma >= 0, self.gamma, 0))
-        return respond_damped(self.learning_algorithm, system, 0.5 * gamma * self.hamiltonian().step, inputs)
+        return 0.5 * gamma * self.hamiltonian().step
+
+    @override
+    def __call__(self, inputs, standardisation=None):
+        rate = self.damping_rate()
+        if rate is None:
+            return super().__call__(inputs, standardisation)
+        return respond_damped(self.learning_algorithm, standardised(self.system(), standardisation), rate, inputs)
 
     def _for_both_parts(self, x: Float[Array, " ssm_dim"]) -> Float[Array, " P"]:
         """Repeated for the imaginary part, if the unit is complex."""

@@ -5,6 +5,7 @@ import math
 from typing import Any, Literal
 
 import equinox as eqx
+import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
@@ -55,7 +56,7 @@ def create_model(
       NonlinHRU has step_init (0.1) and gate. None stands for the default.
 
     Raises `ValueError` for unknown names, impossible sizes, options that the unit does not have, and a unit that drops
-    the learning algorithm or `train_steps`.
+    the learning algorithm or `train_steps` or has an integer array, which would not be trained.
     """
     if isinstance(model_name, str) and model_name not in MODELS:
         raise ValueError(
@@ -94,6 +95,7 @@ def create_model(
     )
     for block in model.blocks:
         _require_common(block.unit, learning_algorithm=algorithm, train_steps=train_steps)
+        _require_trainable(block.unit)
     return model, state
 
 
@@ -136,4 +138,14 @@ def _require_common(unit: AbstractHRULayer, **asked: Any) -> None:
             raise ValueError(
                 f"{type(unit).__name__}: {name} is {getattr(unit, name)}, but {value} was asked for: pass **common to "
                 "super().__init__"
+            )
+
+
+def _require_trainable(unit: AbstractHRULayer) -> None:
+    """Raise `ValueError` for an array of a unit that is not floating-point: no optimiser changes it."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(unit):
+        if isinstance(leaf, jax.Array) and not eqx.is_inexact_array(leaf):
+            raise ValueError(
+                f"{type(unit).__name__}{jax.tree_util.keystr(path)} is an array of {leaf.dtype} and would never be "
+                "trained: make it jnp.asarray(.., float) or, if it is no parameter but an index, a NumPy array of int32"
             )

@@ -1,6 +1,7 @@
 """The layer of a Hamiltonian recurrent unit: oscillators between an input matrix, an output matrix and a skip.
 
-Legend: H features of the layer (hidden_dim), P oscillators, L steps.
+Legend: H features of the layer (hidden_dim), P oscillators, L steps. Ports of your own may have V drives and read R
+positions; otherwise V = R = P.
 """
 
 import inspect
@@ -26,12 +27,12 @@ class LinearPorts(AbstractSystem):
     """A Hamiltonian driven by v_t = B u_t and read by o_t = C q_{t+1} + D u_t, D diagonal."""
 
     hamiltonian: AbstractHamiltonian
-    B: Float[Array, "P H"]
-    C: Float[Array, "H P"]
+    B: Float[Array, "V H"]
+    C: Float[Array, "H R"]
     D: Float[Array, " H"]
 
     @override
-    def drive(self, inputs: Float[Array, "L H"]) -> Float[Array, "L P"]:
+    def drive(self, inputs: Float[Array, "L H"]) -> Float[Array, "L V"]:
         return inputs @ self.B.T
 
     @override
@@ -89,8 +90,8 @@ class AbstractHRULayer(eqx.Module):
     `examples/custom_hamiltonian.py` is one.
     """
 
-    B: Float[Array, "P H"]
-    C: Float[Array, "H P"]
+    B: Float[Array, "V H"]
+    C: Float[Array, "H R"]
     D: Float[Array, " H"]
     learning_algorithm: AbstractLearningAlgorithm
     train_steps: bool = eqx.field(static=True)
@@ -117,6 +118,10 @@ class AbstractHRULayer(eqx.Module):
         """The time step, without a gradient if `train_steps` is false."""
         return step if self.train_steps else jax.lax.stop_gradient(step)
 
+    def damping_rate(self) -> Float[Array, "..."] | None:
+        """The rate per step at which position and momentum of each oscillator shrink; None without friction."""
+        return None
+
     def system(self) -> LinearPorts:
         """The Hamiltonian at the present parameters, with its ports."""
         return LinearPorts(self.hamiltonian(), self.B, self.C, self.D)
@@ -131,13 +136,21 @@ class AbstractHRULayer(eqx.Module):
 def unit_options(unit: type[AbstractHRULayer]) -> dict[str, Option]:
     """The options of a unit by name: the keyword arguments of its `__init__` that have a default.
 
-    `train_steps` and `learning_algorithm`, which every unit has, are not among them.
+    `train_steps` and `learning_algorithm`, which every unit has, are not among them. Raises `TypeError` for a default
+    that is neither a number nor a bool, and for the name `copies`, which the base class takes.
     """
     hints = get_type_hints(unit.__init__, include_extras=True)
     common = inspect.signature(AbstractHRULayer.__init__).parameters
     options = {}
     for name, parameter in inspect.signature(unit.__init__).parameters.items():
-        if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty or name in common:
+        if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
+            continue
+        if name in common:
+            if name == "copies":
+                raise TypeError(
+                    f"{unit.__name__}: the option copies has the name of an argument of AbstractHRULayer: choose "
+                    "another name"
+                )
             continue
         declared = next((x for x in getattr(hints.get(name), "__metadata__", ()) if isinstance(x, Option)), Option())
         kind = type(parameter.default)

@@ -13,6 +13,7 @@ import io
 import json
 import math
 import sys
+import traceback
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -22,15 +23,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
 
 from .create import create_model, options_of_models
 from .layer import AbstractHRULayer, unit_options
 from .stack import HRU
+from .trained import OfRawSeries, TrainedModel
 
 CONFIG, MODEL, RESULT = "config.json", "model.eqx", "result.json"
 PRECISIONS = ("float32", "float64")
 _COMMON = inspect.signature(create_model).parameters.keys() - {"data_dim", "label_dim", "key", "options"}
+_SHA256: dict[type, str] = {}  # of the content that runs, for the units that `load_unit` imported
 _FROM_MODELS = "; in a clone, import from models, not from rhel"
 
 
@@ -40,25 +42,6 @@ class RunError(ValueError):
 
 class UnitError(ValueError):
     """A unit of your own that cannot be imported. The message names it and what is missing."""
-
-
-class OfRawSeries(eqx.Module):
-    """A trained model with the maps of its data set: its inputs and outputs have the units of the files.
-
-    (x - mean) * scale for every channel (0 and 1 for the channel of time), then `trained`, then centre + unit * output.
-    Centre and unit are numbers, or (1, outputs) if a regression has several outputs.
-    """
-
-    trained: HRU
-    mean: Float[Array, " data_dim"]
-    scale: Float[Array, " data_dim"]
-    label_centre: float | Float[Array, "1 outputs"]
-    label_unit: float | Float[Array, "1 outputs"]
-
-    def __call__(self, x: Float[Array, "L data_dim"], state: eqx.nn.State, key: PRNGKeyArray | None = None):
-        """Output and state, as from the trained model."""
-        output, state = self.trained((x - self.mean[None]) * self.scale[None], state, key)
-        return self.label_centre + self.label_unit * output, state
 
 
 def load_unit(name: str) -> type[AbstractHRULayer]:
@@ -77,18 +60,39 @@ def unit_and_sha256(name: str) -> tuple[type[AbstractHRULayer], str]:
     try:
         module, sha256 = _module_of(Path(source).resolve() if source.endswith(".py") else source)
         unit = getattr(module, class_name)
-    except (OSError, ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # the file is code, and may raise anything
         hint = ""
         if not (source and class_name):
-            hint = "; it is the path of a file and a class, as in my_unit.py:MyLayer"
+            hint = "; it is a file or module and a class, as in my_unit.py:MyLayer"
         elif isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] == "rhel":
             hint = _FROM_MODELS
-        raise UnitError(f"unit {name}: cannot be imported ({error}){hint}") from error
+        raise UnitError(f"unit {name}: cannot be imported ({_in_words(error)}){hint}") from error
     if not (isinstance(unit, type) and issubclass(unit, AbstractHRULayer)):
         of_rhel = isinstance(unit, type) and any(base.__module__.split(".")[0] == "rhel" for base in unit.__mro__)
         hint = _FROM_MODELS if of_rhel else ""
         raise UnitError(f"unit {name}: is not a subclass of models.layer.AbstractHRULayer{hint}")
+    _SHA256[unit] = sha256
     return unit, sha256
+
+
+def error_in_unit(error: Exception, unit: type[AbstractHRULayer] | None) -> str | None:
+    """An error that arose in the file of your own unit, in words: file, line, kind and text. None for other errors."""
+    file = None if unit is None else vars(sys.modules[unit.__module__]).get("__file__")
+    cause: BaseException | None = error
+    while cause is not None and file is not None:
+        lines = [frame.lineno for frame in traceback.extract_tb(cause.__traceback__) if frame.filename == file]
+        if lines:
+            return f"{file}, line {lines[-1]}: {type(error).__name__}: {error}"
+        cause = cause.__cause__
+    return None
+
+
+def _in_words(error: BaseException) -> str:
+    """An error while a module is imported: its text, and the line and kind if it arose in the module."""
+    frames = traceback.extract_tb(error.__traceback__)
+    modules = [frame.filename for frame in frames if frame.name == "<module>"]
+    place = [f"{x.filename}, line {x.lineno}: " for x in frames if modules and x.filename == modules[-1]]
+    return f"{place[-1]}{type(error).__name__}: {error}" if place else str(error)
 
 
 @lru_cache
@@ -103,8 +107,44 @@ def _module_of(source: Path | str) -> tuple[ModuleType, str]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look for it
     # The loader of Python may run a compiled file in place of a source file that was changed within the same second.
-    exec(compile(content, source, "exec"), module.__dict__)
+    try:
+        exec(compile(content, source, "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
     return module, hashlib.sha256(content).hexdigest()
+
+
+def require_same_unit(folder: Path, record: dict[str, Any], unit: type[AbstractHRULayer]) -> None:
+    """Compares your own unit, and the content of its file, with the ones that the run was trained with.
+
+    **Raises:** `RunError` if they differ, or if the class has no file.
+    """
+    then, name = record.get("unit_sha256"), str(record["config"]["unit"])
+    way_out = f"give unit=models.load.load_unit({name!r})"
+    class_name = name.rpartition(":")[2]
+    if unit.__name__ != class_name and getattr(sys.modules[unit.__module__], class_name, None) is not unit:
+        raise RunError(f"{folder}: was trained with the unit {name}, not with {unit.__qualname__}: {way_out}")
+    try:
+        now = _SHA256.get(unit) or hashlib.sha256(Path(inspect.getfile(unit)).read_bytes()).hexdigest()
+    except (OSError, TypeError):
+        raise RunError(
+            f"{folder}: was trained with the unit {name}, and {unit.__qualname__} has no file to compare: {way_out}"
+        ) from None
+    if then != now:
+        raise RunError(
+            f"{folder}: was made with {unit_difference(name, then, now)}. A training with --overwrite makes the run "
+            "again"
+        )
+
+
+def unit_difference(name: str, then: str | None, now: str | None) -> str:
+    """The difference between two files of your own unit, in words."""
+    then, now = ("not recorded" if sha256 is None else f"{str(sha256)[:12]}.." for sha256 in (then, now))
+    return (
+        f"another content of the file of the unit {name} (sha256 {then}, now {now}; put the old file back to use the "
+        "run)"
+    )
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
@@ -139,28 +179,27 @@ def _require(path: Path, fields: Any, **kinds: type) -> None:
             raise RunError(f"{path}: {name} is missing or not of type {kind.__name__}: not the record of a run")
 
 
-def load_run(
-    folder: str | Path, *, unit: type[AbstractHRULayer] | None = None
-) -> tuple[HRU | OfRawSeries, eqx.nn.State]:
-    """The model of a run with the best validation, and its BatchNorm state, for series in the units of the files.
+def load_run(folder: str | Path, *, unit: type[AbstractHRULayer] | None = None) -> TrainedModel:
+    """The model of a run with the best validation: predictions for raw series, and a look at its oscillators.
 
-    The model is as from `create_model`, within `OfRawSeries` if the run standardised its channels or mapped its labels.
-    For use without dropout call `equinox.nn.inference_mode` on it. The function needs config.json and model.eqx. If
-    the folder has a result.json, model.eqx must have the sha256 that it records.
+    `model, state = load_run(folder)` gives the model as from `create_model`, within `OfRawSeries` if the run
+    standardised its channels or mapped its labels. For use without dropout call `equinox.nn.inference_mode` on it; the
+    methods of `TrainedModel` do. The function needs config.json and model.eqx. If the folder has a result.json,
+    model.eqx must have the sha256 that it records.
 
     `unit`: the class, for a run with a unit of your own.
 
-    **Raises:** as `load_trained`.
+    **Raises:** `RunError` if a file is missing or damaged, if the files do not belong together, if jax has another
+    precision than the run, and if the run has a unit of its own that is not given, or whose file has another content.
     """
-    trained, state = load_trained(folder, unit=unit)
-    return of_raw_series(trained, read_record(folder), Path(folder) / CONFIG), state
+    folder = Path(folder)
+    record = read_record(folder)
+    trained, state = _load_trained(folder, record, unit)
+    return TrainedModel(folder, record, trained, _of_raw_series(trained, record, folder / CONFIG), state)
 
 
-def of_raw_series(trained: HRU, record: dict[str, Any], path: Path) -> HRU | OfRawSeries:
-    """The trained model with the maps of a record; the trained model alone, if the record has no maps.
-
-    **Raises:** `RunError`, which names `path`, if the maps are damaged.
-    """
+def _of_raw_series(trained: HRU, record: dict[str, Any], path: Path) -> HRU | OfRawSeries:
+    """The trained model with the maps of a record; the trained model alone, if the record has no maps."""
     data, time = record["data"], bool(record["config"].get("time"))
     if data.get("standardisation") is None and data.get("label_map") is None:
         return trained
@@ -168,30 +207,27 @@ def of_raw_series(trained: HRU, record: dict[str, Any], path: Path) -> HRU | OfR
     standardisation = data.get("standardisation") or {"mean": [0.0] * channels, "scale": [1.0] * channels}
     label_map: dict[str, Any] = data.get("label_map") or {"centre": 0.0, "unit": 1.0}
     _require(path, standardisation, mean=list, scale=list)
-    several = isinstance(label_map.get("centre"), list)  # outputs, each with a map of its own
-    _require(path, label_map, **dict.fromkeys(("centre", "unit"), list if several else float))
-    mean, scale = standardisation["mean"], standardisation["scale"]
-    centre, unit = (label_map[name] if several else [label_map[name]] for name in ("centre", "unit"))
-    numbers = [*mean, *scale, *centre, *unit]
-    if several and not len(centre) == len(unit) == data["label_dim"]:
-        raise RunError(f"{path}: label_map is damaged: needed are {data['label_dim']} numbers each for centre and unit")
-    if not len(mean) == len(scale) == channels or not all(type(n) is float and math.isfinite(n) for n in numbers):
-        raise RunError(f"{path}: standardisation or label_map are damaged: needed are {channels} finite numbers each")
+    mean, scale = (_numbers(path, standardisation[name], channels) for name in ("mean", "scale"))
+    # One number for all outputs of a step, or a list of one for each.
+    for name in ("centre", "unit"):
+        if not isinstance(label_map.get(name), list):
+            _require(path, label_map, **{name: float})
+    outputs = [_numbers(path, label_map[name], data["label_dim"]) for name in ("centre", "unit")]
     # The channel of time comes first.
     mean, scale = (jnp.array([first] * time + values, jnp.float32) for first, values in ((0.0, mean), (1.0, scale)))
-    if several:
-        return OfRawSeries(trained, mean, scale, jnp.array([centre]), jnp.array([unit]))
-    return OfRawSeries(trained, mean, scale, centre[0], unit[0])
+    return OfRawSeries(trained, mean, scale, *(jnp.array([x]) if isinstance(x, list) else x for x in outputs))
 
 
-def load_trained(folder: str | Path, *, unit: type[AbstractHRULayer] | None = None) -> tuple[HRU, eqx.nn.State]:
-    """The model and state as they were trained. They take what the loaders of `data_dir.datasets.create_dataset` give.
+def _numbers(path: Path, values: Any, size: int) -> Any:
+    """A finite number, or a list of as many. Raises `RunError`."""
+    listed = values if isinstance(values, list) else [values] * size
+    if len(listed) != size or not all(type(x) is float and math.isfinite(x) for x in listed):
+        raise RunError(f"{path}: standardisation or label_map are damaged: needed are {size} finite numbers each")
+    return values
 
-    **Raises:** `RunError` if a file is missing or damaged, if the files do not belong together, if jax has another
-    precision than the run, and if the run has a unit of its own that is not given.
-    """
-    folder = Path(folder)
-    record = read_record(folder)
+
+def _load_trained(folder: Path, record: dict[str, Any], unit: type[AbstractHRULayer] | None):
+    """The model and state as they were trained. They take what the loaders of the data serve."""
     precision = str(jax.dtypes.canonicalize_dtype(float))
     if record["precision"] != precision:
         raise RunError(
@@ -238,6 +274,8 @@ def _structure(path: Path, record: dict, unit: type[AbstractHRULayer] | None):
         )
     if config.get("unit") is None and unit is not None:
         raise RunError(f"{path}: the run has no own unit, but {config.get('model_name')!r}: leave unit out")
+    if unit is not None:
+        require_same_unit(path.parent, record, unit)
     names = _COMMON | options_of_models().keys() | ({} if unit is None else unit_options(unit)).keys()
     options = {name: config[name] for name in names if name in config}
     options |= {name: record["data"][name] for name in ("data_dim", "label_dim")}

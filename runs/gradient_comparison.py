@@ -24,6 +24,8 @@ from models.check import (
     to_float64,
     with_same_numbers,
 )
+from models.layer import AbstractHRULayer
+from models.NonlinHRU import NonlinHRULayer
 from models.rhel import BPTT, RHEL, make_learning_algorithm, with_learning_algorithm
 from train import sample_loss
 
@@ -39,12 +41,12 @@ class Problem(NamedTuple):
     rounding: list | None = None  # in float64: see `models.check.with_same_numbers`
 
 
-def make_problem(options: argparse.Namespace, model_name: str, dataset: Dataset) -> Problem:
+def make_problem(options: argparse.Namespace, unit: type[AbstractHRULayer], dataset: Dataset) -> Problem:
     """A model and a random batch of training samples, all float32."""
     rng = np.random.default_rng(options.seed)
     rows = rng.choice(dataset.train.size, min(options.batch_size, dataset.train.size), replace=False)
     model, state = create_model(
-        model_name,
+        unit,
         dataset.data_dim,
         dataset.label_dim,
         options.hidden_dim,
@@ -53,7 +55,7 @@ def make_problem(options: argparse.Namespace, model_name: str, dataset: Dataset)
         classification=dataset.classification,
         dropout_rate=0.0,
         key=jax.random.PRNGKey(options.seed),
-        **({"step_init": options.step_init} if model_name == "NonlinHRU" else {}),
+        **({"step_init": options.step_init} if unit is NonlinHRULayer else {}),
     )
     x, labels = (jnp.asarray(array[rows], jnp.float32) for array in (dataset.train.data, dataset.train.labels))
     return Problem(*_cast((model, state), jnp.float32), x[:, : options.sequence_length], labels, dataset.classification)

@@ -12,6 +12,7 @@ import jax
 
 from data_dir.datasets import Dataset
 from experiment_configs.schema import ExperimentConfig
+from models.load import unit_difference
 from runs.folder import CONFIG, RunRefused
 
 # Fields that say where files lie, which runs to make, and when to save or give up. They do not change what a run
@@ -75,14 +76,6 @@ def hash_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for name, text in _HASHES.items()
         if then.get(name) != now[name]
     ]
-
-
-def unit_difference(name: str, then: str | None, now: str | None) -> str:
-    """The difference between two files of your own unit, in words."""
-    return (
-        f"another content of the file of the unit {name} (sha256 {_short(then)}, now {_short(now)}; put the old file "
-        "back to use the run)"
-    )
 
 
 def _refused(folder: Path, reasons: list[str]) -> RunRefused:

@@ -14,7 +14,7 @@ import train
 from data_dir.dataloaders import Dataloader
 from data_dir.datasets import Dataset, create_dataset
 from experiment_configs.schema import ExperimentConfig
-from models import create_model
+from runs.run import make_model
 from training import dispatch
 from training.dispatch import stack_batches
 from training.steps import copied
@@ -49,7 +49,7 @@ def plan(config: ExperimentConfig, *, runs: int) -> Plan:
     config = config.completed(dataset.output_step)
     keys = train.seed_keys(seed)
     dims = {"data_dim": dataset.data_dim, "label_dim": dataset.label_dim}
-    model, state = create_model(**dims, key=keys.model, **config.model_options())
+    model, state = make_model(config, **dims, key=keys.model)
     memory, per_step = _measure_step(config, dataset, model, state, keys.training)
     evaluations = math.ceil(config.num_steps / config.print_steps)
     longest = config.num_steps * per_step + evaluations * _seconds_per_evaluation(config, dataset, model, state)

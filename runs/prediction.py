@@ -9,18 +9,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from scipy.special import softmax
 
 import train
 from common.files import replacing, sha256_of_array
-from data_dir.dataloaders import Dataloader
 from data_dir.datasets import Dataset, create_dataset
 from data_dir.npy import read_npy
 from data_dir.processing.readers import read_raw
@@ -28,24 +26,17 @@ from data_dir.processing.tables import SUFFIXES, Columns, read_table, stacked, t
 from data_dir.scaling import output_names
 from data_dir.storage import DataError
 from experiment_configs.schema import ExperimentConfig, validate
-from models.load import RunError, load_trained, of_raw_series, read_record
+from models.load import RunError, load_run, read_record
+from models.trained import SeriesError, TrainedModel
 from runs import folder as files
-from runs.identity import data_hashes, hash_differences, unit_difference
+from runs.identity import data_hashes, hash_differences
 
 
-@dataclass(frozen=True)
-class KeptRun:
-    """A finished run: its record (config.json), its config, and its best model, without dropout.
+@dataclass(frozen=True, eq=False, repr=False)
+class KeptRun(TrainedModel):
+    """A finished run: its model, without dropout, and its config."""
 
-    `trained` takes what the loaders serve. `model` takes series, and gives labels, in the units of the files.
-    """
-
-    folder: Path
-    record: dict[str, Any]
     config: ExperimentConfig
-    trained: eqx.Module
-    model: eqx.Module
-    state: eqx.nn.State
 
 
 class Measured(NamedTuple):
@@ -140,34 +131,11 @@ def predictions(run: KeptRun, series: np.ndarray, file: Path) -> Iterator[Float[
 
     Holds one batch at a time. Raises DataError, naming `file`, for values or outputs that are not finite.
     """
-    batch_size = run.config.batch_size
-    for start in range(0, len(series), batch_size):
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported
-            x = np.asarray(series[start : start + batch_size]).astype(np.float32)
-        bad = np.argwhere(~np.isfinite(x))
-        if len(bad):
-            index, step, channel = bad[0]
-            raise DataError(
-                f"{file}: a value is missing, infinite or beyond float32: series {start + index}, time step {step}, "
-                f"channel {channel} (from 0)."
-            )
-        x, _ = Dataloader(x, np.zeros((len(x), 1)), time=run.config.time).batch(np.arange(len(x)))
-        # A full batch always: one compiled program, and the arithmetic of the training's evaluations.
-        filled = np.resize(x, (batch_size, *x.shape[1:]))
-        outputs = np.asarray(_outputs(run.model, run.state, jnp.asarray(filled)))[: len(x)]
-        bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
-        if len(bad):
-            raise DataError(
-                f"{file}: the prediction for series {start + bad[0]} (from 0) is not finite: its values are too large."
-            )
-        yield from outputs
-
-
-@eqx.filter_jit
-def _outputs(model, state, x: Float[Array, "batch L data_dim"]) -> Float[Array, "batch outputs"]:
-    forward = jax.vmap(model, axis_name="batch", in_axes=(0, None, None), out_axes=(0, None))
-    output, _ = forward(x, state, None)
-    return output.reshape(len(x), -1)
+    try:
+        for outputs in run.outputs(series):
+            yield from outputs.reshape(len(outputs), -1)
+    except SeriesError as error:
+        raise DataError(f"{file}: {error}") from error
 
 
 @contextmanager
@@ -176,14 +144,10 @@ def _kept_run(folder: str | Path, own_units: bool = False) -> Iterator[KeptRun]:
     folder = Path(folder)
     record = read_record(folder)
     config = validate(record["config"], source=str(folder / files.CONFIG), own_units=own_units)
-    if config.unit is not None and record.get("unit_sha256") != config.unit_sha256:
-        difference = unit_difference(config.unit, record.get("unit_sha256"), config.unit_sha256)
-        raise RunError(f"{folder}: was made with {difference}. A training with --overwrite makes the run again")
     with jax.enable_x64(record["precision"] == "float64"):
-        trained, state = load_trained(folder, unit=config.unit_class)
-        trained = eqx.nn.inference_mode(trained)
-        model = of_raw_series(trained, record, folder / files.CONFIG)
-        yield KeptRun(folder, record, config, trained, model, state)
+        loaded = load_run(folder, unit=config.unit_class)
+        trained, model = eqx.nn.inference_mode((loaded.trained, loaded.model))
+        yield KeptRun(folder, record, trained, model, loaded.state, config)
 
 
 def _recorded(folder: Path, part: str) -> Measured:
@@ -237,16 +201,10 @@ def _opened_series(file: Path, run: KeptRun) -> np.ndarray:
         series = _series_of_table(file, run)
     else:
         raise DataError(f"{file}: is none of .npy, .ts, {', '.join(SUFFIXES)}.")
-    if series.dtype.kind not in "biuf" or series.ndim != 3 or 0 in series.shape:
-        raise DataError(
-            f"{file}: {series.dtype} of shape {series.shape}; needed are numbers (series, time steps, channels)."
-        )
-    length, channels = run.record["data"]["length"], run.record["data"]["data_dim"] - run.config.time
-    if series.shape[1:] != (length, channels):
-        raise DataError(
-            f"{file}: series of {series.shape[1]} time steps and {series.shape[2]} channels; the run {run.folder} was "
-            f"trained on {length} steps and {channels} channels."
-        )
+    try:
+        run.require(series)
+    except SeriesError as error:
+        raise DataError(f"{file}: {error}") from error
     return series
 
 
@@ -268,7 +226,7 @@ def _rows(run: KeptRun, outputs: Iterable[Float[np.ndarray, " outputs"]]):
         yield ["index", *_output_columns(data, data["length"] // run.config.output_step)]
         yield from ([index, *row] for index, row in enumerate(outputs))
         return
-    names = data.get("class_names") or [str(number) for number in range(data["label_dim"])]
+    names = run.class_names
     yield ["index", "predicted", *(f"probability_{name}" for name in names)]
     for index, logits in enumerate(outputs):
         yield [index, names[logits.argmax()], *softmax(logits)]

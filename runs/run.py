@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import equinox as eqx
+import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
@@ -17,6 +18,7 @@ from data_dir.scaling import output_names
 from data_dir.splits import write_index_file
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
+from models.load import error_in_unit
 from models.stack import HRU
 from runs import folder as files
 from runs.figures import draw_confusion, draw_curves, draw_predictions
@@ -38,11 +40,20 @@ def require_batch(config: ExperimentConfig, dataset: Dataset) -> None:
 
 
 def make_model(config: ExperimentConfig, data_dim: int, label_dim: int, key: PRNGKeyArray) -> tuple[HRU, eqx.nn.State]:
-    """The model of a config and its state. Raises `ConfigError` for sizes that the model refuses."""
+    """The model of a config and its state.
+
+    Raises `ConfigError` for sizes that the model refuses, and for any error in the file of your own unit.
+    """
     try:
-        return create_model(data_dim=data_dim, label_dim=label_dim, key=key, **config.model_options())
-    except ValueError as error:
-        raise ConfigError(f"{config.model_name} on {config.dataset_name}: {error}") from error
+        model, state = create_model(data_dim=data_dim, label_dim=label_dim, key=key, **config.model_options())
+        if config.unit_class is not None:  # its energies are traced, so that an error in them comes before any run
+            eqx.filter_eval_shape(model.blocks[0].unit, jax.ShapeDtypeStruct((1, config.hidden_dim), float))
+        return model, state
+    except Exception as error:
+        words = error_in_unit(error, config.unit_class) or (str(error) if isinstance(error, ValueError) else None)
+        if words is None:
+            raise
+        raise ConfigError(f"{config.model_name} on {config.dataset_name}: {words}") from error
 
 
 def run_seed(

@@ -10,6 +10,7 @@ import jax
 from common import tables
 from data_dir.storage import DataError
 from experiment_configs.schema import ConfigError, ExperimentConfig
+from models.load import error_in_unit
 from runs.folder import EVENTS, RunRefused, finished_result, run_folder
 from runs.overwriting import Overwriting, take_over
 from runs.progress import RunProgress
@@ -98,9 +99,11 @@ def _attempt(config: ExperimentConfig, seed: int, arguments: argparse.Namespace,
         print(f"{name}: REFUSED, {error}")
         return {"status": "refused", "error": str(error)}
     except Exception as error:
-        if not isinstance(error, (*KNOWN_ERRORS, MemoryError)):
+        known = isinstance(error, (*KNOWN_ERRORS, MemoryError))
+        in_unit = None if known else error_in_unit(error, config.unit_class)
+        if in_unit is None and not known:
             traceback.print_exc()
-        result = {"status": "failed", "error": message_of(error) or type(error).__name__}
+        result = {"status": "failed", "error": in_unit or message_of(error) or type(error).__name__}
     if result["status"] == "completed":
         print(f"{name}: {_outcome(config, result)}, {result['seconds']:.1f} s ({folder})")
     else:

@@ -18,7 +18,7 @@ MODELS = (
     ("models.layer", "models.stack"),
     ("models.check",),
     ("models.LinHRU", "models.NonlinHRU"),
-    ("models.create",),
+    ("models.create", "models.trained"),
     ("models.load",),
     ("models",),
 )

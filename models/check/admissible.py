@@ -87,7 +87,7 @@ def _fields(owner: AbstractHamiltonian | AbstractSystem, *_) -> Iterator[str]:
             if jnp.issubdtype(leaf.dtype, jnp.integer) and isinstance(leaf, jax.Array):
                 yield (
                     f"{where} is an array of {leaf.dtype} and would get no gradient: make it floating-point or, if it "
-                    "is no parameter but an index, a NumPy array"
+                    "is no parameter but an index, a NumPy array of int32"
                 )
             if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
                 yield (

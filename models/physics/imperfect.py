@@ -104,14 +104,25 @@ class EchoImperfection(eqx.Module):
         cos, sin = jnp.cos(self.flip_phase), jnp.sin(self.flip_phase)
         return cos * q - sin * p, sin * q + cos * p
 
-    def draws(self, key: PRNGKeyArray, hamiltonian: AbstractHamiltonian, drives: Float[Array, "time osc"]) -> dict:
+    def draws(
+        self,
+        key: PRNGKeyArray,
+        hamiltonian: AbstractHamiltonian,
+        drives: Float[Array, "time *in"],
+        positions: Float[Array, "time *osc"],
+    ) -> dict:
         """Standard normal numbers for the two echoes, stacked, by the name of the part that uses them.
 
         All are drawn at once, because every call of the generator takes long to compile. They are drawn in rows of the
         size of the drives, each from a key of its own, so that no part changes the numbers of another.
         """
         parameters, unravel = ravel_pytree(eqx.filter(hamiltonian, eqx.is_inexact_array))
-        rows = {"noise": 4, "drift": -(-parameters.size // drives.size), "replay": 2, "recording": 1}
+        rows = {
+            "noise": 4 * -(-positions.size // drives.size),
+            "drift": -(-parameters.size // drives.size),
+            "replay": 2,
+            "recording": 1,
+        }
         present = [name for name in DRAWN if getattr(self, name) is not None]
         keys = [(DRAWN.index(name), row) for name in present for row in range(rows[name])]
         if not keys:
@@ -122,7 +133,8 @@ class EchoImperfection(eqx.Module):
             zip(present, jnp.split(numbers, np.cumsum([rows[name] for name in present])[:-1]), strict=True)
         )
         if "noise" in drawn:
-            drawn["noise"] = (drawn["noise"][:2], drawn["noise"][2:])
+            noise = drawn["noise"].reshape(4, -1)[:, : positions.size].reshape(4, *positions.shape)
+            drawn["noise"] = (noise[:2], noise[2:])
         if "drift" in drawn:
             one = unravel(drawn["drift"].ravel()[: parameters.size].astype(parameters.dtype))
             drawn["drift"] = jax.tree.map(lambda x: jnp.stack([x, -x]), one)
@@ -244,7 +256,7 @@ def _backwards(residuals, outputs_grad, _, system_and_inputs, machine):
 
     drives = system.drive(inputs)
     echo = partial(_echo, imperfection, system.hamiltonian, end, drives, nudges, size)
-    replayed, trace = jax.vmap(echo)(sides, imperfection.draws(key, system.hamiltonian, drives))
+    replayed, trace = jax.vmap(echo)(sides, imperfection.draws(key, system.hamiltonian, drives, positions))
     errors = replayed - drives[None]
     trace = _quantised(trace, imperfection.readout_quantum, size)
 

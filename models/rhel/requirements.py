@@ -50,10 +50,12 @@ def require_admissible(system: System, inputs: Float[Array | jax.ShapeDtypeStruc
         except CapturedTracer:
             raise
         except (TypeError, ValueError) as error:
+            hint = "A position has the shape of a drive; for another number of oscillators, give it to evolve as n_osc"
+            if "int32" in str(error) and "int64" in str(error):  # jax remembers the type that it gave to an array
+                hint = "An index of whole numbers works in both precisions as a NumPy array of int32"
             raise ValueError(
                 f"{where} cannot be evaluated at positions and momenta of shape {state.shape} and a drive of shape "
-                f"{drive.shape}. A position has the shape of a drive; for another number of oscillators, give it to "
-                f"evolve as n_osc. The error: {error}"
+                f"{drive.shape}. {hint}. The error: {error}"
             ) from error
         shapes = [energy.shape for energy in energies]
         if shapes != [()]:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +82,20 @@ def test_unknown_data_set_is_one_clear_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert "BasicMotions" in error
+
+
+def test_your_own_unit_is_compared_in_place_of_the_models(tmp_path, capsys, monkeypatch):
+    compared = []
+
+    def compare(options, problem, notice):
+        compared.extend(type(block.unit).__name__ for block in problem.model.blocks)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("gradient_comparison_bptt_rhel.compare", compare)
+    unit = f"{Path(__file__).parents[2] / 'examples' / 'custom_hamiltonian.py'}:PendulumLayer"
+    arguments = [*TINY, "--dataset_name", "ACSF1", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    assert main([*arguments, "--unit", unit]) == 2
+    assert compared == ["PendulumLayer"] * 2
+    assert capsys.readouterr().err == "PendulumLayer on ACSF1\nerror: enough\n"
+    assert main([*arguments, "--unit", "absent.py:Unit"]) == 2
+    assert "error: unit absent.py:Unit: cannot be imported" in capsys.readouterr().err

@@ -482,3 +482,14 @@ def test_admissible_systems_pass():
     check_system(LinearPorts(saturating(), B, C, jnp.ones(3)), DRIVES[:, :3])
     check_system(BareSystem(linear()), DRIVES)
     check_system(ports(), DRIVES)
+
+
+def refusing(self, q, drive):
+    raise TypeError(
+        "lax.add requires arguments to have the same dtypes, got int32, int64."
+    )  # of jax, for such an index
+
+
+def test_an_index_that_has_another_type_in_double_precision_is_told_with_the_way_out():
+    with pytest.raises(InadmissibleHamiltonian, match="works in both precisions as a NumPy array of int32"):
+        check_hamiltonian(springs(potential=refusing), DRIVES)

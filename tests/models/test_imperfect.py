@@ -188,9 +188,13 @@ def test_a_part_does_not_change_what_another_draws(x64, part):
 def test_parts_are_drawn_from_keys_of_their_own():
     """Parts at strength zero, of which each has as many numbers as there are drives."""
     drives = jnp.zeros((4, 5))
-    drawn = machine().draws(jax.random.PRNGKey(0), linear(5), drives)
+    drawn = machine().draws(jax.random.PRNGKey(0), linear(5), drives, drives)
     rows = np.concatenate([np.reshape(x, (-1, 20)) for x in (*drawn["noise"], drawn["replay"], drawn["recording"][0])])
     assert len(np.unique(rows, axis=0)) == len(rows) == 7
+    # Noise for 12 oscillators that share 5 drives.
+    noise = machine(noise=0.0).draws(jax.random.PRNGKey(0), linear(5), drives, jnp.zeros((4, 12)))["noise"]
+    assert [x.shape for x in noise] == [(2, 4, 12)] * 2
+    assert len(np.unique(noise)) == 2 * 2 * 4 * 12
 
 
 @pytest.mark.parametrize("mapped", ["seed", "epsilon", "noise"])

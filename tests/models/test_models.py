@@ -327,3 +327,28 @@ class Renaming(NonlinHRULayer):
 def test_an_option_with_the_name_of_an_argument_of_every_model_is_refused():
     with pytest.raises(ValueError, match="Renaming: the option epsilon is an argument of create_model: choose another"):
         make(Renaming, epsilon=0.1)
+
+
+class Copying(NonlinHRULayer):
+    def __init__(self, hidden_dim, ssm_dim, *, copies=2, key, **common):
+        super().__init__(hidden_dim, ssm_dim, key=key, **common)
+
+
+class Whole(NonlinHRULayer):
+    """An integer array, which no optimiser changes, and an index, which is a NumPy array."""
+
+    whole: jax.Array
+    index: np.ndarray
+
+    def __init__(self, hidden_dim, ssm_dim, *, whole=True, key, **common):
+        super().__init__(hidden_dim, ssm_dim, key=key, **common)
+        self.whole = jnp.asarray([1, 2, 3], int if whole else float)
+        self.index = np.array([0, 2])
+
+
+def test_an_option_that_the_base_class_takes_and_an_array_that_is_never_trained_are_refused():
+    with pytest.raises(TypeError, match="Copying: the option copies has the name of an argument of AbstractHRULayer"):
+        make(Copying)
+    with pytest.raises(ValueError, match=r"Whole.whole is an array of int32 and would never be trained: make it jnp"):
+        make(Whole)
+    make(Whole, whole=False)

@@ -428,7 +428,7 @@ def test_a_unit_of_ones_own_is_imported_only_where_it_is_allowed(own, tmp_path):
         ({"unit": "my_unit.py:Installed"}, "AbstractHRULayer; in a clone, import from models, not from rhel"),
         ({"unit": "nowhere.py:Springs"}, "unit nowhere.py:Springs: cannot be imported ([Errno 2]"),
         ({"unit": "no_such_module:Springs"}, "unit no_such_module:Springs: cannot be imported (No module"),
-        ({"unit": "Springs"}, "; it is the path of a file and a class, as in my_unit.py:MyLayer"),
+        ({"unit": "Springs"}, "; it is a file or module and a class, as in my_unit.py:MyLayer"),
         ({"unit": 3}, "unit is 3: allowed is null, or the Python file and the class"),
     ],
 )

@@ -11,7 +11,7 @@ import run_experiment
 from common.files import sha256_of
 from experiment_configs.schema import validate
 from models import load, load_run
-from models.load import RunError, load_unit
+from models.load import RunError, UnitError, load_unit
 from runs import planning
 from runs.identity import identity
 
@@ -80,6 +80,8 @@ def test_a_unit_of_ones_own_through_the_command(workplace, monkeypatch, capsys):
     Path("my_unit.py").write_text(UNIT.replace("self.A, 0.1", "self.A, 0.2"))
     load._module_of.cache_clear()
     capsys.readouterr()
+    with pytest.raises(RunError, match=r"seed_1: was made with another content of the file .*; put the old file back"):
+        load_run(folder, unit=load_unit("my_unit.py:Springs"))
     changed = r"Springs_RHEL/seed_1: was made with another content of the file of the unit my_unit.py:Springs \(sha256 "
     for use in (["--evaluate", str(folder)], [*predict, "--output", "other.csv"]):
         assert run_experiment.main([*use, "--own_units"]) == 2
@@ -104,3 +106,51 @@ def test_the_hash_of_a_unit_in_a_module_is_the_hash_of_its_file(tmp_path, monkey
     config = validate(config, "here", own_units=True)
     assert config.unit_sha256 == expected
     assert identity(config, 1, {})["unit_sha256"] == expected
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("from pathlib import Path", "undefined", r"my_unit.py, line 2: NameError: name 'undefined' is not defined\)"),
+        ("from pathlib import Path", "raise SystemExit(3)", r"my_unit.py, line 2: SystemExit: 3\)"),
+        ("from pathlib import Path", "def f(:", r"invalid syntax \(my_unit.py, line 2\)\)"),
+        ("from pathlib import Path", "import absent", r"my_unit.py, line 2: ModuleNotFoundError: No module named 'ab"),
+    ],
+)
+def test_an_error_in_the_file_of_a_unit_is_told_with_its_line(tmp_path, monkeypatch, old, new, message):
+    monkeypatch.chdir(tmp_path)
+    Path("my_unit.py").write_text(UNIT.replace(old, new))
+    with pytest.raises(UnitError, match=rf"unit my_unit.py:Springs: cannot be imported \(.*{message}"):
+        load_unit("my_unit.py:Springs")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [("jnp.full(ssm_dim, first)", "undefined", 19), ("A=self.A, step", "A=undefined, step", 22)],
+)
+def test_an_error_in_a_method_of_a_unit_is_told_with_its_line(workplace, capsys, old, new, line):
+    Path("my_unit.py").write_text(UNIT.replace(old, new))
+    fields = {**HERE, "model_name": "Springs", "unit": "my_unit.py:Springs", "dataset_name": "Tiny", "seeds": [1]}
+    del fields["complex_ssm"]
+    write_config(fields, "Springs")
+    assert run("--dataset_name", "Tiny", "--model_name", "Springs", "--own_units") == 1
+    printed = capsys.readouterr()
+    message = rf"Springs on Tiny: .*my_unit.py, line {line}: NameError: name 'undefined' is not defined"
+    assert re.search(f"FAILED, {message}", printed.out)
+    assert "Traceback" not in printed.err
+    for use in ("--plan", "--overwrite"):
+        assert run("--dataset_name", "Tiny", "--model_name", "Springs", "--own_units", use) == 2
+        error = capsys.readouterr().err
+        assert re.search(f"error: {message}", error)
+        assert "Traceback" not in error
+
+
+def test_another_class_than_the_one_of_the_run_is_refused():
+    record = {"unit_sha256": "1", "config": {"unit": "a.py:Unit"}}
+    unit = type("Unit", (load.AbstractHRULayer,), {})
+    unit.__module__ = "builtins"
+    with pytest.raises(RunError, match=r"Unit has no file to compare: give unit=.*load_unit\('a.py:Unit'\)"):
+        load.require_same_unit(Path("run"), record, unit)
+    unit.__name__ = "Other"
+    with pytest.raises(RunError, match=r"run: was trained with the unit a.py:Unit, not with Unit: give unit="):
+        load.require_same_unit(Path("run"), record, unit)
