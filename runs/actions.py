@@ -82,7 +82,8 @@ def _print_plan(cells: list[tuple[ExperimentConfig, int]], *, timing: bool) -> N
         planned = planning.Planning(config, runs)
         needs = planned.needs()
         sizes = (f"{size / 2**20:,.1f} MiB" for size in (needs.temporaries, needs.arguments, needs.disk))
-        print(row((*names[number], str(runs), f"{needs.parameters:,}", *sizes)), end="", flush=True)
+        text = row((*names[number], str(runs), f"{needs.parameters:,}", *sizes))
+        print(text if timing else text.rstrip(), end="", flush=True)
         if timing and runs:
             times = planned.times()
             seconds.append(times.longest)

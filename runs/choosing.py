@@ -8,7 +8,7 @@ import math
 
 import pandas as pd
 
-from runs.comparison import SCALE, UNITS
+from runs.comparison import SCALE, UNITS, steps_text
 
 RULE = (
     "Selected by validation: of each data set, model and algorithm, the setting with the best mean validation metric "
@@ -36,12 +36,24 @@ def by_validation(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
             taken = f"{equal[0] or 'the only setting'} (of {len(of_settings)})"
             chosen.append(of_settings[equal[0]].assign(setting="", taken=taken))
             seeds = ", ".join(map(str, sorted(common)))
+            counts = sorted({_steps(of_settings[name]) for name in scores} - {""})
+            unequal = [f"the settings differ in steps: {' and '.join(counts)}"] if len(counts) > 1 else []
             tie = [f"equal: {', '.join(equal[1:])}"] if len(equal) > 1 else []
-            texts = [f"{taken}, validation {unit} {SCALE * best:.{digits}f} over seeds {seeds}", *tie, *sorted(texts)]
+            texts = [
+                f"{taken}, validation {unit} {SCALE * best:.{digits}f} over seeds {seeds}",
+                *tie,
+                *unequal,
+                *sorted(texts),
+            ]
         elif not common:
             texts = ["none: the settings have no seed in common"]
         lines.append(f"{dataset} {model} {algorithm}: {'; '.join(texts)}")
     return pd.concat(chosen, ignore_index=True), lines
+
+
+def _steps(runs: pd.DataFrame) -> str:
+    """The steps of the runs that num_steps ended; early stopping ends a run wherever its metric says so."""
+    return steps_text(runs.loc[runs["stop_reason"] == "num_steps", "steps"])
 
 
 def _score(runs: pd.DataFrame, seeds: set[int]) -> float | None:

@@ -155,7 +155,10 @@ def _compare(completed: pd.DataFrame) -> tuple[list[dict], list[dict]]:
     scores = SCALE * scores.reindex(columns=ALGORITHMS).astype(float)
     short, texts = set(), {}
     for key, of_key in completed.groupby(["dataset", "model", "algorithm"]):
-        texts[key] = {"steps": _steps(of_key["steps"]), "setting": "".join(of_key.get("taken", [])[:1])}
+        texts[key] = {
+            "steps": steps_text(of_key["steps"]),
+            "setting": of_key["taken"].iloc[0] if "taken" in of_key else "",
+        }
         whole = len(of_key) >= PUBLISHED_SEEDS and all(map(_is_whole, of_key.to_dict("records")))
         if key in PUBLISHED and not whole:
             short.add(key)
@@ -173,10 +176,10 @@ def _compare(completed: pd.DataFrame) -> tuple[list[dict], list[dict]]:
     return rows, averages
 
 
-def _steps(values: pd.Series) -> str:
-    """The steps of some runs, as "240" or "120 to 240"; "" if one is no number."""
+def steps_text(values: pd.Series) -> str:
+    """The steps of some runs, as "240" or "120 to 240"; "" if there is none, or if one is no number."""
     sound = [isinstance(value, int | float) and 0 <= value < 1e15 for value in values]
-    return tables.span([int(value) for value in values]) if all(sound) else ""
+    return tables.span([int(value) for value in values]) if sound and all(sound) else ""
 
 
 def _is_whole(run: dict) -> bool:

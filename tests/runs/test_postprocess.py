@@ -277,7 +277,8 @@ def grid(root):
             for seed in seeds:
                 # The setting that is best on validation is worst on the test set.
                 best, fails = setting == better, setting == "c" and seed == 2
-                fields = {"val_metric": 0.8 + 0.1 * best + seed / 100, "steps": 10}
+                fields = {"val_metric": 0.8 + 0.1 * best + seed / 100, "steps": 10 + 5 * (setting == "d")}
+                fields |= {"stop_reason": "num_steps"}
                 fields |= {"status": "failed"} if fails else {}
                 put(root / f"lr={setting}", "Own", f"LinHRU_{algorithm}", seed, 0.4 if best else 0.6, **fields)
     return [root / f"lr={setting}" for setting in "abcd"]
@@ -321,7 +322,8 @@ def test_the_setting_is_chosen_by_validation_alone(tmp_path, capsys):
     )
     assert row.endswith("| 0.0 | [0.0, 0.0] | 2 |")
     # Seed 3 is better than the others, but the other settings have not begun it.
-    assert "- Own LinHRU RHEL: lr=b (of 4), validation accuracy, % 91.5 over seeds 1, 2; lr=c takes no part: " in out
+    assert "- Own LinHRU RHEL: lr=b (of 4), validation accuracy, % 91.5 over seeds 1, 2; the settings differ in " in out
+    assert "the settings differ in steps: 10 and 15; lr=c takes no part: it lacks a seed\n" in out
     with open(tmp_path / "summary" / "runs.csv", newline="") as file:
         runs = list(csv.DictReader(file))
     assert len(runs) == 18
