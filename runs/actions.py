@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import jax
 
@@ -13,7 +14,7 @@ from experiment_configs.schema import ExperimentConfig
 from models.load import RunError
 from runs import compilation_cache, planning, prediction, streams
 from runs.command import use_of
-from runs.folder import finished_result, run_folder, setting_of
+from runs.folder import RESULT, UNCHECKED, finished_result, run_folder, setting_of
 from runs.overwriting import Overwriting
 from runs.selection import Selection
 from runs.signals import StopSignals
@@ -85,7 +86,11 @@ def _print_plan(cells: list[tuple[ExperimentConfig, int]], *, timing: bool) -> N
         text = row((*names[number], str(runs), f"{needs.parameters:,}", *sizes))
         print(text if timing else text.rstrip(), end="", flush=True)
         if timing and runs:
-            times = planned.times()
+            try:
+                times = planned.times()
+            except BaseException:
+                print(flush=True)  # the message begins a line
+                raise
             seconds.append(times.longest)
             few = (
                 "" if times.steps == planning.TIMED_STEPS else f" ({times.steps} timed in {planning.TIMING_SECONDS} s)"
@@ -112,6 +117,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         arguments.evaluate, part=part, data_dir=getattr(arguments, "data_dir", None), own_units=arguments.own_units
     )
     run, then, now, differences = result.run, result.recorded, result.recomputed, result.differences()
+    _note_unchecked(arguments.evaluate)
     equal = then == now
     print(
         f"{title(run.config)} seed {run.record['seed']}, {part} {run.config.metric}: recorded {then.metric}, "
@@ -130,5 +136,12 @@ def _predict(arguments: argparse.Namespace) -> int:
     written = prediction.predict_file(
         arguments.run, arguments.predict, output, overwrite=arguments.overwrite, own_units=arguments.own_units
     )
+    _note_unchecked(arguments.run)
     print(f"{written.path}: {written.series} series, by {title(written.run.config)} ({arguments.run})")
     return 0
+
+
+def _note_unchecked(folder: Path) -> None:
+    result = finished_result(folder)
+    if result is not None and "model_sha256" not in result:
+        print(f"{folder / RESULT} {UNCHECKED}", file=sys.stderr)

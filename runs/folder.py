@@ -29,6 +29,7 @@ from experiment_configs.schema import ConfigError, ExperimentConfig
 CONFIG, MODEL, RESULT = "config.json", "model.eqx", "result.json"  # as in `models.load`
 SPLIT, METRICS, CURVES, PREDICTIONS = "split.json", "metrics.jsonl", "curves.png", "predictions.png"
 CHECKPOINTS, EVENTS, NONFINITE = "checkpoints", "events", "nonfinite.eqx"
+UNCHECKED = "has no hash of model.eqx, so it is not known whether model.eqx was changed"
 LOCK, OVERWRITE = ".lock", ".overwrite"
 
 

@@ -13,7 +13,7 @@ import train
 from data_dir.dataloaders import Dataloader
 from data_dir.datasets import Dataset, create_dataset
 from experiment_configs.schema import ExperimentConfig
-from models import create_model
+from runs.run import make_model
 from training import dispatch
 from training.checkpoints import KEPT
 from training.dispatch import stack_batches
@@ -56,7 +56,7 @@ class Planning:
         self.config, self.runs = config.completed(self.dataset.output_step), runs
         keys = train.seed_keys(seed)
         dims = {"data_dim": self.dataset.data_dim, "label_dim": self.dataset.label_dim}
-        self.model, self.state = create_model(**dims, key=keys.model, **config.model_options())
+        self.model, self.state = make_model(self.config, **dims, key=keys.model)
         self.key = keys.training
         self.optimiser = train.adam(config.learning_rate())
         self.evaluations = math.ceil(config.num_steps / config.print_steps)

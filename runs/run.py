@@ -18,7 +18,7 @@ from models import create_model
 from models.stack import HRU
 from runs import folder as files
 from runs.figures import draw_curves, draw_predictions
-from runs.folder import finished_result, locked, run_folder
+from runs.folder import finished_result, locked, run_folder, setting_of
 from runs.identity import checkpoint_keys, data_hashes, identity, require_same_run
 from runs.record import peak_memory, run_record
 from training.checkpoints import CheckpointError, Checkpoints
@@ -106,7 +106,8 @@ class _Run:
     @property
     def title(self) -> str:
         config = self.config
-        return f"{config.dataset_name}, {config.model_name} by {config.learning_algorithm}, seed {self.seed}"
+        setting = f", {setting_of(config)}" if setting_of(config) else ""
+        return f"{config.dataset_name}, {config.model_name} by {config.learning_algorithm}{setting}, seed {self.seed}"
 
     def execute(self, model, state, key, stop, on_step) -> dict:
         """The result of the training; every file but result.json is written."""

@@ -10,7 +10,7 @@ import jax
 from common import tables
 from data_dir.storage import DataError
 from experiment_configs.schema import ConfigError, ExperimentConfig
-from runs.folder import EVENTS, RunRefused, finished_result, run_folder, setting_of
+from runs.folder import EVENTS, RESULT, UNCHECKED, RunRefused, finished_result, run_folder, setting_of
 from runs.overwriting import Overwriting, take_over
 from runs.progress import RunProgress
 from runs.run import run_seed
@@ -80,7 +80,7 @@ def _attempt(config: ExperimentConfig, seed: int, arguments: argparse.Namespace,
     """
     folder, name = run_folder(config, seed), f"{title(config)} seed {seed}"
     if (finished := finished_result(folder, config.num_steps)) is not None:
-        unsure = "" if "model_sha256" in finished else "; result.json has no hash of model.eqx, so it is not checked"
+        unsure = "" if "model_sha256" in finished else f"; {RESULT} {UNCHECKED}"
         print(f"{name}: kept, {_outcome(config, finished)} ({folder}){unsure}")
         return {**finished, "kept": True}
     try:

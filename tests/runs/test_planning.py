@@ -207,6 +207,7 @@ def test_rows_come_one_by_one_and_the_end_is_that_of_all_runs(workplace, measure
         patched.setattr(planning.Planning, "times", lost)
         with pytest.raises(MemoryError):
             command("--dataset_name", "Tiny", "--plan")
+        assert capsys.readouterr().out == "\n"
         assert command("--dataset_name", "Tiny", "--plan", "--no_timing") == 0
     head, row, total, _ = capsys.readouterr().out.splitlines()
     assert head.endswith("disk")

@@ -37,12 +37,14 @@ def test_a_finished_run_is_kept_and_reported(workplace, capsys):
     assert "Tiny LinHRU RHEL seed 1: kept, test accuracy" in output
     assert "another config" not in output
     assert f"accuracy, %  {100 * read(SEED_1 / 'result.json')['test_metric']:.1f} " in output
-    assert "is not checked" not in output
+    assert "has no hash" not in output
     result = read(SEED_1 / "result.json")
     del result["model_sha256"]
     (SEED_1 / "result.json").write_text(json.dumps(result))
     assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
-    assert "; result.json has no hash of model.eqx, so it is not checked\n" in capsys.readouterr().out
+    assert "seed_1); result.json has no hash of model.eqx, so it is not known" in capsys.readouterr().out
+    assert run_experiment.main(["--evaluate", str(SEED_1)]) == 0
+    assert "result.json has no hash of model.eqx" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("finished", [True, False])
