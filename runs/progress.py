@@ -33,7 +33,10 @@ class RunProgress:
             dynamic_ncols=True,
         )
         self.validation = ""
-        self.since: tuple[float, int] | None = None  # time and step from which the time left is estimated
+        # Time and step of the last call of `step`, and the two ends of dispatches that give the time left.
+        self.last: tuple[float, int] | None = None
+        self.since: tuple[float, int] | None = None
+        self.until: tuple[float, int] | None = None
         self.evaluated = False
         self.line, self.line_at = "", -float("inf")  # the line that is not printed yet; when the last one was
         self.warned = False
@@ -65,12 +68,13 @@ class RunProgress:
     def step(self, step: int, loss: float) -> None:
         """Show the loss of a step."""
         now, total = time.monotonic(), self.config.num_steps
-        if self.since is None:
-            self.since = now, step
-        parts, (start, first) = [f"{step}/{total}"], self.since
-        if step > first:
-            seconds = (now - start) / (step - first) * (total - step)
-            parts = [f"{self.bar.format_interval(seconds)} left", *parts]
+        if self.last is not None and now - self.last[0] > 0.05:  # the steps of a dispatch are told at once
+            self.since, self.until = self.since or self.last, self.last
+        self.last = now, step
+        parts = [f"{step}/{total}"]
+        if self.since is not None and self.until is not None and self.since != self.until:
+            (start, first), (end, last) = self.since, self.until
+            parts = [f"{self.bar.format_interval((end - start) / (last - first) * (total - step))} left", *parts]
         text = f"loss {_short(loss)}{self.validation}"
         with suppress(OSError, ValueError):  # no terminal
             width = os.get_terminal_size(sys.stderr.fileno()).columns - len(" |=|")
@@ -84,7 +88,7 @@ class RunProgress:
         metric = self.config.metric
         self.validation = f", val {metric} {_short(evaluation.val_metric)}"
         if not self.evaluated:
-            self.evaluated, self.since = True, None
+            self.evaluated, self.last, self.since, self.until = True, None, None, None
         if not self.interactive:
             self.line = (
                 f"{self.name} step {evaluation.step}/{self.config.num_steps}: loss {evaluation.loss:.4f}, {metric} "

@@ -52,15 +52,16 @@ def write(runs: pd.DataFrame, folder: Path, *, select: bool = False) -> str:
 
 
 def _titled(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs. Chosen ones get back a setting: that of RHEL and that of BPTT, as one text for both."""
+    """The runs. Chosen ones get back a setting: the one that both algorithms have, or both settings in one text."""
     if "taken" not in runs:
         return runs
-    texts = {
-        key: ", ".join(
-            f"{name} {taken}" for name, taken in dict(zip(of["algorithm"], of["taken"], strict=True)).items()
+    texts = {}
+    for key, of_key in runs.groupby(["dataset", "model"]):
+        names = dict(
+            zip(of_key["algorithm"], of_key["taken"].str.replace(r" \(of \d+\)$", "", regex=True), strict=True)
         )
-        for key, of in runs.groupby(["dataset", "model"])
-    }
+        each = ", ".join(f"{algorithm} {name}" for algorithm, name in names.items())
+        texts[key] = next(iter(names.values())) if len(set(names.values())) == 1 else each
     return runs.assign(setting=[texts[key] for key in zip(runs["dataset"], runs["model"], strict=True)])
 
 

@@ -151,11 +151,11 @@ def test_the_bar_of_a_narrow_terminal_never_cuts_the_metric(monkeypatch, columns
         with RunProgress("Tiny LinHRU RHEL lr=0.001,hidden_dim=16 seed 1", CONFIG, None) as display:
             display.bar.mininterval = 0
             display.start(DATASET, 1234)
-            display.step(1, 0.1)
-            display.step(2, 0.2)
+            for step in (1, 2, 3):
+                display.step(step, step / 10)
             display.evaluation(EVALUATION)
-            display.step(3, 0.3)
-            display.step(4, 0.4)
+            for step in (4, 5, 6):
+                display.step(step, step / 10)
         terminal.flush()
         shown = b""
         while select.select([ours], [], [], 0.1)[0]:
@@ -169,10 +169,10 @@ def test_the_bar_of_a_narrow_terminal_never_cuts_the_metric(monkeypatch, columns
     # It says "compiling" until the first step, and the time left counts from there and from the first evaluation.
     starts = [re.split(r" \|", bar)[0] for bar in bars]
     assert starts[:2] == ["compiling", "compiling"]
-    assert starts[2:4] == ["loss 0.1000, 1/100000", "loss 0.2000, 27777:13:20 left, 2/100000"]
-    assert starts[4] == "loss 0.3000, val accuracy 0.5000, 3/100000"
-    assert starts[5].startswith("loss 0.4000, val accuracy 0.5000, 27776:40:00 left")
-    assert starts[5].endswith("4/100000") == (columns == 80)
+    assert starts[2:4] == ["loss 0.1000, 1/100000", "loss 0.2000, 2/100000"]
+    assert starts[4:6] == ["loss 0.3000, 27776:56:40 left, 3/100000", "loss 0.4000, val accuracy 0.5000, 4/100000"]
+    assert starts[7].startswith("loss 0.6000, val accuracy 0.5000, 27776:06:40 left")
+    assert starts[7].endswith("6/100000") == (columns == 80)
 
 
 def test_without_a_terminal_there_is_a_line_every_ten_seconds_and_the_last_one(monkeypatch):
