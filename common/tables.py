@@ -39,8 +39,14 @@ def latex(rows: Rows) -> str:
 
 
 def mean_and_std(values: Sequence[float], digits: int) -> str:
-    """Mean ± sample standard deviation (n - 1), which one value does not have."""
+    """Mean ± sample standard deviation (n - 1); of a single value, the value."""
     if not values:
         return "-"
-    std = f"{statistics.stdev(values):.{digits}f}" if len(values) > 1 else "n/a"
-    return f"{statistics.fmean(values):.{digits}f} ± {std}"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def span(numbers: Sequence[int]) -> str:
+    """The smallest and the largest number, as in "120 to 240"."""
+    least, most = min(numbers, default="-"), max(numbers, default="-")
+    return str(least) if least == most else f"{least} to {most}"

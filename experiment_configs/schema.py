@@ -8,7 +8,7 @@ strings ("0.0001", "True"), as the published files do. The options of a unit are
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -374,12 +374,23 @@ def _describe(problem: Mapping[str, Any], fields: Mapping[str, Any], known: Mapp
     for item in items:
         value = value[item]
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-        near = _ALSO_CALLED.get(name) or (near[0] if near else None)
+        near = field_meant(name, known)
         hint = f"did you mean {near}?" if near else f"the fields are {', '.join(known)}"
         return f"unknown field {name} ({_shown(value)}): {hint}"
     detail = f" ({problem['ctx']['error']})" if problem["type"] == "value_error" else ""
     return f"{name} is {_shown(value)}{detail}: allowed is {known[name].description}"
+
+
+def field_meant(name: str, known: Iterable[str] = ()) -> str | None:
+    """The field that a name may stand for: itself, a field that people call so, or a similar one of the `known` fields.
+
+    Without `known`, the fields of the configs of all models.
+    """
+    known = [*(known or config_class(None).model_fields)]
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    return _ALSO_CALLED.get(name) or (near[0] if near else None)
 
 
 def _shown(value: Any) -> str:

@@ -4,15 +4,17 @@ import argparse
 import contextlib
 import math
 import sys
+import time
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import jax
 
-from common import tables
+from experiment_configs.schema import ExperimentConfig
 from models.load import RunError
 from runs import compilation_cache, planning, prediction, streams
 from runs.command import use_of
-from runs.folder import finished_result, run_folder
+from runs.folder import RESULT, UNCHECKED, finished_result, run_folder, setting_of
 from runs.overwriting import Overwriting
 from runs.selection import Selection
 from runs.signals import StopSignals
@@ -51,39 +53,57 @@ def _plan(arguments: argparse.Namespace) -> int:
         selection.require_same_runs()
         removed = []
     print(*selection.lines, sep="\n", file=sys.stderr)
-    plans = []
+    cells = []
     for config in selection.configs:
-        print(f"Timing {title(config)}", file=sys.stderr)
         folders = [run_folder(config, seed) for seed in config.seeds]
-        to_do = [folder for folder in folders if folder in removed or finished_result(folder) is None]
-        plans.append(planning.plan(config, runs=len(to_do)))
-    print(plan_table(plans, datetime.now()))
+        to_do = [folder for folder in folders if folder in removed or finished_result(folder, config.num_steps) is None]
+        cells.append((config, len(to_do)))
+    _print_plan(cells, timing=not arguments.no_timing)
     return 0
 
 
-def plan_table(plans: list[planning.Plan], now: datetime) -> str:
-    """A line for each plan, and the time at which all of them would be done."""
-    sizes = ("temporaries", "arguments", "disk")
-    rows: list[tuple[str, ...]] = [
-        ("data set", "model", "algorithm", "runs", "parameters", *sizes, "s / 1000 steps", "at most")
-    ]
-    for plan in plans:
-        config = plan.config
-        rows.append(
-            (
-                *(config.dataset_name, config.model_name, config.learning_algorithm),
-                *(str(plan.runs), f"{plan.parameters:,}"),
-                *(f"{getattr(plan, size) / 2**20:,.1f} MiB" for size in sizes),
-                *(f"{plan.per_1000_steps:,.1f}", str(_duration(plan.longest))),
+def _print_plan(cells: list[tuple[ExperimentConfig, int]], *, timing: bool) -> None:
+    """A row for each config and its number of runs, with memory and disk as soon as they are known, then the times."""
+    names = [(c.dataset_name, c.model_name, c.learning_algorithm, setting_of(c) or "-") for c, _ in cells]
+    shown = 4 if any(setting != "-" for *_, setting in names) else 3
+    head = ("data set", "model", "algorithm", "setting")[:shown]
+    names = [name[:shown] for name in names]
+    widths = [max(map(len, column)) for column in zip(head, *names, strict=True)] + [4, 11, 13, 13, 13]
+
+    def row(texts):
+        return "  ".join(text.ljust(width) for text, width in zip(texts, widths, strict=True))
+
+    head = row((*head, "runs", "parameters", "temporaries", "arguments", "disk"))
+    print(f"{head}  s / 1000 steps  at most" if timing else head.rstrip(), flush=True)
+    start, seconds = time.monotonic(), []
+    for number, (config, runs) in enumerate(cells):
+        left = (time.monotonic() - start) / max(number, 1) * (len(cells) - number)
+        left = f", about {_duration(left)} left" if number else ""
+        print(f"Measuring {title(config)} ({number + 1} of {len(cells)}{left})", file=sys.stderr, flush=True)
+        planned = planning.Planning(config, runs)
+        needs = planned.needs()
+        sizes = (f"{size / 2**20:,.1f} MiB" for size in (needs.temporaries, needs.arguments, needs.disk))
+        text = row((*names[number], str(runs), f"{needs.parameters:,}", *sizes))
+        print(text if timing else text.rstrip(), end="", flush=True)
+        if timing and runs:
+            try:
+                times = planned.times()
+            except BaseException:
+                print(flush=True)  # the message begins a line
+                raise
+            seconds.append(times.longest)
+            few = (
+                "" if times.steps == planning.TIMED_STEPS else f" ({times.steps} timed in {planning.TIMING_SECONDS} s)"
             )
-        )
-    seconds = math.fsum(plan.longest for plan in plans)
-    return (
-        f"{tables.aligned(rows)}\n"
-        f"{sum(plan.runs for plan in plans)} runs, one after the other: at most {_duration(seconds)}, until "
-        f"{now + timedelta(seconds=seconds):%Y-%m-%d %H:%M}. Early stopping ends runs sooner.\n"
+            print(f"  {times.per_1000_steps:<14,.1f}  {_duration(times.longest)}{few}", end="")
+        print("  -               finished" * (timing and not runs), flush=True)
+    until = datetime.now() + timedelta(seconds=math.fsum(seconds))
+    at_most = f", one after the other: at most {_duration(math.fsum(seconds))}, until {until:%Y-%m-%d %H:%M}. Early "
+    at_most += "stopping ends runs sooner"
+    print(
+        f"{sum(runs for _, runs in cells)} runs{at_most * timing}.\n"
         "temporaries and arguments: memory of a step by XLA's own analysis; the data and a second copy of the model "
-        "come on top. disk: of all these runs."
+        "come on top. disk: of all these runs, with their two checkpoints, which a finished run keeps."
     )
 
 
@@ -97,6 +117,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         arguments.evaluate, part=part, data_dir=getattr(arguments, "data_dir", None), own_units=arguments.own_units
     )
     run, then, now, differences = result.run, result.recorded, result.recomputed, result.differences()
+    _note_unchecked(arguments.evaluate)
     equal = then == now
     print(
         f"{title(run.config)} seed {run.record['seed']}, {part} {run.config.metric}: recorded {then.metric}, "
@@ -115,5 +136,12 @@ def _predict(arguments: argparse.Namespace) -> int:
     written = prediction.predict_file(
         arguments.run, arguments.predict, output, overwrite=arguments.overwrite, own_units=arguments.own_units
     )
+    _note_unchecked(arguments.run)
     print(f"{written.path}: {written.series} series, by {title(written.run.config)} ({arguments.run})")
     return 0
+
+
+def _note_unchecked(folder: Path) -> None:
+    result = finished_result(folder)
+    if result is not None and "model_sha256" not in result:
+        print(f"{folder / RESULT} {UNCHECKED}", file=sys.stderr)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from experiment_configs import LEARNING_ALGORITHMS, MODEL_NAMES
-from runs import compilation_cache
+from runs import compilation_cache, settings
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "experiment_configs" / "repeats"
 FALLBACK_SET = "BasicMotions"
@@ -18,7 +18,8 @@ OVERRIDES = (
     *("seeds", "data_dir", "output_parent_dir", "num_steps", "print_steps", "batch_size"),
     *("checkpoint_steps", "skip_nonfinite"),
 )
-# The flags that --evaluate and --predict read. Training and --plan read all flags except --split, --run and --output.
+# The flags that --evaluate and --predict read. Training and --plan read all flags except --split, --run and --output;
+# only --plan reads --no_timing.
 KEPT_RUN_FLAGS = {
     "evaluate": {"evaluate", "split", "data_dir", "own_units", "compilation_cache"},
     "predict": {"predict", "run", "output", "overwrite", "own_units", "compilation_cache"},
@@ -104,6 +105,14 @@ def _add_training(flags) -> None:
     add("--batch_size", type=_positive, metavar="N", help="samples per step")
     add("--checkpoint_steps", type=_positive, metavar="N", help="steps from one checkpoint to the next")
     add("--skip_nonfinite", type=_whole, metavar="N", help="most steps to skip because they are not finite")
+    add(
+        "--set",
+        **several,
+        action="extend",
+        metavar="FIELD=VALUE",
+        help="any field of the config, as in lr=0.003; a list, as in lr=0.001,0.003 hidden_dim=16,32, makes all "
+        "combinations, each in a folder of its own below --output_parent_dir",
+    )
     no = {"action": "store_true", "default": False}
     add(
         "--own_units",
@@ -132,6 +141,7 @@ def _add_other_uses(group) -> None:
         help="write what the model of --run predicts for an npy array (N, L, C), a ts file or a table, as CSV",
     )
     add = group.add_argument
+    add("--no_timing", action="store_true", default=False, help="for --plan: memory and disk only")
     add("--split", choices=("train", "validation", "test"), help="for --evaluate: the part (default: test)")
     add("--run", type=Path, metavar="RUN_FOLDER", help="for --predict: the run whose model predicts")
     add(
@@ -150,7 +160,9 @@ def use_of(arguments: argparse.Namespace) -> str:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, checked: a flag that would have no effect is an error."""
     flags = parser()
-    arguments = flags.parse_args(argv)
+    arguments, unknown = flags.parse_known_args(argv)
+    if unknown:
+        flags.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown, flags)}")
     for name in () if arguments.own_units else getattr(arguments, "model_name", ()):
         if name not in (*MODEL_NAMES, ALL):
             near = difflib.get_close_matches(name, MODEL_NAMES, n=1)
@@ -160,6 +172,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             )
     given = {name for name, value in vars(arguments).items() if value != flags.get_default(name)}
     use = use_of(arguments)
+    if use == "train" and "no_timing" in given:
+        flags.error("--no_timing: it goes with --plan")
     if use in ("train", "plan"):
         surplus = given & {"split", "run", "output"}
         reason = "it goes with --evaluate or --predict"
@@ -170,4 +184,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         flags.error(f"--{min(surplus)}: {reason}")
     if use == "predict" and "run" not in arguments:
         flags.error("--predict: --run RUN_FOLDER is missing, the run whose model predicts")
+    try:
+        arguments.set = settings.parse(getattr(arguments, "set", ()))
+    except ValueError as error:
+        flags.error(f"--set: {error}")
+    for name in given & arguments.set.keys():
+        flags.error(f"--set: {name} is given twice, here and by --{name}")
     return arguments
+
+
+def _meant(unknown: list[str], flags: argparse.ArgumentParser) -> str:
+    """A hint for the first unknown flag: the flag of a similar name, or --set for a field of the configs."""
+    from experiment_configs.schema import field_meant  # it imports jax, which a correct command does not need here
+
+    flag, _, value = unknown[0].partition("=")
+    name = flag.removeprefix("--")
+    if name == flag:
+        return ""
+    field = field_meant(name)
+    if field is not None and f"--{field}" not in flags._option_string_actions:
+        value = value or next((text for text in unknown[1:] if not text.startswith("--")), "VALUE")
+        return f"; did you mean --set {field}={value}?"
+    near = difflib.get_close_matches(f"--{field or name}", flags._option_string_actions, n=1, cutoff=0.7)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,6 +1,7 @@
 """Reads the results of runs by RHEL and BPTT, and compares them with each other and with the paper.
 
-It reads only result.json and metrics.jsonl of each run. It needs no jax.
+It reads only result.json and metrics.jsonl of each run. It needs no jax. A setting has the name of its folder: runs of
+one data set, model, algorithm and seed in several folders have several settings.
 """
 
 # pandas types what a row or a group holds as anything; the checker then warns of each use.
@@ -9,6 +10,7 @@ It reads only result.json and metrics.jsonl of each run. It needs no jax.
 
 import json
 import math
+import os
 import re
 from itertools import product
 from pathlib import Path
@@ -17,6 +19,7 @@ from statistics import fmean
 import pandas as pd
 from scipy.stats import t as student_t
 
+from common import tables
 from experiment_configs.published_results import DATASETS, PUBLISHED
 
 ALGORITHMS = ("BPTT", "RHEL")
@@ -36,21 +39,34 @@ PUBLISHED_SEEDS, STEPS, EVALUATIONS_EVERY, PATIENCE = 5, 100_000, 1_000, 10
 LEAST_STEPS = {"num_steps": STEPS, "early_stopping": EVALUATIONS_EVERY * (PATIENCE + 2)}
 SHORT = "*"
 NOTE = (
-    "Test metric of the model that was best on the validation set: mean ± sample standard deviation (n - 1) over n "
+    "Test metric of the model that was best on the validation set: mean ± sample standard deviation (n - 1) over the "
     "seeds; paper: mean ± std over five seeds. RHEL - BPTT: mean of the differences of the seeds that both have, with "
     "its 95 % interval by Student's t. Averages are over the sets that have both, seed by seed. "
     f"{SHORT}: the mean has fewer seeds or steps than the mean of the paper, so the two cannot be compared."
 )
 
 
-def read_runs(outputs: Path) -> pd.DataFrame:
-    """The runs below a folder, one per row: data set, model, algorithm, seed, status, folder and `RESULT_FIELDS`.
+def read_runs(*outputs: Path) -> pd.DataFrame:
+    """The runs below folders, one per row: data set, model, algorithm, seed, setting, status, folder, `RESULT_FIELDS`.
+
+    Below a folder, the folders that --set names (lr=0.003) are read, too. "setting" is the path of the folder that
+    holds the data sets, without what is common to all of them; "" if there is only one.
 
     The status is "completed", "failed", "unfinished" (no result.json) or "damaged" (no sound metric in result.json, or
     not the metric of the other runs of the data set).
     """
+    parents = {parent.resolve(): parent for folder in outputs for parent in (folder, *sorted(folder.glob("*=*")))}
+    rows = {path: of_parent for path, parent in parents.items() if (of_parent := _rows(parent))}
+    settings = _settings(list(rows))
+    names = ["dataset", "model", "algorithm", "seed", "setting", "status", "folder", *RESULT_FIELDS]
+    runs = pd.DataFrame([row | {"setting": settings[path]} for path, of in rows.items() for row in of], columns=names)
+    runs = runs.sort_values(names[:5], key=lambda column: column.map(_rank), ignore_index=True)
+    return _of_one_metric(runs)
+
+
+def _rows(parent: Path) -> list[dict]:
     rows = []
-    for folder in outputs.glob("*/*_*/seed_*"):
+    for folder in parent.glob("*/*_*/seed_*"):
         model, _, algorithm = folder.parent.name.rpartition("_")
         # As run_experiment.py writes it: seed_1 and seed_01 would be two runs of one seed.
         seed = re.fullmatch(r"seed_(0|[1-9]\d*)", folder.name, re.ASCII)
@@ -58,10 +74,18 @@ def read_runs(outputs: Path) -> pd.DataFrame:
             names = {"dataset": folder.parent.parent.name, "model": model, "algorithm": algorithm, "seed": int(seed[1])}
             # The names of the folder win: a copied folder may hold another seed in its result.json.
             rows.append(_read_result(folder / "result.json") | names | {"folder": str(folder)})
-    names = ["dataset", "model", "algorithm", "seed", "status", "folder", *RESULT_FIELDS]
-    runs = pd.DataFrame(rows, columns=names)
-    runs = runs.sort_values(names[:4], key=lambda column: column.map(_rank), ignore_index=True)
-    return _of_one_metric(runs)
+    return rows
+
+
+def _settings(parents: list[Path]) -> dict[Path, str]:
+    """The name of each folder: its path below the folder that is common to all; the common folder has its own name."""
+    if len(parents) < 2:
+        return dict.fromkeys(parents, "")
+    common = Path(os.path.commonpath(parents))
+    names = {path: str(path.relative_to(common)) for path in parents}
+    return {
+        path: common.name if name == "." and common.name not in names.values() else name for path, name in names.items()
+    }
 
 
 def _of_one_metric(runs: pd.DataFrame) -> pd.DataFrame:
@@ -109,30 +133,53 @@ def read_curve(folder: Path) -> pd.DataFrame:
 
 
 def compare(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per data set and model, then the averages of each model over the sets measured by accuracy.
+    """One row per data set, model and setting, then the averages of each model over the sets measured by accuracy.
 
-    Columns of each algorithm: mean, std, n, short, paper_mean and paper_std; of RHEL - BPTT: mean, low, high and pairs.
-    A value that does not exist is nan. "short" is true for a mean of fewer seeds or steps than the mean of the paper.
+    Columns of each algorithm: mean, std, n, steps, short, paper_mean and paper_std, and setting for `selected` runs; of
+    RHEL - BPTT: mean, low, high and pairs. A value that does not exist is nan, or an empty text. "short" is true for a
+    mean of fewer seeds or steps than the mean of the paper.
     """
-    completed = runs[runs["status"] == "completed"]
+    rows, averages = [], []
+    for setting, of_setting in runs[runs["status"] == "completed"].groupby("setting", sort=False):
+        own_rows, own_averages = _compare(of_setting)
+        rows += [{**row, "setting": setting} for row in own_rows]
+        averages += [{**row, "setting": setting} for row in own_averages]
+    rows.sort(key=lambda row: (_rank(row["dataset"]), row["model"]))
+    return pd.DataFrame(rows + averages)
+
+
+def _compare(completed: pd.DataFrame) -> tuple[list[dict], list[dict]]:
+    """The rows of one setting, and the averages."""
     # Rows: metric, data set, model and seed; a column for each algorithm.
     scores = completed.pivot(index=["metric", "dataset", "model", "seed"], columns="algorithm", values="test_metric")
     scores = SCALE * scores.reindex(columns=ALGORITHMS).astype(float)
-    short = {
-        key
-        for key, of_key in completed.groupby(["dataset", "model", "algorithm"])
-        if key in PUBLISHED and (len(of_key) < PUBLISHED_SEEDS or not all(map(_is_whole, of_key.to_dict("records"))))
-    }
-    rows = []
+    short, texts = set(), {}
+    for key, of_key in completed.groupby(["dataset", "model", "algorithm"]):
+        texts[key] = {
+            "steps": steps_text(of_key["steps"]),
+            "setting": of_key["taken"].iloc[0] if "taken" in of_key else "",
+        }
+        whole = len(of_key) >= PUBLISHED_SEEDS and all(map(_is_whole, of_key.to_dict("records")))
+        if key in PUBLISHED and not whole:
+            short.add(key)
+    rows, averages = [], []
     for (metric, dataset, model), values in scores.groupby(level=["metric", "dataset", "model"], sort=False):
-        published = {algorithm: PUBLISHED.get((dataset, model, algorithm)) for algorithm in ALGORITHMS}
-        short_of_row = {algorithm for algorithm in ALGORITHMS if (dataset, model, algorithm) in short}
-        rows.append(_compared(dataset, model, metric, values, published, short_of_row))
-    rows.sort(key=lambda row: (_rank(row["dataset"]), row["model"]))
+        keys = {algorithm: (dataset, model, algorithm) for algorithm in ALGORITHMS}
+        published = {algorithm: PUBLISHED.get(key) for algorithm, key in keys.items()}
+        row = _compared(dataset, model, metric, values, published, {name for name, key in keys.items() if key in short})
+        for algorithm, key in keys.items():
+            row |= {f"{algorithm}_{name}": text for name, text in texts.get(key, {}).items()}
+        rows.append(row)
     if "accuracy" in scores.index.levels[0]:
         for model, values in scores.loc["accuracy"].groupby(level="model"):
-            rows += _averages(model, values.droplevel("model"), short)
-    return pd.DataFrame(rows)
+            averages += _averages(model, values.droplevel("model"), short)
+    return rows, averages
+
+
+def steps_text(values: pd.Series) -> str:
+    """The steps of some runs, as "240" or "120 to 240"; "" if there is none, or if one is no number."""
+    sound = [isinstance(value, int | float) and 0 <= value < 1e15 for value in values]
+    return tables.span([int(value) for value in values]) if sound and all(sound) else ""
 
 
 def _is_whole(run: dict) -> bool:
@@ -146,6 +193,7 @@ def _compared(dataset: str, model: str, metric: str, values: pd.DataFrame, publi
         column = values[algorithm].dropna()
         mean, std = published[algorithm] or (math.nan, math.nan)
         own = {"mean": column.mean(), "std": column.std(ddof=1), "n": len(column), "short": algorithm in short}
+        own |= {"steps": "", "setting": ""}  # an average has none
         row |= {f"{algorithm}_{name}": value for name, value in {**own, "paper_mean": mean, "paper_std": std}.items()}
     differences = (values["RHEL"] - values["BPTT"]).dropna()
     pairs, mean = len(differences), differences.mean()
@@ -186,13 +234,13 @@ def _averages(model: str, values: pd.DataFrame, short: set[tuple[str, str, str]]
 
 
 def problems(runs: pd.DataFrame) -> list[str]:
-    """A line for each data set, model and algorithm with runs that failed, are unfinished, damaged or missing.
+    """A line for each data set, model, algorithm and setting with runs that failed, are unfinished, damaged or missing.
 
-    Both algorithms of every model must have every seed that any run of the data set has.
+    Both algorithms of every model must have every seed that any run of the data set and setting has.
     """
     lines = []
-    for dataset, of_set in runs.groupby("dataset", sort=False):
-        for model, algorithm in product(sorted(set(runs["model"])), ALGORITHMS):
+    for (dataset, setting), of_set in runs.groupby(["dataset", "setting"], sort=False):
+        for model, algorithm in product(sorted(set(runs.loc[runs["setting"] == setting, "model"])), ALGORITHMS):
             own = of_set[(of_set["model"] == model) & (of_set["algorithm"] == algorithm)]
             texts = [
                 f"seed {run['seed']} {run['status']}" + (f" ({run['error']})" if isinstance(run["error"], str) else "")
@@ -202,5 +250,5 @@ def problems(runs: pd.DataFrame) -> list[str]:
             if missing:
                 texts.append(f"missing: {', '.join(map(str, missing))}")
             if texts:
-                lines.append(f"{dataset} {model} {algorithm}: {'; '.join(texts)}")
+                lines.append(f"{' '.join([dataset, model, algorithm, setting]).strip()}: {'; '.join(texts)}")
     return lines

@@ -1,6 +1,6 @@
 """The folder of a run: its path, the names of its files, its lock, and whether the run is finished.
 
-<output_parent_dir>/<dataset>/<model>_<algorithm>/seed_<n>/
+<output_parent_dir>/[<setting>/]<dataset>/<model>_<algorithm>/seed_<n>/     <setting>: what --set gave, as lr=0.003
     config.json      config with defaults, shape and hash of the data, precision, versions, commit, device, command
     split.json       the stored rows of each part, as an index file (not for data sets that come cut into parts)
     metrics.jsonl    one line per evaluation (the fields of `train.Evaluation`)
@@ -31,6 +31,7 @@ CONFIG, MODEL, RESULT = "config.json", "model.eqx", "result.json"  # as in `mode
 SPLIT, METRICS = "split.json", "metrics.jsonl"
 CURVES, CONFUSION, PREDICTIONS = "curves.png", "confusion.png", "predictions.png"
 CHECKPOINTS, EVENTS, NONFINITE = "checkpoints", "events", "nonfinite.eqx"
+UNCHECKED = "has no hash of model.eqx, so it is not known whether model.eqx was changed"
 LOCK, OVERWRITE = ".lock", ".overwrite"
 
 
@@ -44,8 +45,17 @@ def run_folder(config: ExperimentConfig, seed: int) -> Path:
     return Path(config.output_parent_dir) / config.dataset_name / unit / f"seed_{seed}"
 
 
-def finished_result(folder: Path) -> dict | None:
-    """The result of a completed run; None if the run is unfinished or failed, or if result.json is damaged."""
+def setting_of(config: ExperimentConfig) -> str:
+    """The name of the folder that --set gave to the config, as lr=0.003; "" without such a folder."""
+    name = Path(config.output_parent_dir).name
+    return name if "=" in name else ""
+
+
+def finished_result(folder: Path, num_steps: int = 0) -> dict | None:
+    """The result of a completed run; None if the run is unfinished or failed, or if result.json is damaged.
+
+    Also None if the run stopped after fewer steps than `num_steps`, unless early stopping ended it: more steps follow.
+    """
     try:
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -53,7 +63,9 @@ def finished_result(folder: Path) -> dict | None:
     if not isinstance(result, dict) or result.get("status") != "completed":
         return None
     numbers = (result.get(name) for name in ("best_step", "steps", "val_metric", "test_metric"))
-    return result if all(_is_number(number) for number in numbers) else None
+    if not all(_is_number(number) for number in numbers):
+        return None
+    return result if result["steps"] >= num_steps or result.get("stop_reason") == "early_stopping" else None
 
 
 def _is_number(value: Any) -> bool:

@@ -40,6 +40,14 @@ def identity(config: ExperimentConfig, seed: int, hashes: dict[str, str | None])
     return {**fields, "precision": precision(), "seed": seed, "data": hashes, **own}
 
 
+def checkpoint_keys(identity: dict[str, Any]) -> tuple[str, str]:
+    """The keys of the checkpoints that a run may resume: without num_steps, and as earlier versions wrote it, with it.
+
+    No step depends on num_steps, so a run of 20 steps can continue to 30.
+    """
+    return sha256_of_json({**identity, "num_steps": None}), sha256_of_json(identity)
+
+
 def sha256_of_json(value: Any) -> str:
     """The sha256 of a JSON value, which does not depend on the order of names."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -47,6 +55,8 @@ def sha256_of_json(value: Any) -> str:
 
 def require_same_run(folder: Path, now: dict[str, Any]) -> None:
     """Compare the run in a folder with the `identity` of the run to make; a folder without config.json is fine.
+
+    The run to make may have more steps: the run in the folder then continues.
 
     **Raises:** `RunRefused` with all differences.
     """
@@ -60,8 +70,12 @@ def require_same_run(folder: Path, now: dict[str, Any]) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _refused(folder, [f"with another config ({CONFIG} is unreadable)"]) from None
     names = sorted((then.keys() | now.keys()) - {"data", "unit_sha256", *_INCIDENTAL})
-    fields = [f"{name} {then.get(name)!r}, now {now.get(name)!r}" for name in names if then.get(name) != now.get(name)]
+    names = [name for name in names if then.get(name) != now.get(name)]
+    fields = [f"{name} {then.get(name)!r}, now {now.get(name)!r}" for name in names]
     reasons = [f"with another config ({'; '.join(fields)})"] if fields else []
+    if names == ["num_steps"] and isinstance(then["num_steps"], int):
+        more = now["num_steps"] > then["num_steps"]
+        reasons = [] if more else [f"with more steps ({fields[0]}): a run continues to more steps, never to fewer"]
     reasons += [f"on other data ({'; '.join(data)})"] if data else []
     if now.get("unit") is not None and then.get("unit") == now["unit"] and unit != now["unit_sha256"]:
         reasons.append(f"with {unit_difference(now['unit'], unit, now['unit_sha256'])}")

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
 
 import train
 from data_dir.dataloaders import Dataloader
@@ -16,83 +15,112 @@ from data_dir.datasets import Dataset, create_dataset
 from experiment_configs.schema import ExperimentConfig
 from runs.run import make_model
 from training import dispatch
+from training.checkpoints import KEPT
 from training.dispatch import stack_batches
 from training.steps import copied
 
 TIMED_STEPS = 20
+TIMING_SECONDS = 60  # no further step is timed if it would end later than this; one step is always timed
 
-# Files of a run except model.eqx: a line of metrics.jsonl; all other files together.
+# Files of a run except model.eqx and checkpoints: a line of metrics.jsonl; all other files together.
 BYTES_PER_EVALUATION = 300
 BYTES_OF_OTHER_FILES = 120_000
+# What a checkpoint holds beside its arrays; orbax needs some bytes for each array.
+BYTES_PER_CHECKPOINT, BYTES_PER_ARRAY = 30_000, 300
 
 
-class Plan(NamedTuple):
-    """The needs of the runs of a config. Times are in seconds, sizes in bytes."""
+class Needs(NamedTuple):
+    """What the runs of a config need, in bytes."""
 
-    config: ExperimentConfig
-    runs: int  # without finished ones
-    parameters: int
+    parameters: int  # a number
     temporaries: int  # working memory of a step, by XLA's own analysis
     arguments: int  # the arguments of a step: model, state, optimiser and batch
-    disk: int  # for all these runs
+    disk: int  # for all runs
+
+
+class Times(NamedTuple):
+    """Seconds, and the number of steps that were timed."""
+
     per_1000_steps: float
-    longest: float  # for all these runs without early stopping
+    longest: float  # for all runs without early stopping
+    steps: int
 
 
-def plan(config: ExperimentConfig, *, runs: int) -> Plan:
-    """Compile a step, time some steps, and estimate the needs of `runs` runs of the config.
+class Planning:
+    """A step of the training of a config, to be measured. `runs`: how many runs are to be made."""
 
-    **Raises:** `DataError` and `ConfigError` as a run does.
-    """
-    seed = config.seeds[0]
-    dataset = create_dataset(seed=seed, **config.data_options())
-    config = config.completed(dataset.output_step)
-    keys = train.seed_keys(seed)
-    dims = {"data_dim": dataset.data_dim, "label_dim": dataset.label_dim}
-    model, state = make_model(config, **dims, key=keys.model)
-    memory, per_step = _measure_step(config, dataset, model, state, keys.training)
-    evaluations = math.ceil(config.num_steps / config.print_steps)
-    longest = config.num_steps * per_step + evaluations * _seconds_per_evaluation(config, dataset, model, state)
-    saved = io.BytesIO()
-    eqx.tree_serialise_leaves(saved, (model, state))
-    disk = saved.tell() + evaluations * BYTES_PER_EVALUATION + BYTES_OF_OTHER_FILES
-    return Plan(
-        config=config,
-        runs=runs,
-        parameters=train.count_parameters(model),
-        temporaries=memory.temp_size_in_bytes,
-        arguments=memory.argument_size_in_bytes,
-        disk=runs * disk,
-        per_1000_steps=1000 * per_step,
-        longest=runs * longest,
-    )
+    def __init__(self, config: ExperimentConfig, runs: int):
+        """Load the data and make the model. Raises `DataError` and `ConfigError` as a run does."""
+        seed = config.seeds[0]
+        self.dataset = create_dataset(seed=seed, **config.data_options())
+        self.config, self.runs = config.completed(self.dataset.output_step), runs
+        keys = train.seed_keys(seed)
+        dims = {"data_dim": self.dataset.data_dim, "label_dim": self.dataset.label_dim}
+        self.model, self.state = make_model(self.config, **dims, key=keys.model)
+        self.key = keys.training
+        self.optimiser = train.adam(config.learning_rate())
+        self.evaluations = math.ceil(config.num_steps / config.print_steps)
 
+    def _start(self):
+        """The training state, which a step takes, and the batches."""
+        optimiser_state = self.optimiser.init(eqx.filter(self.model, eqx.is_inexact_array))
+        training = copied(train.TrainingState(self.model, self.state, optimiser_state, jnp.array(0)))
+        return training, self.dataset.train.loop(self.config.batch_size, key=self.key)
 
-def _measure_step(config: ExperimentConfig, dataset: Dataset, model, state, key: PRNGKeyArray):
-    """XLA's memory analysis of a step, and the mean seconds of `TIMED_STEPS` steps, sent as the training sends them."""
-    optimiser = train.adam(config.learning_rate())
-    optimiser_state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
-    training = copied(train.TrainingState(model, state, optimiser_state, jnp.array(0)))
-    batches = dataset.train.loop(config.batch_size, key=key)
-    x, y = next(batches)
-    step = train.train_step.lower((x, y, key), training, optimiser, config.classification)
-    memory = step.compile().compiled.memory_analysis()
+    def needs(self) -> Needs:
+        """Compile a step. Memory by XLA's own analysis; the disk holds model, checkpoints, metrics and figures."""
+        training, batches = self._start()
+        batch = (*next(batches), self.key)
+        step = train.train_step.lower(batch, training, self.optimiser, self.config.classification)
+        memory = step.compile().compiled.memory_analysis()
+        saved = io.BytesIO()
+        eqx.tree_serialise_leaves(saved, (self.model, self.state))
+        arrays = train.Progress(training, (self.model, self.state), self.key).arrays()
+        checkpoint = sum(array.nbytes for array in arrays) + BYTES_PER_ARRAY * len(arrays) + BYTES_PER_CHECKPOINT
+        lines = self.evaluations * BYTES_PER_EVALUATION  # in metrics.jsonl, and in every checkpoint
+        disk = saved.tell() + lines + KEPT * (checkpoint + lines) + BYTES_OF_OTHER_FILES
+        return Needs(
+            parameters=train.count_parameters(self.model),
+            temporaries=memory.temp_size_in_bytes,
+            arguments=memory.argument_size_in_bytes,
+            disk=self.runs * disk,
+        )
 
-    slots = max(2, min(TIMED_STEPS, dispatch.DISPATCH_BYTES // (x.nbytes + y.nbytes)))
-    stack = jax.device_put(stack_batches(batches, slots, slots))
+    def times(self) -> Times:
+        """Time `TIMED_STEPS` steps, sent as the training sends them, and an evaluation.
 
-    def send(count):
-        nonlocal training
-        dispatched = (*stack, key, jnp.int32(count))
-        training, losses, _ = train.train_steps(dispatched, training, optimiser, config.classification)
-        return losses
+        Fewer steps, but at least one, if they take more than `TIMING_SECONDS`.
+        """
+        per_step, timed = self._seconds_per_step()
+        evaluation = _seconds_per_evaluation(self.config, self.dataset, self.model, self.state)
+        longest = self.config.num_steps * per_step + self.evaluations * evaluation
+        return Times(1000 * per_step, self.runs * longest, timed)
 
-    jax.block_until_ready(send(1))  # compiles
-    start = time.perf_counter()
-    for done in range(0, TIMED_STEPS, slots):
-        losses = send(min(slots, TIMED_STEPS - done))
-    jax.block_until_ready(losses)
-    return memory, (time.perf_counter() - start) / TIMED_STEPS
+    def _seconds_per_step(self) -> tuple[float, int]:
+        training, batches = self._start()
+        x, y = next(batches)
+        slots = max(2, min(TIMED_STEPS, dispatch.DISPATCH_BYTES // (x.nbytes + y.nbytes)))
+        stack = jax.device_put(stack_batches(batches, slots, slots))
+
+        def send(count):
+            nonlocal training
+            dispatched = (*stack, self.key, jnp.int32(count))
+            training, losses, _ = train.train_steps(dispatched, training, self.optimiser, self.config.classification)
+            return losses
+
+        def seconds(counts):
+            start = time.perf_counter()
+            for count in counts:
+                losses = send(count)
+            jax.block_until_ready(losses)
+            return time.perf_counter() - start
+
+        seconds([1])  # compiles
+        single = seconds([1])
+        most = min(TIMED_STEPS, int(TIMING_SECONDS / max(single, 1e-9)) - 1)
+        if most < 2:
+            return single, 1
+        return seconds([min(slots, most - done) for done in range(0, most, slots)]) / most, most
 
 
 def _seconds_per_evaluation(config: ExperimentConfig, dataset: Dataset, model, state) -> float:

@@ -1,15 +1,22 @@
 """The display of a run while it trains."""
 
+import os
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from models.check import RETRACE_TOLERANCE
 
+SECONDS_BETWEEN_LINES = 10  # if stderr is not a terminal
+
 
 class RunProgress:
-    """A bar with loss and metric on a terminal; one line per evaluation if stderr is not a terminal.
+    """A bar with loss and metric on a terminal, else one line per evaluation, at most every 10 s, and the last one.
 
-    With a folder `events`, it also writes event files for TensorBoard.
+    On a narrow terminal the bar leaves out the step and the time left, never the metric. The time left does not count
+    what is compiled before the first step and in the first evaluation. With a folder `events`, it also writes event
+    files for TensorBoard.
     """
 
     def __init__(self, name: str, config, events: Path | None):
@@ -19,13 +26,19 @@ class RunProgress:
         self.interactive = sys.stderr.isatty()
         self.bar = tqdm(
             total=config.num_steps,
-            desc=name,
-            unit="step",
+            desc="compiling",
+            bar_format="{desc} |{bar}|",
             disable=not self.interactive,
             leave=False,
             dynamic_ncols=True,
         )
         self.validation = ""
+        # Time and step of the last call of `step`, and the two ends of dispatches that give the time left.
+        self.last: tuple[float, int] | None = None
+        self.since: tuple[float, int] | None = None
+        self.until: tuple[float, int] | None = None
+        self.evaluated = False
+        self.line, self.line_at = "", -float("inf")  # the line that is not printed yet; when the last one was
         self.warned = False
         self.events, self.writer = events, None
 
@@ -34,31 +47,55 @@ class RunProgress:
 
     def __exit__(self, *_):
         self.bar.close()
+        self._print_line()
         if self.writer is not None:
             self.writer.close()
+
+    def start(self, dataset, parameters: int) -> None:
+        """Say what is trained: the model and the training part of a `Dataset`."""
+        self._say(
+            f"{self.name}: {parameters:,} parameters, {self.config.num_steps} steps, {dataset.train.size} training "
+            f"series x {dataset.length} time steps x {dataset.data_dim} channel{'s' * (dataset.data_dim > 1)}"
+        )
 
     def resume(self, step: int, damaged: dict[int, str]) -> None:
         """The run continues after `step`; `damaged` gives the problems of later checkpoints."""
         for number, problem in damaged.items():
-            print(f"{self.name}: the checkpoint of step {number} is damaged: {problem}", file=sys.stderr)
-        print(f"{self.name}: resumes from step {step}", file=sys.stderr)
+            self._say(f"{self.name}: the checkpoint of step {number} is damaged: {problem}")
+        self._say(f"{self.name}: resumes from step {step}")
         self.bar.update(step)
 
-    def step(self, _, loss: float) -> None:
+    def step(self, step: int, loss: float) -> None:
         """Show the loss of a step."""
-        self.bar.set_postfix_str(f"loss {loss:.4f}{self.validation}", refresh=False)
+        now, total = time.monotonic(), self.config.num_steps
+        if self.last is not None and now - self.last[0] > 0.05:  # the steps of a dispatch are told at once
+            self.since, self.until = self.since or self.last, self.last
+        self.last = now, step
+        parts = [f"{step}/{total}"]
+        if self.since is not None and self.until is not None and self.since != self.until:
+            (start, first), (end, last) = self.since, self.until
+            parts = [f"{self.bar.format_interval((end - start) / (last - first) * (total - step))} left", *parts]
+        text = f"loss {_short(loss)}{self.validation}"
+        with suppress(OSError, ValueError):  # no terminal
+            width = os.get_terminal_size(sys.stderr.fileno()).columns - len(" |=|")
+            while parts and len(", ".join([text, *parts])) > width:
+                parts.pop()
+        self.bar.set_description_str(", ".join([text, *parts]), refresh=False)
         self.bar.update()
 
     def evaluation(self, evaluation) -> None:
         """Show a `train.Evaluation`."""
         metric = self.config.metric
-        self.validation = f", validation {metric} {evaluation.val_metric:.4f}"
+        self.validation = f", val {metric} {_short(evaluation.val_metric)}"
+        if not self.evaluated:
+            self.evaluated, self.last, self.since, self.until = True, None, None, None
         if not self.interactive:
-            print(
+            self.line = (
                 f"{self.name} step {evaluation.step}/{self.config.num_steps}: loss {evaluation.loss:.4f}, {metric} "
-                f"{evaluation.train_metric:.4f} (validation {evaluation.val_metric:.4f}), {evaluation.seconds:.1f} s",
-                file=sys.stderr,
+                f"{evaluation.train_metric:.4f} (validation {evaluation.val_metric:.4f}), {evaluation.seconds:.1f} s"
             )
+            if time.monotonic() - self.line_at >= SECONDS_BETWEEN_LINES:
+                self._print_line()
         self._warn_of_retrace(evaluation)
         if self.events is None:
             return
@@ -78,11 +115,23 @@ class RunProgress:
         if self.warned or error is None or error <= RETRACE_TOLERANCE:
             return
         self.warned = True
-        self.bar.clear()
-        print(
+        self._say(
             f"{self.name}: WARNING at step {evaluation.step}: an echo without nudges misses the start of the free pass "
             f"by {error:.2g} of the state (more than {RETRACE_TOLERANCE:g}). The gradients may be wrong: the kinetic "
             "energy is not even, an energy has a jump, or the dynamics are chaotic. models.check_gradient tells which. "
-            "A smaller step or BPTT helps.",
-            file=sys.stderr,
+            "A smaller step or BPTT helps."
         )
+
+    def _print_line(self) -> None:
+        if self.line:
+            self._say(self.line)
+            self.line, self.line_at = "", time.monotonic()
+
+    def _say(self, text: str) -> None:
+        self.bar.clear()
+        print(text, file=sys.stderr)
+        self.bar.refresh()
+
+
+def _short(number: float) -> str:
+    return f"{number:.4f}" if abs(number) < 1000 else f"{number:.3g}"

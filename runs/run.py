@@ -22,10 +22,10 @@ from models.load import error_in_unit
 from models.stack import HRU
 from runs import folder as files
 from runs.figures import draw_confusion, draw_curves, draw_predictions
-from runs.folder import finished_result, locked, run_folder
-from runs.identity import data_hashes, identity, require_same_run, sha256_of_json
+from runs.folder import finished_result, locked, run_folder, setting_of
+from runs.identity import checkpoint_keys, data_hashes, identity, require_same_run
 from runs.record import peak_memory, run_record
-from training.checkpoints import Checkpoints
+from training.checkpoints import CheckpointError, Checkpoints
 
 _MEASURES = ("val_metric", "test_metric", "test_loss")
 
@@ -63,12 +63,15 @@ def run_seed(
     stop: Callable[[], bool] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     on_evaluation: Callable[[train.Evaluation], None] | None = None,
+    on_start: Callable[[Dataset, int], None] | None = None,
     on_resume: Callable[[int, dict[int, str]], None] | None = None,
 ) -> dict:
     """Train and test one seed, write its files into its folder, and return the content of result.json.
 
-    An unfinished run is resumed from its newest sound checkpoint, and ends as if it had never stopped.
-    `on_resume(step, damaged)` gets the step of this checkpoint, and the problems of the checkpoints after it. A loss or
+    An unfinished run is resumed from its newest sound checkpoint, and ends as if it had never stopped. So does a run of
+    fewer steps, finished or not; its result and model are removed at the start.
+    `on_start(dataset, parameters)` gets the data and the number of parameters, `on_resume(step, damaged)` the step of
+    the checkpoint, and the problems of the checkpoints after it. A loss or
     gradient that is not finite ends the run; it is not raised, and result.json has the status "failed". `train.train`
     describes the other callbacks.
 
@@ -87,9 +90,11 @@ def run_seed(
     with locked(folder):
         run = _Run(config, seed, dataset, folder, on_evaluation, on_resume)
         require_same_run(folder, run.identity)
-        finished = finished_result(folder)
+        finished = finished_result(folder, config.num_steps)
         if finished is not None:
             return finished
+        if on_start is not None:
+            on_start(dataset, train.count_parameters(model))
         result = run.execute(model, state, keys.training, stop, on_step)
         write_json(folder / files.RESULT, result)
         return result
@@ -109,12 +114,13 @@ class _Run:
 
     def __post_init__(self):
         self.identity = identity(self.config, self.seed, data_hashes(self.dataset))
-        self.checkpoints = Checkpoints(self.folder / files.CHECKPOINTS, sha256_of_json(self.identity))
+        self.checkpoints = Checkpoints(self.folder / files.CHECKPOINTS, *checkpoint_keys(self.identity))
 
     @property
     def title(self) -> str:
         config = self.config
-        return f"{config.dataset_name}, {config.model_name} by {config.learning_algorithm}, seed {self.seed}"
+        setting = f", {setting_of(config)}" if setting_of(config) else ""
+        return f"{config.dataset_name}, {config.model_name} by {config.learning_algorithm}{setting}, seed {self.seed}"
 
     def execute(self, model, state, key, stop, on_step) -> dict:
         """The result of the training; every file but result.json is written."""
@@ -159,10 +165,18 @@ class _Run:
         return result
 
     def _begin(self, fresh: train.Progress) -> train.Progress:
-        """The progress to continue from: the newest checkpoint, or `fresh`. Writes the files of the start."""
-        restored = self.checkpoints.restore(fresh.arrays())
+        """The progress to continue from: the newest usable checkpoint, or `fresh`. Writes the files of the start."""
+        saved = self.checkpoints.steps()
+        earlier = finished_result(self.folder)
+        if earlier is not None and not saved:
+            raise CheckpointError(
+                f"{self.folder / files.CHECKPOINTS}: no checkpoint here, so the finished run of {earlier['steps']} "
+                f"steps cannot be continued to {self.config.num_steps}. --overwrite trains it from the beginning"
+            )
+        restored = self.checkpoints.restore(fresh.arrays(), self._usable)
         self.progress = fresh if restored is None else fresh.restored(restored.arrays, restored.json_part)
-        (self.folder / files.RESULT).unlink(missing_ok=True)
+        for name in (files.RESULT, files.MODEL):  # of a run of fewer steps
+            (self.folder / name).unlink(missing_ok=True)
         write_json(self.folder / files.CONFIG, run_record(self.config, self.seed, self.dataset))
         if self.dataset.split is not None and self.dataset.stored is not None:
             rows = {self.seed: self.dataset.split}
@@ -170,9 +184,17 @@ class _Run:
         # Evaluations after the checkpoint are repeated.
         with replacing(self.folder / files.METRICS) as path:
             path.write_text("".join(map(_metrics_line, self.progress.history)), encoding="utf-8")
-        if restored is not None and self.on_resume is not None:
-            self.on_resume(self.progress.step, restored.damaged)
+        if saved and self.on_resume is not None:
+            self.on_resume(self.progress.step, {} if restored is None else restored.damaged)
         return self.progress
+
+    def _usable(self, json_part: dict) -> bool:
+        """Whether a longer run would have this progress.
+
+        A run is also evaluated after its last step. Between two multiples of print_steps a longer run is not.
+        """
+        steps = [evaluation["step"] for evaluation in json_part["history"][-1:]]
+        return all(step % self.config.print_steps == 0 or step == self.config.num_steps for step in steps)
 
     def _record(self, evaluation: train.Evaluation) -> None:
         with open(self.folder / files.METRICS, "a", encoding="utf-8") as metrics:

@@ -4,6 +4,7 @@ import argparse
 import traceback
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from data_dir.datasets import PPG, PUBLISHED_UEA, create_dataset, processed_data
 from data_dir.storage import DataError, config_beside_data, processed_folder, script_command
 from experiment_configs import MODEL_NAMES
 from experiment_configs.schema import ConfigError, ExperimentConfig, config_path, load_config
+from runs import settings
 from runs.command import ALL, FALLBACK_SET, OVERRIDES, PUBLISHED_ALGORITHMS
-from runs.folder import run_folder
+from runs.folder import run_folder, setting_of
 from runs.identity import data_hashes, identity, require_same_run
 from runs.run import make_model, require_batch
 
@@ -46,7 +48,10 @@ class Selection:
             self.configs.append(config)
             self._dims.append(dims)
             for seed in config.seeds:
-                self.identities[run_folder(config, seed)] = identity(config, seed, hashes[seed])
+                folder = run_folder(config, seed)
+                if folder in self.identities:
+                    raise ConfigError(f"--set: two settings are the same: {setting_of(config)}")
+                self.identities[folder] = identity(config, seed, hashes[seed])
         self.lines = list(lines)
 
     def require_same_runs(self) -> None:
@@ -128,6 +133,7 @@ def _load(arguments: argparse.Namespace, dataset_name: str) -> Iterator[Experime
     algorithms = _expanded(given.get("learning_algorithm", ()), PUBLISHED_ALGORITHMS)
     # Without the flag, the config decides.
     overrides = [changes | {"learning_algorithm": algorithm} for algorithm in algorithms] or [changes]
+    setting = given.get("set", {})
     for model in _expanded(given.get("model_name", MODEL_NAMES[:1]), MODEL_NAMES):
         path = _config_file(arguments, model, dataset_name)
         config = load_config(path, model, own_units=arguments.own_units)
@@ -135,8 +141,23 @@ def _load(arguments: argparse.Namespace, dataset_name: str) -> Iterator[Experime
             raise ConfigError(
                 f'{path}: dataset_name is "{config.dataset_name}": allowed is the name of the file, {dataset_name}'
             )
-        for flags in overrides:
-            yield config.replace(flags, source=f"{path} with the flags") if flags else config
+        for flags, point in product(overrides, settings.grid(setting)):
+            source = " and ".join(["the flags"] * bool(flags) + [f"--set {settings.shown(point)}"] * bool(point))
+            changed = config.replace(flags | point, source=f"{path} with {source}") if source else config
+            yield _in_its_folder(changed, setting)
+
+
+def _in_its_folder(config: ExperimentConfig, given: dict[str, list[Any]]) -> ExperimentConfig:
+    """The config, with the folder of its setting below its output folder if --set names a folder (`settings.UNNAMED`).
+
+    The order of the fields is theirs in the config, and the values are those of the config: 0.0010 is 0.001.
+    """
+    named = [name for name in type(config).model_fields if name in given]
+    named = [name for name in named if len(given[name]) > 1 or name not in settings.UNNAMED]
+    if not named:
+        return config
+    name = settings.folder_name({name: getattr(config, name) for name in named})
+    return config.model_copy(update={"output_parent_dir": str(Path(config.output_parent_dir, name))})
 
 
 def _config_file(arguments: argparse.Namespace, model: str, dataset_name: str) -> Path:

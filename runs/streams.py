@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
@@ -18,6 +18,10 @@ class _Forgiving:
         encoding = self._stream.encoding or "utf-8"
         self._try(self._stream.write, text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
+
+    def writelines(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.write(text)
 
     def flush(self) -> None:
         self._try(self._stream.flush)

@@ -16,38 +16,56 @@ from matplotlib.lines import Line2D
 from common import style, tables
 from common.files import replacing
 from common.style import BROAD, GREY, MARKERS, drawable, log_if_wide, save, series_colours, set_title, styled
+from runs.choosing import RULE, by_validation
 from runs.comparison import ALGORITHMS, NOTE, SHORT, UNITS, compare, problems, read_curve
 
 MOST_ROWS = 12  # of learning curves
 
 
-def write(runs: pd.DataFrame, folder: Path) -> str:
-    """Write everything into a folder and return the Markdown."""
+def write(runs: pd.DataFrame, folder: Path, *, select: bool = False) -> str:
+    """Write everything into a folder and return the Markdown. With `select`, of the settings chosen by validation."""
     (folder / "curves").mkdir(parents=True, exist_ok=True)
-    comparison = compare(runs)
+    compared, choices = by_validation(runs) if select else (runs, [])
+    comparison = compare(compared)
     rows = cells(comparison)
-    gaps = problems(runs)
+    gaps = problems(compared)
     report = "\n".join(
         [
             *("# RHEL and BPTT", "", tables.markdown(rows), "", NOTE, ""),
+            *([RULE, "", *(f"- {line}" for line in choices), ""] if select else []),
             *("Runs that are missing or failed:" if gaps else "No run is missing and none has failed.", ""),
             *(f"- {line}" for line in gaps),
         ]
     )
+    all_runs = runs.assign(selected=runs["folder"].isin(compared["folder"])) if select else runs
     texts = {
         "results.md": f"{report.rstrip()}\n\n![Test metric by data set](results.png)\n",
         "results.tex": f"% {NOTE}\n{tables.latex(rows)}\n",
         "results.csv": comparison.map(_as_cell).to_csv(index=False),
-        "runs.csv": runs.map(_as_cell).to_csv(index=False),
+        "runs.csv": all_runs.map(_as_cell).to_csv(index=False),
     }
     for name, text in texts.items():
         with replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     if not comparison.empty:
         save(draw_results(comparison), folder / "results.png")
-    for dataset, of_set in runs[runs["status"] == "completed"].groupby("dataset"):
+    for dataset, of_set in _titled(compared[compared["status"] == "completed"]).groupby("dataset"):
         save(draw_learning_curves(dataset, of_set), folder / "curves" / f"{dataset}.png")
     return report.rstrip()
+
+
+def _titled(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs. Chosen ones get back a setting: the one that both algorithms have, or both settings in one text."""
+    if "taken" not in runs:
+        return runs
+    texts = {}
+    for key, of_key in runs.groupby(["dataset", "model"]):
+        names = dict(
+            zip(of_key["algorithm"], of_key["taken"].str.replace(r" \(of \d+\)$", "", regex=True), strict=True)
+        )
+        each = ", ".join(f"{algorithm} {name}" for algorithm, name in names.items())
+        texts[key] = next(iter(names.values())) if len(set(names.values())) == 1 else each
+    return runs.assign(setting=[texts[key] for key in zip(runs["dataset"], runs["model"], strict=True)])
 
 
 def _as_cell(value: object) -> object:
@@ -57,8 +75,12 @@ def _as_cell(value: object) -> object:
 
 def cells(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
     """The comparison as text, its header first."""
-    head = [text for algorithm in ALGORITHMS for text in (algorithm, "n", f"{algorithm}, paper")]
-    cells = [("data set", "model", "metric", *head, "RHEL - BPTT", "95 % interval", "pairs")]
+    settings = not comparison.empty and bool(comparison["setting"].any())
+    chosen = not comparison.empty and bool(comparison[[f"{name}_setting" for name in ALGORITHMS]].any(axis=None))
+    own = ("seeds", "steps", *["setting"] * chosen)
+    head = [text for algorithm in ALGORITHMS for text in (algorithm, *own, f"{algorithm}, paper")]
+    names = ("data set", "model", *["setting"] * settings, "metric")
+    cells = [(*names, *head, "RHEL - BPTT", "95 % interval", "pairs")]
     for _, row in comparison.iterrows():
         unit, digits = UNITS[row["metric"]]
 
@@ -75,13 +97,15 @@ def cells(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
                 spread(row[f"{algorithm}_mean"], row[f"{algorithm}_std"])
                 + (f" {SHORT}" if row[f"{algorithm}_short"] else ""),
                 str(row[f"{algorithm}_n"]),
+                *(row[f"{algorithm}_{name}"] or "-" for name in own[1:]),
                 spread(row[f"{algorithm}_paper_mean"], row[f"{algorithm}_paper_std"]),
             )
         ]
         low, high = number(row["difference_low"]), number(row["difference_high"])
         interval = "-" if low == "-" else f"[{low}, {high}]"
         difference = number(row["difference_mean"])
-        cells.append((row["dataset"], row["model"], unit, *columns, difference, interval, str(row["pairs"])))
+        names = (row["dataset"], row["model"], *[row["setting"]] * settings)
+        cells.append((*names, unit, *columns, difference, interval, str(row["pairs"])))
     return cells
 
 

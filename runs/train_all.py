@@ -11,7 +11,7 @@ from common import tables
 from data_dir.storage import DataError
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models.load import error_in_unit
-from runs.folder import EVENTS, RunRefused, finished_result, run_folder
+from runs.folder import EVENTS, RESULT, UNCHECKED, RunRefused, finished_result, run_folder, setting_of
 from runs.overwriting import Overwriting, take_over
 from runs.progress import RunProgress
 from runs.run import run_seed
@@ -25,8 +25,8 @@ KNOWN_ERRORS = (CheckpointError, ConfigError, DataError, OSError, jax.errors.Jax
 
 
 def title(config: ExperimentConfig) -> str:
-    """The name of a config in messages and tables."""
-    return f"{config.dataset_name} {config.model_name} {config.learning_algorithm}"
+    """The name of a config in messages: data set, model, algorithm, and the folder that --set gave to it."""
+    return f"{config.dataset_name} {config.model_name} {config.learning_algorithm} {setting_of(config)}".rstrip()
 
 
 def message_of(error: Exception) -> str:
@@ -80,8 +80,9 @@ def _attempt(config: ExperimentConfig, seed: int, arguments: argparse.Namespace,
     An error becomes a result too, so that the other runs are made.
     """
     folder, name = run_folder(config, seed), f"{title(config)} seed {seed}"
-    if (finished := finished_result(folder)) is not None:
-        print(f"{name}: kept, {_outcome(config, finished)} ({folder})")
+    if (finished := finished_result(folder, config.num_steps)) is not None:
+        unsure = "" if "model_sha256" in finished else f"; {RESULT} {UNCHECKED}"
+        print(f"{name}: kept, {_outcome(config, finished)} ({folder}){unsure}")
         return {**finished, "kept": True}
     try:
         with RunProgress(name, config, folder / EVENTS if arguments.tensorboard else None) as progress:
@@ -91,6 +92,7 @@ def _attempt(config: ExperimentConfig, seed: int, arguments: argparse.Namespace,
                 stop=lambda: signals.received is not None,
                 on_step=progress.step,
                 on_evaluation=progress.evaluation,
+                on_start=progress.start,
                 on_resume=progress.resume,
             )
     except Stopped:
@@ -117,22 +119,25 @@ def _outcome(config: ExperimentConfig, result: dict) -> str:
     return (
         f"test {config.metric} {result['test_metric']:.4f}{of_outputs}, validation {result['val_metric']:.4f} at step"
         f" {result['best_step']} of {result['steps']}"
+        f"{', early stopping' * (result.get('stop_reason') == 'early_stopping')}"
     )
 
 
 def results_table(results: list[tuple[ExperimentConfig, list[dict]]]) -> str:
     """Mean and sample standard deviation over the completed seeds, one line per config."""
-    rows: list[tuple[str, ...]] = [
-        ("data set", "model", "algorithm", "seeds", "failed", "metric", "test", "validation")
-    ]
+    settings = any(setting_of(config) for config, _ in results)
+    head = ("data set", "model", "algorithm", *["setting"] * settings, "seeds", "failed", "steps", "metric")
+    rows: list[tuple[str, ...]] = [(*head, "test", "validation")]
     for config, of_seeds in results:
         completed = [result for result in of_seeds if result["status"] == "completed"]
         scale, metric, digits = (100, "accuracy, %", 1) if config.classification else (1, "mse", 4)
         columns = [[scale * result[f"{split}_metric"] for result in completed] for split in ("test", "val")]
+        steps = tables.span([result["steps"] for result in completed])
         rows.append(
             (
                 *(config.dataset_name, config.model_name, config.learning_algorithm),
-                *(str(len(completed)), str(len(of_seeds) - len(completed)), metric),
+                *([setting_of(config) or "-"] * settings),
+                *(str(len(completed)), str(len(of_seeds) - len(completed)), steps, metric),
                 *(tables.mean_and_std(column, digits) for column in columns),
             )
         )

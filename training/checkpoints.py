@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -44,12 +44,13 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints in one folder. `config` is the hash of the config that they belong to.
 
-    Only one process at a time may use the folder.
+    Checkpoints with the hash `older_config` are read, too. Only one process at a time may use the folder.
     """
 
-    def __init__(self, folder: Path, config: str):
+    def __init__(self, folder: Path, config: str, older_config: str | None = None):
         self._folder = folder.absolute()
         self._config = config
+        self._older_config = older_config
 
     def save(self, step: int, arrays: Sequence[Array | np.ndarray], json_part: dict) -> None:
         """Save arrays that are not empty, and values that fit into JSON. Then remove all but the newest two.
@@ -73,21 +74,27 @@ class Checkpoints:
                 "intact. Free some disk space; then the same command resumes from it"
             ) from error
 
-    def restore(self, like: Sequence[Array | np.ndarray]) -> Restored | None:
-        """Read the newest sound checkpoint, and remove damaged later ones. None if there is no checkpoint.
+    def restore(
+        self, like: Sequence[Array | np.ndarray], usable: Callable[[dict], bool] = lambda json_part: True
+    ) -> Restored | None:
+        """Read the newest checkpoint that is sound and usable, and remove the later ones. None if there is none.
 
-        `like` are arrays of the expected shapes and types.
+        `like` are arrays of the expected shapes and types. `usable` is asked with the values that were saved.
 
         **Raises:** `CheckpointError` if no checkpoint is sound, or if the newest sound one has another format, config
         or model. No file is removed then.
         """
         damaged: dict[int, str] = {}
-        for step in self._steps():
+        removed = []
+        for step in self.steps():
             problem = _problem(self._folder / str(step))
             if problem is None:
                 restored = Restored(*self._read(step, like), damaged)
-                break
-            damaged[step] = problem
+                if usable(restored.json_part):
+                    break
+            else:
+                damaged[step] = problem
+            removed.append(step)
         else:
             if damaged:
                 problems = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
@@ -96,7 +103,7 @@ class Checkpoints:
                     "training again from the beginning"
                 )
             restored = None
-        for later in damaged:
+        for later in removed:
             shutil.rmtree(self._folder / str(later))
         self._remove_temporary()
         return restored
@@ -111,7 +118,7 @@ class Checkpoints:
                 ("config", self._config, "it belongs to another config", "Use that config"),
                 ("arrays", _shapes(like), "the saved arrays do not fit this model", "Use the version that wrote them"),
             ):
-                if facts.get(name) != expected:
+                if facts.get(name) != expected and not (name == "config" and facts[name] == self._older_config):
                     raise CheckpointError(
                         f"{folder}: cannot be resumed: {reason} (saved {_short(facts.get(name))}, expected "
                         f"{_short(expected)}). {way_out}, or --overwrite"
@@ -119,7 +126,7 @@ class Checkpoints:
             items = ocp.args.Composite(arrays=ocp.args.StandardRestore(like))
             return reader.restore(folder, args=items).arrays, facts["facts"]
 
-    def _steps(self) -> list[int]:
+    def steps(self) -> list[int]:
         """The steps of all checkpoints, the newest first. Files and other names are not ours."""
         names = (path.name for path in self._folder.glob("*") if path.is_dir())
         return sorted((int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name)), reverse=True)

@@ -2,12 +2,13 @@
 
 import contextlib
 import io
+import itertools
 import json
 import re
-from datetime import datetime
+import time
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import pytest
 from small_experiments import HERE, REGRESSION, refusal, small_config, write_config, write_dataset
@@ -15,10 +16,13 @@ from small_experiments import HERE, REGRESSION, refusal, small_config, write_con
 import run_experiment
 import train
 from data_dir.splits import split_by_seed, write_index_file
+from experiment_configs.schema import ExperimentConfig
 from models import create_model
-from runs import actions, planning
+from runs import planning
+from runs.command import parse
 from runs.folder import run_folder
 from runs.run import run_seed
+from runs.selection import select_configs
 from training import dispatch
 
 
@@ -66,14 +70,19 @@ class Planned(NamedTuple):
 
     status: int
     printed: str
-    plan: planning.Plan
+    config: ExperimentConfig
+    needs: planning.Needs
+    times: planning.Times
     dispatches: list  # how many steps were sent in each
 
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    folder, plans, dispatches, printed = tmp_path_factory.mktemp("planned"), [], [], io.StringIO()
-    plan, train_steps = planning.plan, train.train_steps
+    folder, measured, dispatches, printed = tmp_path_factory.mktemp("planned"), [], [], io.StringIO()
+    needs, times, train_steps = planning.Planning.needs, planning.Planning.times, train.train_steps
+
+    def noted(method):
+        return lambda self: measured.append(method(self)) or measured[-1]
 
     def counted(batches, *rest):
         dispatches.append(int(batches[-1]))
@@ -83,78 +92,127 @@ def planned(tmp_path_factory):
         patch.chdir(folder)
         write_dataset(folder, "Tiny")
         write_config({**HERE, "dataset_name": "Tiny", "num_steps": 40, "print_steps": 10})
-        patch.setattr(planning, "plan", lambda *args, **runs: plans.append(plan(*args, **runs)) or plans[-1])
+        patch.setattr(planning.Planning, "needs", noted(needs))
+        patch.setattr(planning.Planning, "times", noted(times))
         patch.setattr(train, "train_steps", counted)
         patch.setattr(planning, "TIMED_STEPS", 7)
         # As many at once as the loop would send: here two batches.
         patch.setattr(dispatch, "DISPATCH_BYTES", 2 * 4 * (4 * 8 * 3 + 4 * 2))
         status = command("--plan", "--dataset_name", "Tiny", "--seeds", "1", "2", "3")
+        (config,) = select_configs(parse(["--config_dir", "configs", "--dataset_name", "Tiny"]))
     assert not (folder / "outputs").exists()
-    return Planned(status, printed.getvalue(), plans[0], dispatches)
+    return Planned(status, printed.getvalue(), config, *measured, dispatches)
 
 
 def test_a_plan_tells_parameters_memory_disk_and_time(planned):
-    plan = planned.plan
-    model, state = create_model(data_dim=3, label_dim=2, key=jax.random.PRNGKey(0), **plan.config.model_options())
-    assert plan.parameters == train.count_parameters(model)
-    assert plan.runs == 3
+    needs, times = planned.needs, planned.times
+    options = planned.config.model_options()
+    model, _ = create_model(data_dim=3, label_dim=2, key=jax.random.PRNGKey(0), **options)
+    assert needs.parameters == train.count_parameters(model)
     # The step is given model, state, both moments of Adam and the batch: 32 bits each.
     batch = 4 * (8 * 3 + 2)
-    assert 4 * (3 * plan.parameters + batch) < plan.arguments < 4 * (3 * plan.parameters + batch) + 200
-    assert plan.temporaries > 4 * 8 * 4 * plan.config.hidden_dim  # a batch between two blocks
-    assert plan.per_1000_steps > 0
-    assert plan.longest > 3 * 40 * plan.per_1000_steps / 1000
-    saved = io.BytesIO()
-    eqx.tree_serialise_leaves(saved, (model, state))
-    assert plan.disk == 3 * (saved.tell() + 4 * planning.BYTES_PER_EVALUATION + planning.BYTES_OF_OTHER_FILES)
+    assert 4 * (3 * needs.parameters + batch) < needs.arguments < 4 * (3 * needs.parameters + batch) + 200
+    assert needs.temporaries > 4 * 8 * 4 * planned.config.hidden_dim  # a batch between two blocks
+    assert times.per_1000_steps > 0
+    assert times.longest > 3 * 40 * times.per_1000_steps / 1000
+    assert times.steps == 7
 
 
-def test_the_disk_that_is_planned_holds_a_run(workplace, planned):
+def test_the_disk_that_is_planned_holds_a_run_with_its_checkpoints(workplace, planned):
     config = small_config(workplace, "Tiny", num_steps=4, print_steps=1)
     assert run_seed(config, 1)["status"] == "completed"
-    used = sum(path.stat().st_size for path in run_folder(config, 1).iterdir())
+    used = sum(path.stat().st_size for path in run_folder(config, 1).rglob("*") if path.is_file())
     # Both have four evaluations.
-    assert used < planned.plan.disk / 3 < used + planning.BYTES_OF_OTHER_FILES
+    assert used < planned.needs.disk / 3 < used + planning.BYTES_OF_OTHER_FILES
 
 
 def test_exactly_the_steps_that_are_said_are_timed(planned):
-    assert planned.dispatches == [1, 2, 2, 2, 1]
+    assert planned.dispatches == [1, 1, 2, 2, 2, 1]  # the first compiles, the second tells how many can be timed
 
 
 def test_the_plan_of_a_command_is_a_table_with_an_end(planned):
     head, row, total, note = planned.printed.splitlines()
     assert planned.status == 0
-    assert head.split()[:4] == ["data", "set", "model", "algorithm"]
+    assert head.split()[:5] == ["data", "set", "model", "algorithm", "runs"]
     assert row.split()[:4] == ["Tiny", "LinHRU", "RHEL", "3"]
+    assert re.search(r" MiB +\d+\.\d +0:\d\d:\d\d$", row)
     assert re.match(r"3 runs, one after the other: at most 0:\d\d:\d\d, until \d{4}-\d\d-\d\d \d\d:\d\d\.", total)
     assert "XLA" in note
 
 
-def test_a_plan_counts_the_runs_that_the_command_would_make(workplace, monkeypatch, capsys):
-    """A finished run takes nothing, unless it is made again."""
+def test_the_timing_of_a_slow_step_ends_in_time_and_the_cell_says_so(workplace, monkeypatch, capsys):
+    """The clock gives every step 25 s; 60 s hold two of them, one for the estimate."""
+    seconds = itertools.count(0, 25)
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
+    monkeypatch.setattr(planning, "_seconds_per_evaluation", lambda *_: 0.0)
+    # BPTT, because it compiles fastest.
+    flags = ("--dataset_name", "Tiny", "--seeds", "1", "--learning_algorithm", "BPTT", "--plan")
+    assert command(*flags) == 0
+    row = capsys.readouterr().out.splitlines()[1]
+    assert re.search(r"  25,000\.0 +0:01:40 \(1 timed in 60 s\)$", row)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Nothing is measured: the numbers are given."""
     asked = []
 
-    def plan(config, *, runs):
-        asked.append(runs)
-        return planning.Plan(config, runs, 0, 0, 0, 0, 0.0, 0.0)
+    class Given:
+        def __init__(self, config, runs):
+            asked.append(runs)
 
-    monkeypatch.setattr(planning, "plan", plan)
-    flags = ("--dataset_name", "Tiny", "--seeds", "1", "2")
-    assert command("--dataset_name", "Tiny", "--seeds", "1") == 0
-    for more in ((), ("--overwrite",)):
-        assert command(*flags, "--plan", *more) == 0
-    assert asked == [1, 2]
+        def needs(self):
+            return planning.Needs(1234, 2**20, 2**21, 2**19)
+
+        def times(self):
+            return planning.Times(12.34, 100_000.0, planning.TIMED_STEPS)
+
+    monkeypatch.setattr(planning, "Planning", Given)
+    return asked
 
 
-def test_the_end_is_that_of_all_runs(workplace):
-    config = small_config(workplace, "Tiny")
-    plan = planning.Plan(config, 5, 1234, 2**20, 2**21, 2**19, 12.34, 100_000.0)
-    rows = actions.plan_table([plan, plan], datetime(2030, 1, 1, 12, 0)).splitlines()
-    assert rows[1].split() == [
-        *("Tiny", "LinHRU", "RHEL", "5", "1,234", "1.0", "MiB", "2.0", "MiB", "0.5", "MiB"),
+def test_a_plan_counts_the_runs_that_the_command_would_make(workplace, measured, capsys):
+    """A finished run takes nothing, unless it is made again or continued."""
+    flags = ("--dataset_name", "Tiny", "--set", "lr=0.01,0.02", "--seeds")
+    assert command(*flags, "1") == 0
+    for more in (("2",), ("2", "--overwrite"), ("--num_steps", "6"), ()):
+        capsys.readouterr()
+        assert command(*flags, "1", *more, "--plan") == 0
+    assert measured == [1, 1, 2, 2, 1, 1, 0, 0]
+    _, *rows, total, _ = capsys.readouterr().out.splitlines()
+    assert [row.split()[3:5] for row in rows] == [["lr=0.01", "0"], ["lr=0.02", "0"]]
+    assert all(row.endswith("  -               finished") for row in rows)
+    assert total.startswith("0 runs, one after the other: at most 0:00:00, ")
+
+
+def test_rows_come_one_by_one_and_the_end_is_that_of_all_runs(workplace, measured, monkeypatch, capsys):
+    until = datetime.now() + timedelta(seconds=200_000)
+    assert command("--dataset_name", "Tiny", "--learning_algorithm", "all", "--plan") == 0
+    out, err = capsys.readouterr()
+    _, row, _, total, _ = out.splitlines()
+    assert row.split() == [
+        *("Tiny", "LinHRU", "RHEL", "2", "1,234", "1.0", "MiB", "2.0", "MiB", "0.5", "MiB"),
         *("12.3", "1", "day,", "3:46:40"),
     ]
-    assert rows[3].startswith("10 runs, one after the other: at most 2 days, 7:33:20, until 2030-01-03 19:33.")
+    assert total.startswith(f"4 runs, one after the other: at most 2 days, 7:33:20, until {until:%Y-%m-%d}")
+    assert re.search(r"BPTT \(2 of 2, about 0:00:0\d left\)$", err.rstrip())
+
+    # Memory and disk are printed before the timing, which --no_timing leaves out.
+    def lost(self):
+        out = capsys.readouterr().out
+        assert out.endswith("0.5 MiB      ")
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(planning.Planning, "times", lost)
+        with pytest.raises(MemoryError):
+            command("--dataset_name", "Tiny", "--plan")
+        assert capsys.readouterr().out == "\n"
+        assert command("--dataset_name", "Tiny", "--plan", "--no_timing") == 0
+    head, row, total, _ = capsys.readouterr().out.splitlines()
+    assert head.endswith("disk")
+    assert row.split()[-2:] == ["0.5", "MiB"]
+    assert total == "2 runs."
 
 
 def test_a_step_that_does_not_fit_into_memory_is_a_message(workplace, monkeypatch, capsys):

@@ -10,6 +10,7 @@ import pytest
 import postprocess_results
 from common import tables
 from experiment_configs.published_results import DATASETS, PUBLISHED
+from runs.choosing import by_validation
 from runs.comparison import compare, problems, read_curve, read_runs
 from runs.summary import cells
 
@@ -179,7 +180,7 @@ def test_a_damaged_run_never_takes_the_table_away(tmp_path):
     assert "test_metric 7.0 is no accuracy" in own["error"].iloc[0]
     assert postprocess_results.main([str(tmp_path)]) == 0
     summary = tmp_path / "summary"
-    row = "| Heartbeat | LinHRU | accuracy, % | - | 0 | 73.9 ± 0.6 | 50.0 ± 0.0 * | 2 |"
+    row = "| Heartbeat | LinHRU | accuracy, % | - | 0 | - | 73.9 ± 0.6 | 50.0 ± 0.0 * | 2 | - |"
     assert row in (summary / "results.md").read_text()
     # A spreadsheet must not take a text for a formula.
     for name in ("results.csv", "runs.csv"):
@@ -244,7 +245,7 @@ def test_a_mean_of_fewer_seeds_or_steps_than_the_paper_is_marked(tmp_path, datas
     row = compared(tmp_path, dataset)
     assert (row["RHEL_short"], row["BPTT_short"]) == (short, False)
     (row_cells,) = cells(compare(read_runs(tmp_path)))[1:]
-    assert row_cells[6].endswith(" *") == short
+    assert row_cells[7].endswith(" *") == short
 
 
 @pytest.mark.parametrize(
@@ -266,6 +267,88 @@ def test_a_damaged_curve_is_left_out(tmp_path, content, steps):
     assert curve["train_loss"].isna().all()
 
 
+# Settings
+
+
+def grid(root):
+    """Four settings of LinHRU on one set: "c" fails for a seed, "d" has begun fewer seeds than the others."""
+    for algorithm, better in (("RHEL", "b"), ("BPTT", "a")):
+        for setting, seeds in (("a", (1, 2)), ("b", (1, 2, 3)), ("c", (1, 2)), ("d", (1, 2))):
+            for seed in seeds:
+                # The setting that is best on validation is worst on the test set.
+                best, fails = setting == better, setting == "c" and seed == 2
+                fields = {"val_metric": 0.8 + 0.1 * best + seed / 100, "steps": 10 + 5 * (setting == "d")}
+                fields |= {"stop_reason": "num_steps"}
+                fields |= {"status": "failed"} if fails else {}
+                put(root / f"lr={setting}", "Own", f"LinHRU_{algorithm}", seed, 0.4 if best else 0.6, **fields)
+    return [root / f"lr={setting}" for setting in "abcd"]
+
+
+def test_settings_have_rows_of_their_own(tmp_path, monkeypatch, capsys):
+    grid(tmp_path / "outputs")
+    put(tmp_path / "outputs", "Own", "LinHRU_RHEL", 1, 0.3, steps=20)
+    monkeypatch.chdir(tmp_path)
+    assert postprocess_results.main([]) == 0
+    out = capsys.readouterr().out
+    head, _, *rows = [line for line in out.splitlines() if line.startswith("|")]
+    assert head.startswith("| data set | model | setting | metric | BPTT | seeds | steps | BPTT, paper | RHEL |")
+    assert [row.split(" | ")[2] for row in rows] == ["lr=a", "lr=b", "lr=c", "lr=d", "outputs"]
+    assert rows[1].startswith("| Own | LinHRU | lr=b | accuracy, % | 60.0 ± 0.0 | 3 | 10 | - | 40.0 ± 0.0 | 3 | 10 |")
+    assert rows[4].startswith("| Own | LinHRU | outputs | accuracy, % | - | 0 | - | - | 30.0 | 1 | 20 |")
+    assert "- Own LinHRU RHEL lr=c: seed 2 failed" in out
+    assert "- Own LinHRU BPTT outputs: missing: 1" in out
+    # Named one by one they are the same, without the runs beside them, and a folder counts once.
+    assert postprocess_results.main(["outputs/lr=a", "outputs/lr=b", "outputs/lr=a", "outputs/lr=a/Own"]) == 0
+    again = capsys.readouterr()
+    assert [row for row in again.out.splitlines() if row.startswith("|")][2:] == rows[:2]
+    assert again.err.startswith("outputs/lr=a/Own: no runs here\n")
+    assert (tmp_path / "outputs" / "summary" / "results.png").exists()
+    assert postprocess_results.main(["outputs", "outputz"]) == 2
+    assert "error: outputz: no runs" in capsys.readouterr().err
+
+
+def test_the_setting_is_chosen_by_validation_alone(tmp_path, capsys):
+    folders = grid(tmp_path)
+    assert postprocess_results.main([*map(str, folders), "--select", "validation"]) == 0
+    out = capsys.readouterr().out
+    head, _, *rows = [line for line in out.splitlines() if line.startswith("|")]
+    assert head.startswith(
+        "| data set | model | metric | BPTT | seeds | steps | setting | BPTT, paper | RHEL | seeds |"
+    )
+    # RHEL and BPTT are compared with a setting of their own each.
+    (row,) = rows
+    assert row.startswith(
+        "| Own | LinHRU | accuracy, % | 40.0 ± 0.0 | 2 | 10 | lr=a (of 4) | - | 40.0 ± 0.0 | 3 | 10 | lr=b (of 4) | - |"
+    )
+    assert row.endswith("| 0.0 | [0.0, 0.0] | 2 |")
+    # Seed 3 is better than the others, but the other settings have not begun it.
+    assert "- Own LinHRU RHEL: lr=b (of 4), validation accuracy, % 91.5 over seeds 1, 2; the settings differ in " in out
+    assert "the settings differ in steps: 10 and 15; lr=c takes no part: it lacks a seed\n" in out
+    with open(tmp_path / "summary" / "runs.csv", newline="") as file:
+        runs = list(csv.DictReader(file))
+    assert len(runs) == 18
+    chosen = {(run["algorithm"], run["setting"]) for run in runs if run["selected"] == "True"}
+    assert chosen == {("BPTT", "lr=a"), ("RHEL", "lr=b")}
+
+
+@pytest.mark.parametrize(("metric", "taken"), [("accuracy", "x"), ("mse", "y")])
+def test_of_equal_settings_the_first_is_chosen_and_the_smallest_error(tmp_path, metric, taken):
+    for setting, value in (("w", None), ("x", 0.9), ("y", 0.3), ("z", 0.9 if metric == "accuracy" else 0.3)):
+        put(tmp_path / f"lr={setting}", "Own", "LinHRU_RHEL", 1, metric=metric, val_metric=value)
+    chosen, (line,) = by_validation(read_runs(tmp_path))
+    assert chosen["taken"].to_list() == [f"lr={taken} (of 4)"]
+    assert "; equal: lr=z; lr=w takes no part" in line
+
+
+def test_settings_without_a_common_seed_are_not_compared(tmp_path):
+    for seed in (1, 2):
+        put(tmp_path / f"lr={seed}", "Own", "LinHRU_RHEL", seed, val_metric=0.5)
+    chosen, lines = by_validation(read_runs(tmp_path))
+    assert chosen.empty
+    assert lines[0].startswith("Own LinHRU RHEL: none: the settings have no seed in common")
+    assert postprocess_results.main([str(tmp_path), "--select", "validation"]) == 0
+
+
 # What is written
 
 
@@ -274,7 +357,7 @@ def test_everything_is_written_and_nothing_but_results_and_metrics_is_read(tmp_p
     for seed in (1, 2):
         for algorithm in ("BPTT", "RHEL"):
             memory = {"host": 3 * 2**30, "device": None}
-            fields = {"seconds": 1.5, "peak_memory_bytes": memory}
+            fields = {"seconds": 1.5, "peak_memory_bytes": memory, "steps": 100 * seed}
             folder = put(outputs, "Heartbeat", f"LinHRU_{algorithm}", seed, 0.5 + seed / 10, **fields)
             (folder / "config.json").write_bytes(b"\xff")
             put(outputs, "ppg", f"NonlinHRU_{algorithm}", seed, 0.1, metric="mse")
@@ -291,12 +374,13 @@ def test_everything_is_written_and_nothing_but_results_and_metrics_is_read(tmp_p
 
     report = (summary / "results.md").read_text()
     assert capsys.readouterr().out.rstrip() in report
-    row = "| Heartbeat | LinHRU | accuracy, % | 65.0 ± 7.1 * | 2 | 73.9 ± 0.6 | 65.0 ± 7.1 * | 2 | 73.5 ± 1.6 |"
+    row = "| Heartbeat | LinHRU | accuracy, % | 65.0 ± 7.1 * | 2 | 100 to 200 | 73.9 ± 0.6 |"
+    row += " 65.0 ± 7.1 * | 2 | 100 to 200 | 73.5 ± 1.6 |"
     assert f"{row} 0.0 | [0.0, 0.0] | 2 |" in report
     assert "sample standard deviation" in report
     assert "- EigenWorms LinHRU RHEL: seed 1 failed (a|b)" in report
     tex = (summary / "results.tex").read_text()
-    assert r"Heartbeat & LinHRU & accuracy, \% & 65.0 $\pm$ 7.1 * & 2 &" in tex
+    assert r"Heartbeat & LinHRU & accuracy, \% & 65.0 $\pm$ 7.1 * & 2 & 100 to 200 &" in tex
     assert len({line.count("&") for line in tex.splitlines() if "&" in line}) == 1
     with open(summary / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from data_dir.dataloaders import Dataloader, ShuffledBatches
 from data_dir.datasets import create_dataset
 from experiment_configs.schema import validate
 from runs.folder import RunRefused, run_folder
+from runs.identity import sha256_of_json
 from runs.progress import RunProgress
 from runs.run import run_seed
 from runs.signals import StopSignals
@@ -273,6 +275,85 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_later(workplace, monkeypatch):
     run(config, on_resume=lambda step, damaged: resumed.append((step, damaged)))
     assert resumed == [(4, {})]
     assert outcome(config) == whole()
+
+
+# More steps
+
+
+@pytest.mark.parametrize(("num_steps", "resumed"), [(8, 8), (10, 9), (3, 0)])
+def test_a_finished_run_continues_to_more_steps_with_the_same_bits(workplace, num_steps, resumed):
+    """The evaluation after step 10, or 3, is not in a run of 20 steps: it is dropped, and the steps are repeated."""
+    short, long = (config_of(num_steps=number, output_parent_dir="continued") for number in (num_steps, 20))
+    assert run(short)["steps"] == num_steps
+    steps = []
+    assert run(long, on_resume=lambda step, _: steps.append(step))["steps"] == 20
+    assert steps == [resumed]
+    assert outcome(long) == whole(num_steps=20)
+    before = {path: path.read_bytes() for path in run_folder(long, 1).rglob("*") if path.is_file()}
+    with pytest.raises(
+        RunRefused, match=rf"more steps \(num_steps 20, now {num_steps}\): a run continues to more steps"
+    ):
+        run(short)
+    with pytest.raises(RunRefused, match=r"another config \(lr 0.01, now 0.02; num_steps 20, now 30\)"):
+        run(config_of(num_steps=30, lr=0.02, output_parent_dir="continued"))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_continuation_that_was_killed_claims_no_result_and_ends_with_the_same_bits(workplace):
+    short, long = (config_of(num_steps=number, output_parent_dir="continued") for number in (10, 20))
+    run(short)
+    finished = outcome(short)
+    with pytest.MonkeyPatch.context() as patched:  # before config.json tells of the continuation: the old run is intact
+        patched.setattr("runs.run.write_json", die)
+        with pytest.raises(Killed):
+            run(long)
+    assert not (run_folder(long, 1) / "result.json").exists()
+    run(short)
+    assert outcome(short) == finished
+    for step in (10, 13):
+        with pytest.raises(Killed):
+            run(long, **at(step))
+        assert not [name for name in ("result.json", "model.eqx") if (run_folder(long, 1) / name).exists()]
+        with pytest.raises(RunRefused, match="num_steps 20, now 10"):
+            run(short)
+    run(long)
+    assert outcome(long) == whole(num_steps=20)
+
+
+def test_a_run_that_early_stopping_ended_is_finished_for_more_steps_too(workplace, monkeypatch):
+    monkeypatch.setattr(train, "train", functools.partial(train.train, patience=2))
+    monkeypatch.setattr("training.loop.evaluate", lambda *_, **__: (0.5, 0.5))
+    early = config_of(num_steps=400, output_parent_dir="early")
+    result = run(early)
+    before = {path: path.read_bytes() for path in run_folder(early, 1).rglob("*") if path.is_file()}
+    assert run(config_of(num_steps=500, output_parent_dir="early")) == result
+    assert {path: path.read_bytes() for path in before} == before
+    # Its last step was allowed by num_steps; a longer run would have ended there by early stopping.
+    assert run(config_of(num_steps=16, output_parent_dir="last"))["stop_reason"] == "num_steps"
+    longer = config_of(num_steps=400, output_parent_dir="last")
+    assert run(longer, **at(17))["stop_reason"] == "early_stopping"
+    assert outcome(longer) == outcome(early)
+
+
+def test_a_finished_run_without_checkpoints_is_not_continued(workplace):
+    config = config_of(num_steps=8)
+    run(config)
+    folder = run_folder(config, 1)
+    shutil.rmtree(folder / "checkpoints")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(checkpoints.CheckpointError, match=r"run of 8 steps cannot be continued to 20. --overwrite"):
+        run(config_of(num_steps=20))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed(workplace):
+    """Its key held num_steps."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("runs.run.checkpoint_keys", lambda identity: (sha256_of_json(identity),))
+        with pytest.raises(Killed):
+            run(config_of(), **at(8))
+    run(config_of())
+    assert outcome(config_of()) == whole()
 
 
 # Signals, and the real script

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,15 @@ def test_a_finished_run_is_kept_and_reported(workplace, capsys):
     output = capsys.readouterr().out
     assert "Tiny LinHRU RHEL seed 1: kept, test accuracy" in output
     assert "another config" not in output
-    assert f"{100 * read(SEED_1 / 'result.json')['test_metric']:.1f} ± n/a" in output
+    assert f"accuracy, %  {100 * read(SEED_1 / 'result.json')['test_metric']:.1f} " in output
+    assert "has no hash" not in output
+    result = read(SEED_1 / "result.json")
+    del result["model_sha256"]
+    (SEED_1 / "result.json").write_text(json.dumps(result))
+    assert run("--dataset_name", "Tiny", "--seeds", "1") == 0
+    assert "seed_1); result.json has no hash of model.eqx, so it is not known" in capsys.readouterr().out
+    assert run_experiment.main(["--evaluate", str(SEED_1)]) == 0
+    assert "result.json has no hash of model.eqx" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -138,7 +147,11 @@ def test_an_absurd_learning_rate_is_reported_with_the_step(workplace, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--modle_name LinHRU", "unrecognized arguments: --modle_name LinHRU"),
+        ("--modle_name LinHRU", "unrecognized arguments: --modle_name LinHRU; did you mean --model_name? ("),
+        ("--seeds 1 --lr 0.003", "--lr 0.003; did you mean --set lr=0.003? ("),
+        ("--learning_rate=0.1", "did you mean --set lr=0.1?"),
+        ("--hiden_dim", "did you mean --set hidden_dim=VALUE?"),
+        ("--plann", "unrecognized arguments: --plann; did you mean --plan?"),
         ("--model LinHRU", "unrecognized arguments: --model LinHRU"),
         ("--model_name GRU", "--model_name: invalid choice: 'GRU': choose from LinHRU"),
         ("--learning_algorithm EP", "invalid choice: 'EP'"),

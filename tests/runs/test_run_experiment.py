@@ -95,9 +95,13 @@ def test_the_command_end_to_end_on_real_data(tmp_path, monkeypatch, capsys):
     header, row = printed.out.splitlines()[-3:-1]
     assert header.split()[:3] == ["data", "set", "model"]
     assert row.split()[:3] == ["BasicMotions", "LinHRU", "RHEL"]
-    assert f"{100 * result['test_metric']:.1f} ± n/a" in row
-    shape, *progress = printed.err.splitlines()
+    assert row.split()[3:6] == ["1", "0", "4"]  # seeds, failed, steps
+    assert f"accuracy, %  {100 * result['test_metric']:.1f} " in row
+    shape, start, *progress = printed.err.splitlines()
     assert shape.startswith("BasicMotions: 80 series x 100 time steps x 6 channels; 4 classes (Badminton, Running, ")
+    assert start.endswith(
+        f"seed 2345: {result['parameters']:,} parameters, 4 steps, 56 training series x 100 time steps x 6 channels"
+    )
     assert len(progress) == 2
     assert "\r" not in printed.err
 
@@ -241,12 +245,13 @@ def test_a_regression_and_a_classification_in_one_command(workplace, monkeypatch
 
 def test_the_table_has_the_sample_standard_deviation_of_the_completed_runs(workplace):
     config = load_config("configs/LinHRU/Tiny.json")
-    of_seeds = [{"status": "completed", "test_metric": metric, "val_metric": 1.0} for metric in (0.5, 1.0)]
+    numbers = [{"test_metric": metric, "val_metric": 1.0, "steps": int(100 * metric)} for metric in (0.5, 1.0)]
+    of_seeds = [{"status": "completed", **of_seed} for of_seed in numbers]
     failed = {"status": "failed", "test_metric": None, "val_metric": None}
     row = results_table([(config, [*of_seeds, failed])]).splitlines()[1]
-    assert " ".join(row.split()) == "Tiny LinHRU RHEL 2 1 accuracy, % 75.0 ± 35.4 100.0 ± 0.0"
+    assert " ".join(row.split()) == "Tiny LinHRU RHEL 2 1 50 to 100 accuracy, % 75.0 ± 35.4 100.0 ± 0.0"
     row = results_table([(config, [failed])]).splitlines()[1]
-    assert " ".join(row.split()) == "Tiny LinHRU RHEL 0 1 accuracy, % - -"
+    assert " ".join(row.split()) == "Tiny LinHRU RHEL 0 1 - accuracy, % - -"
 
 
 # Real data, to the end
@@ -285,7 +290,7 @@ def test_a_published_file_runs_as_it_is(workplace, capsys):
     path = Path("configs", "NonlinHRU", "Pulse.json")
     path.write_text(json.dumps({name: fields[name] for name in fields.keys() - {"dataset_name", "complex_ssm"}}))
     assert run("--dataset_name", "Pulse", "--model_name", "NonlinHRU") == 0
-    shape, *progress = capsys.readouterr().err.splitlines()
+    shape, _, *progress = capsys.readouterr().err.splitlines()
     assert shape == (
         "Pulse: 20 series x 8 time steps x 2 channels; 2 labels a series, one every 4 time steps; "
         "train 14, validation 3, test 3"

@@ -16,7 +16,7 @@ import train
 from data_dir.pickles import write_arrays
 from data_dir.splits import split_by_seed, write_index_file
 from experiment_configs.schema import validate
-from runs import overwriting, planning, train_all
+from runs import actions, overwriting, train_all
 from runs.command import parse
 from runs.folder import locked
 from runs.run import run_seed
@@ -99,7 +99,6 @@ def test_a_run_of_another_seed_is_refused(workplace, capsys):
 COMMAND = ("--dataset_name", "Tiny", "--seeds", "1", "2")
 SEED_2 = SEED_1.with_name("seed_2")
 FINISHED = {"status": "completed", "seconds": 1.0, "steps": 4, "best_step": 4, "val_metric": 0.5, "test_metric": 0.5}
-NO_PLAN = planning.Plan(validate({**HERE, "dataset_name": "Tiny"}, "test"), 0, 0, 0, 0, 0, 0.0, 0.0)
 
 
 @pytest.fixture
@@ -132,7 +131,7 @@ def test_the_same_overwriting_command_keeps_what_it_made(workplace, stopped_befo
         assert snapshot(SEED_1) == made
     assert "--overwrite: 2 runs that this command began before it was stopped" in capsys.readouterr().err
     planned = []
-    monkeypatch.setattr(planning, "plan", lambda config, *, runs: planned.append(runs) or NO_PLAN)
+    monkeypatch.setattr(actions, "_print_plan", lambda cells, timing: planned.extend(runs for _, runs in cells))
     assert run(*COMMAND, "--overwrite", "--plan") == 0
     assert planned == [1]
     assert snapshot(SEED_1) == made
