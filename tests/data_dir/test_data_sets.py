@@ -299,6 +299,30 @@ def test_labels_beyond_tanh_are_mapped_and_come_back(tmp_path):
     dataset = load(tmp_path, classification=False)
     assert dataset.label_map is None
     np.testing.assert_array_equal(dataset.test.labels, ((labels - 120) / 70).astype(np.float32)[dataset.split["test"]])
+    # Labels in a small part of that range are widened: the first outputs would be far from all of them.
+    write_arrays(tmp_path / "processed" / "UEA" / "Toy" / "labels.pkl", 0.5 + (labels - 120) / 700)
+    dataset = load(tmp_path, classification=False)
+    assert dataset.label_map == pytest.approx((0.5, 0.1 / 0.9), rel=1e-6)
+
+
+def test_each_output_has_its_own_map_and_name(tmp_path):
+    near = np.linspace(-1, 1, 60).reshape(20, 3)
+    folder = store(tmp_path, data=toy(), labels=np.stack([near, 280 + 15 * near], axis=2))
+    dataset = load(tmp_path, classification=False)
+    assert (dataset.label_dim, dataset.output_step, dataset.output_names) == (2, 2, None)
+    assert dataset.label_map.centre == (0, 280)
+    assert dataset.label_map.unit == pytest.approx((1, 15 / 0.9))
+    np.testing.assert_allclose(dataset.test.labels, near[dataset.split["test"]][..., None] * [1, 0.9], rtol=1e-5)
+    (folder / "dataset.json").write_text(json.dumps({"output_names": ["angle", "heat"]}))
+    described = load(tmp_path, classification=False).describe()
+    assert (
+        "2 outputs (angle, heat), 3 labels a series, one every 2 time steps of each, mapped: angle = 0 + 1 x"
+        in described
+    )
+    assert "; heat = 280 + 16.6667 x output; mse in units of the files" in described
+    (folder / "dataset.json").write_text(json.dumps({"output_names": ["angle"]}))
+    with pytest.raises(DataError, match="output_names must be 2 distinct texts"):
+        load(tmp_path, classification=False)
 
 
 @pytest.mark.parametrize(
