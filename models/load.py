@@ -205,14 +205,15 @@ def _of_raw_series(trained: HRU, record: dict[str, Any], path: Path) -> HRU | Of
         return trained
     channels = data["data_dim"] - time
     standardisation = data.get("standardisation") or {"mean": [0.0] * channels, "scale": [1.0] * channels}
-    label_map: dict[str, Any] = data.get("label_map") or {"centre": 0.0, "unit": 1.0}
+    label_map = data.get("label_map")
     _require(path, standardisation, mean=list, scale=list)
     mean, scale = (_numbers(path, standardisation[name], channels) for name in ("mean", "scale"))
-    # One number for all outputs of a step, or a list of one for each.
-    for name in ("centre", "unit"):
-        if not isinstance(label_map.get(name), list):
-            _require(path, label_map, **{name: float})
-    outputs = [_numbers(path, label_map[name], data["label_dim"]) for name in ("centre", "unit")]
+    outputs = [0.0, 1.0]
+    if label_map is not None:
+        # A number for a single output of a step, lists for several.
+        kind = float if data["label_dim"] == 1 else list
+        _require(path, label_map, centre=kind, unit=kind)
+        outputs = [_numbers(path, label_map[name], data["label_dim"]) for name in ("centre", "unit")]
     # The channel of time comes first.
     mean, scale = (jnp.array([first] * time + values, jnp.float32) for first, values in ((0.0, mean), (1.0, scale)))
     return OfRawSeries(trained, mean, scale, *(jnp.array([x]) if isinstance(x, list) else x for x in outputs))

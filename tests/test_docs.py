@@ -56,6 +56,7 @@ def test_the_snippets_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("examples", "experiment_configs"):
         (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "data_dir").mkdir(exist_ok=True)
     module = types.ModuleType(f"snippets_of_{page.stem}".replace("-", "_"))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for line, code in snippets(page):

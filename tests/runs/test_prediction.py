@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from raw_files import HEADER, series_text
 from small_experiments import REGRESSION, lines, read, refusal, small_config, write_dataset
 
@@ -263,7 +264,7 @@ def test_maps_of_the_data_are_recorded_and_undone(work, monkeypatch):
 
     # The picture's numbers, and the run itself, once more.
     drawn = []
-    monkeypatch.setattr("runs.run.draw_predictions", lambda *arrays, **_: drawn.extend(arrays[:2]))
+    monkeypatch.setattr("runs.run.draw_predictions", lambda *arrays, **_: drawn.extend(arrays[:2]) or Figure())
     shutil.rmtree(folder)
     run_seed(small_config(work, "Rate", standardise=True, **REGRESSION), 1)
     np.testing.assert_allclose(drawn[0], predicted[test], rtol=1e-6)

@@ -249,7 +249,7 @@ def test_a_model_that_needs_values_can_be_made_before_overwriting(workplace, mon
     """Its shapes cannot be had without them."""
 
     def valued(*, key, **options):
-        return float(jax.random.uniform(key))
+        return float(jax.random.uniform(key)), None
 
     monkeypatch.setattr("runs.run.create_model", valued)
     Selection(parse(["--config_dir", "configs", *COMMAND])).require_models()
