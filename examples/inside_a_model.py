@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 import run_experiment
 import train
+from common.style import save, styled
 from common.tables import aligned
 from data_dir.datasets import create_dataset
 from experiment_configs.schema import ExperimentConfig, validate
@@ -71,7 +72,8 @@ def _spread(values: np.ndarray) -> str:
     return ", ".join(f"{x:.3g}" for x in (np.min(values), np.median(values), np.max(values)))
 
 
-def draw(before: list[Oscillators], after: list[Oscillators], energies: list[np.ndarray], output: Path) -> None:
+@styled
+def draw(before: list[Oscillators], after: list[Oscillators], energies: list[np.ndarray]) -> Figure:
     """The figure: periods on the left, energies (series, L) of every block on the right."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -85,11 +87,10 @@ def draw(before: list[Oscillators], after: list[Oscillators], energies: list[np.
     around = (0.9 * np.min(periods), 1.1 * np.max(periods)) if len(periods) else (1, 10)
     left.set(xlabel="period before the training (steps)", ylabel="period after the training (steps)")
     left.set(xscale="log", yscale="log", xlim=around, ylim=around)
-    left.legend(fontsize="small")
+    left.legend()
     right.set(xlabel="step", ylabel="energy of the block, times the time step")
-    right.set_title(f"{len(energies[0])} series of the test part", fontsize="medium")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=110)
+    right.set_title(f"{len(energies[0])} series of the test part")
+    return figure
 
 
 def main(arguments=None):
@@ -113,7 +114,8 @@ def main(arguments=None):
         sys.exit(f"inside_a_model.py: error: {error}")
     before, after = oscillators_of(untrained(run, config)), run.oscillators()
     print(f"\n{run}\n{table(before, after)}")
-    draw(before, after, run.energies(series), options.output)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    save(draw(before, after, run.energies(series)), options.output)
     print(f"figure: {options.output}")
     return before, after
 
