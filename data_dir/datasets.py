@@ -1,14 +1,14 @@
 """A processed data set, split by seed, as three loaders."""
 
 import importlib.metadata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data_dir.dataloaders import Dataloader
-from data_dir.names import BUNDLED, PPG, PUBLISHED_UEA, UEA_MULTIVARIATE, nearest_name
+from data_dir.names import BUNDLED, PPG, PUBLISHED_UEA, UEA_MULTIVARIATE, listed, nearest_name
 from data_dir.processed import CUT, WHOLE, ProcessedSet, array_file, is_dataset
 from data_dir.processing.uea import COLLECTION, process_dataset, raw_files
 from data_dir.scaling import (
@@ -75,12 +75,15 @@ class Dataset:
         channels = self.train.channels
         if self.classification:
             names = range(self.label_dim) if self.class_names is None else self.class_names
-            labels = f"{self.label_dim} classes ({_first(names)})"
+            labels = f"{self.label_dim} classes ({listed(names)})"
         else:
-            labels = f"{self.length // self.output_step} labels a series, one every {self.output_step} time steps"
+            steps = self.length // self.output_step
+            labels = "one label a series"
+            if steps > 1:
+                labels = f"{steps} labels a series, one every {self.output_step} time steps"
             if self.label_dim > 1:
                 names = output_names(self.label_dim) if self.output_names is None else self.output_names
-                labels = f"{self.label_dim} outputs ({_first(names)}), {labels} of each"
+                labels = f"{self.label_dim} outputs ({listed(names)}), {labels} of each"
         if self.label_map is not None:
             labels += f", mapped: {self.label_map.describe(self.output_names)}; mse in units of the files"
         return (
@@ -216,7 +219,7 @@ def _notes(data: np.ndarray, labels, mask, rows, seed: int, class_names, standar
         missing = np.flatnonzero(labels.any(axis=0) & ~labels[rows].any(axis=0))
         if len(missing):
             names = missing if class_names is None else [class_names[column] for column in missing]
-            yield f"the training part of seed {seed} has no sample of class {_first(names)}."
+            yield f"the training part of seed {seed} has no sample of class {listed(names)}."
     if not standardise:
         # Spread over the set, whose rows are sorted, and the same for every seed.
         looked_at = np.unique(np.linspace(0, len(data) - 1, _LOOKED_AT, dtype=int))
@@ -224,11 +227,6 @@ def _notes(data: np.ndarray, labels, mask, rows, seed: int, class_names, standar
         if offsets:
             way_out = ' "standardise": true in the config removes the offset.' if mask is None else ""
             yield f"{offsets_text(offsets)}.{way_out}"
-
-
-def _first(names: Iterable, count: int = 10) -> str:
-    names = [str(name) for name in names]
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def _split(stored: ProcessedSet, dataset_name: str, n: int, seed: int, split: str | Path) -> Split:

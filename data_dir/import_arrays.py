@@ -20,6 +20,7 @@ if not __package__:  # Run as a script: Python puts this folder on the path, the
 
 import numpy as np
 
+from data_dir.names import listed
 from data_dir.npy import read_npy
 from data_dir.processing.labels import CLASSIFICATION, OUTPUTS, REGRESSION, STEPS
 from data_dir.processing.merging import IMPUTE, PAD, REFUSE
@@ -79,7 +80,7 @@ def read_input(spec: Path, key: str) -> Any:
         return read_table(path)
     if path.suffix in (".ts", ".arff"):
         raw = read_raw(path)
-        return raw.data, raw.labels
+        return (raw.data, raw.labels) if key.startswith("x") else raw.labels
     if path.suffix == ".npz":
         return _from_npz(path, name, key)
     raise DataError(f"{path}: is no npy, npz, csv, tsv, parquet, ts or arff file.")
@@ -123,17 +124,20 @@ def report(info: dict[str, Any], data_dir: Path) -> str:
     lines = [f"{info['name']}: {n} series x {length} time steps x {channels} channel{'s' if channels > 1 else ''}"]
     if info["task"] == CLASSIFICATION:
         counts = zip(info["class_names"], info["class_counts"], strict=True)
-        listed = [f"{name} ({count})" for name, count in counts]
-        more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
-        lines.append(f"    classification, {len(listed)} classes: {', '.join(listed[:20])}{more}")
+        classes = [f"{name} ({count})" for name, count in counts]
+        lines.append(f"    classification, {len(classes)} classes: {listed(classes, 20)}")
     else:
         names = info.get("output_names") or (output_names(info["outputs"]) if info["outputs"] > 1 else ["labels"])
         ranges = [f"{name} {low:g} to {high:g}" for name, (low, high) in zip(names, info["label_ranges"], strict=True)]
         steps = info["label_steps"]
         lines.append(f"    regression, {steps} label{'s' if steps > 1 else ''} a series: {', '.join(ranges)}")
     lines += [f"    {finding['kind']}: {finding['text']}" for finding in info["findings"]] or ["    no findings"]
-    elsewhere = f" --data_dir {data_dir}" if data_dir.resolve() != DEFAULT_DATA_DIR else ""
     table = info.get("table")
+    if table and table["long"]:
+        lines.insert(1, f"    channels: {listed(table['channels'], 20)}")
+    elif table:
+        lines.insert(1, f"    time steps: the columns {table['channels'][0]} to {table['channels'][-1]}")
+    elsewhere = f" --data_dir {data_dir}" if data_dir.resolve() != DEFAULT_DATA_DIR else ""
     new = "new.csv" if table else "new.npy"
     run = f"outputs/{info['name']}/{MODELS[0]}_RHEL/seed_{info['seed']}"
     return "\n".join(
@@ -174,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--channels_first", action="store_true", help="the axes of --x are (series, channels, time steps)")
     add("--unequal_length", choices=(REFUSE, PAD), default=REFUSE, help="default: %(default)s")
     add("--missing", choices=(REFUSE, IMPUTE), default=REFUSE, help="default: %(default)s")
-    add("--overwrite", action="store_true", help="replace a set of this name, and its configs")
+    add("--overwrite", action="store_true", help="replace a set of this name; configs that you edited stay")
     add("--data_dir", type=Path, default=DEFAULT_DATA_DIR, metavar="DIR", help="default: %(default)s")
     return parser
 

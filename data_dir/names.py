@@ -1,4 +1,4 @@
-"""The names of the known sets, and the nearest one to a misspelled name."""
+"""The names of the known sets, the nearest one to a misspelled name, and names in a sentence."""
 
 import difflib
 from collections.abc import Iterable
@@ -38,6 +38,12 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
         return holding[0]
     similar = difflib.get_close_matches(wanted, plain, n=1, cutoff=0.7)
     return plain[similar[0]] if similar else None
+
+
+def listed(names: Iterable[object], count: int = 10) -> str:
+    """The first names, and how many more there are."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def _plain(name: str) -> str:

@@ -104,8 +104,8 @@ def predict_file(
     `file` is an npy array (N, L, C), which is read batch by batch, a ts file, or a table (csv, tsv, parquet) with the
     columns that the run was trained on. Labels in it are ignored. The channel of time is added here. The columns of a
     classification are index (from 0), predicted, and one probability per class; of a regression index and one column
-    per label step and output, in the units of the labels. The default of `output` is <file>_predictions.csv beside the
-    input. It appears in one piece.
+    per label step and output, in the units of the labels. If a table has ids, they follow the index. The default of
+    `output` is <file>_predictions.csv beside the input. It appears in one piece.
 
     **Raises:** `RunError` for a folder without a finished run; `DataError` for a file of another kind or shape than the
     data of the run, for values or predictions that are not finite, and for an output that cannot be written, or that
@@ -120,9 +120,9 @@ def predict_file(
     if output.exists() and (not overwrite or output.samefile(file)):
         raise DataError(f"{output}: exists already. --output names another file, --overwrite replaces it.")
     with _kept_run(folder, own_units) as run:
-        series = _opened_series(file, run)
+        series, ids = _opened_series(file, run)
         with replacing(output) as temporary, open(temporary, "w", encoding="utf-8", newline="") as table:
-            csv.writer(table, lineterminator="\n").writerows(_rows(run, predictions(run, series, file)))
+            csv.writer(table, lineterminator="\n").writerows(_with_ids(_rows(run, predictions(run, series, file)), ids))
     return Predictions(run, output, len(series))
 
 
@@ -191,32 +191,42 @@ def _dataset(run: KeptRun, data_dir: str | None) -> Dataset:
     return dataset
 
 
-def _opened_series(file: Path, run: KeptRun) -> np.ndarray:
-    """The series (n, L, C) of the lengths and channels of the run; an npy file is memory-mapped."""
+def _opened_series(file: Path, run: KeptRun) -> tuple[np.ndarray, list]:
+    """The series (n, L, C) of the lengths and channels of the run, and the column of their ids, its name first.
+
+    An npy file is memory-mapped. A file without ids gives [].
+    """
+    ids = []
     if file.suffix == ".ts":
         series = read_raw(file, labelled=False).data  # shorter series end in NaN
     elif file.suffix == ".npy":
         series = read_npy(file)
     elif file.suffix in SUFFIXES:
-        series = _series_of_table(file, run)
+        series, ids = _series_of_table(file, run)
     else:
         raise DataError(f"{file}: is none of .npy, .ts, {', '.join(SUFFIXES)}.")
     try:
         run.require(series)
     except SeriesError as error:
         raise DataError(f"{file}: {error}") from error
-    return series
+    return series, ids
 
 
-def _series_of_table(file: Path, run: KeptRun) -> np.ndarray:
-    """The series of a table with the columns of the table that the run was trained on; shorter series end in NaN."""
+def _series_of_table(file: Path, run: KeptRun) -> tuple[np.ndarray, list]:
+    """As above, of a table with the columns of the table that the run was trained on; shorter series end in NaN."""
     if run.record["data"].get("table") is None:
         raise DataError(f"{file}: is a table, but {run.folder} was not trained on one. Give .npy or .ts.")
     try:
         columns = Columns.of_record(run.record["data"]["table"])
-        return stacked(table_of(read_table(file), columns, labelled=False).series)
+        table = table_of(read_table(file), columns, labelled=False)
+        return stacked(table.series), [] if table.ids is None else [columns.id, *table.ids]
     except DataError as error:
         raise error if str(error).startswith(str(file)) else DataError(f"{file}: {error}") from error
+
+
+def _with_ids(rows: Iterable[list], ids: list) -> Iterable[list]:
+    """The lines of the table with the column of ids after the index."""
+    return ([row[0], each, *row[1:]] for row, each in zip(rows, ids, strict=True)) if ids else rows
 
 
 def _rows(run: KeptRun, outputs: Iterable[Float[np.ndarray, " outputs"]]):

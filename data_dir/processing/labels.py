@@ -31,19 +31,23 @@ class Labels(NamedTuple):
 
 def plain_labels(values: Any) -> np.ndarray:
     """Labels as an array of texts, truth values, integers or floats. Raises DataError for others, and missing ones."""
-    array = np.asarray(values)
-    if array.dtype.kind == "O":
-        kinds = {type(value) for value in array.flat}
-        if not all(issubclass(kind, str) for kind in kinds):
-            try:
-                array = np.asarray(array.tolist())
-            except ValueError as error:
-                raise DataError(f"the labels are lists of different lengths ({error}).") from error
-            if array.dtype.kind in "OUS":
-                listed = ", ".join(sorted(kind.__name__ for kind in kinds))
-                raise DataError(f"the labels are of several types: {listed}. They must be all texts or all numbers.")
-        else:
-            array = array.astype(str)
+    if np.ma.is_masked(values):
+        raise DataError("some labels are masked, that is missing. Leave these series out.")
+    try:
+        # Numbers among texts would become texts, and a missing label the class "nan".
+        array = np.asarray(values, dtype=object) if isinstance(values, list | tuple) else np.asarray(values)
+        kinds = {type(value) for value in array.flat} if array.dtype.kind == "O" else set()
+        if kinds:
+            array = np.asarray(array.tolist())
+    except ValueError as error:
+        raise DataError(f"the labels are lists of different lengths ({error}).") from error
+    mixed = kinds and not any(all(issubclass(kind, text) for kind in kinds) for text in (str, bytes))
+    if array.dtype.kind == "O" or (array.dtype.kind in "US" and mixed):
+        types = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise DataError(
+            f"the labels are of several types: {types}. They must be all texts or all numbers. A missing label is "
+            "None or NaN."
+        )
     if array.dtype.kind == "S":
         array = np.char.decode(array, "utf-8")
     if array.dtype.kind not in "Ubiuf":
@@ -53,6 +57,8 @@ def plain_labels(values: Any) -> np.ndarray:
     bad = np.argwhere(array == "") if array.dtype.kind == "U" else np.argwhere(~np.isfinite(array))
     if len(bad):
         raise DataError(f"the label of series {bad[0][0]} (from 0) is missing or not finite.")
+    if array.dtype.kind == "u" and array.max(initial=0) <= np.iinfo(np.int64).max:
+        array = array.astype(np.int64)  # beside int64, numpy makes floats of uint64
     return array.reshape(len(array)) if array.ndim > 1 and array.size == len(array) else array
 
 
@@ -149,5 +155,5 @@ def _regression(values: np.ndarray, length: int, label_axis: str | None, finding
 
 def is_coarse(values: np.ndarray) -> bool:
     """Whether float32 gives finite values, of whatever shape, fewer than a thousand levels in their range."""
-    low, high = float(values.min()), float(values.max())
+    low, high = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
     return high > low and float(np.spacing(np.float32(max(abs(low), abs(high))))) > 1e-3 * (high - low)

@@ -11,14 +11,23 @@ import numpy as np
 
 from common.files import sha256_of, write_json
 from data_dir.folders import new_folder
-from data_dir.names import BUNDLED, PPG, UEA_MULTIVARIATE
+from data_dir.names import BUNDLED, PPG, UEA_MULTIVARIATE, listed
 from data_dir.pickles import write_arrays
 from data_dir.processing.audit import audit_rows, audit_series
-from data_dir.processing.labels import CLASSIFICATION, OUTPUTS, STEPS, Labels, is_coarse, plain_labels, stored_labels
+from data_dir.processing.labels import (
+    CLASSIFICATION,
+    OUTPUTS,
+    REGRESSION,
+    STEPS,
+    Labels,
+    is_coarse,
+    plain_labels,
+    stored_labels,
+)
 from data_dir.processing.merging import REFUSE, MergedSet, compare_rows, join
 from data_dir.processing.readers import RawSeries, without_end
-from data_dir.processing.starter import MODELS, SEED, starter_config
-from data_dir.processing.tables import Columns, is_table, labels_of, stacked, table_of
+from data_dir.processing.starter import SEED, edited_configs, starter_configs, write_configs
+from data_dir.processing.tables import Columns, is_table, labels_of, stacked, table_of, unlike_columns
 from data_dir.storage import DEFAULT_DATA_DIR, DataError, processed_folder
 
 COLLECTION = "own"
@@ -96,15 +105,16 @@ def import_arrays(
     n_train = len(parts[0].labels)
     merged = _merged(rows, lengths, labels, n_train, imputed)
     coarse = sorted({channel for part in parts for channel in part.coarse})
-    findings = [*_findings(merged, labels, padded, coarse, channels_first), *labels.findings]
-    splits = _Splits(name, len(rows), merged.original, split)
+    findings = [*_findings(merged, labels, padded, coarse, channels_first), *_column_findings(parts[0].columns)]
+    splits = _splits(name, len(rows), merged.original, split)
+    kept = edited_configs(target)
+    findings += [{"kind": "configs", "text": f"{path} was edited: it stays as it is"} for path in kept]
     info = {
         "name": name,
         "source": "your own arrays",
         "raw_files": {str(file): _identity(file) for file in sources.values()},
         **dict(zip(("n_samples", "length", "channels"), rows.shape, strict=True)),
         **_label_info(labels, parts[0]),
-        "task": CLASSIFICATION if labels.class_names is not None else "regression",
         "missing_values_imputed": imputed,
         "padded": padded,
         "seed": splits.seeds[0],
@@ -112,8 +122,9 @@ def import_arrays(
         "versions": {"python": platform.python_version(), "numpy": version("numpy")},
     }
     if parts[0].columns is not None:
-        info |= {"table": parts[0].columns.record(), "ids": [each for part in parts for each in part.ids or ()]}
-    _write(target, merged, labels, info, splits, Path(data_dir))
+        ids = [each if isinstance(each, str | int) else str(each) for part in parts for each in part.ids or ()]
+        info |= {"table": parts[0].columns.record(), "ids": ids}
+    _write(target, merged, labels, info, splits, Path(data_dir), kept)
     return info | {"folder": str(target)}
 
 
@@ -130,7 +141,9 @@ def _target(name: str, data_dir: Path, overwrite: bool) -> Path:
     if others:
         raise DataError(f"name {name!r}: is the name of the set in {others[0]}; choose another one.")
     if target.exists() and not overwrite:
-        raise DataError(f"{target}: exists. --overwrite replaces the set and its configs; or choose another name.")
+        raise DataError(
+            f"{target}: exists. --overwrite replaces the set, but no config that you edited; or choose another name."
+        )
     return target
 
 
@@ -146,7 +159,7 @@ def _part(what: str | Path, x: Any, y: Any, columns: Columns, channels_first: bo
         else:
             labels = y
         if is_table(y):
-            labels, names = labels_of(y, columns, ids)
+            labels, names = labels_of(y, table or columns, ids)
         if labels is None:
             raise DataError("no labels: they are y, or y_test for x_test.")
         series, coarse = _series(x, channels_first)
@@ -160,6 +173,8 @@ def _part(what: str | Path, x: Any, y: Any, columns: Columns, channels_first: bo
 
 def _series(x: Any, channels_first: bool) -> tuple[RawSeries, list[int]]:
     """An array, or a list of arrays, as float32 series with NaN after their ends; the channels that are too coarse."""
+    if np.ma.is_masked(x) or (isinstance(x, list | tuple) and any(map(np.ma.is_masked, x))):
+        raise DataError('values are masked. x.filled(np.nan) and missing="impute" interpolate them.')
     try:
         data = np.asarray(x)
     except ValueError:
@@ -193,18 +208,16 @@ def _series(x: Any, channels_first: bool) -> tuple[RawSeries, list[int]]:
 
 def _labels(parts: list[_Part], length: int, task: str | None, label_axis: str | None) -> Labels:
     """The labels of all parts together. Raises DataError if the parts have labels of different kinds."""
-    kinds, shapes = ({get(part.labels) for part in parts} for get in (_kind, lambda labels: labels.shape[1:]))
-    if len(kinds) > 1 or len(shapes) > 1:
+    if len({(part.labels.dtype.kind, part.labels.shape[1:]) for part in parts}) > 1:
         described = " and ".join(f"{part.labels.dtype} {part.labels.shape}" for part in parts)
         raise DataError(f"the labels of the two parts differ in kind or shape: {described}.")
+    names = [list(part.names) for part in parts if part.names]
+    if len(names) > 1 and names[0] != names[1] and len(names[0]) > 1:
+        raise DataError(f"the labels are {listed(names[0])}, but {listed(names[1])} in the test part.")
     if label_axis is None and len(parts[0].names) > 1:
         label_axis = OUTPUTS  # columns with names of their own
     values = np.concatenate([part.labels for part in parts])
     return stored_labels(values, length, task=task, label_axis=label_axis)
-
-
-def _kind(labels: np.ndarray) -> str:
-    return {"u": "i"}.get(labels.dtype.kind, labels.dtype.kind)
 
 
 def _merged(rows: np.ndarray, lengths: np.ndarray, labels: Labels, n_train: int, imputed: int) -> MergedSet:
@@ -242,32 +255,46 @@ def _findings(merged: MergedSet, labels: Labels, padded: bool, coarse: list[int]
         if finding["kind"] == "duplicate_rows":
             finding["text"] += "; all are kept, so that equal series may train and test"
         yield finding
+    yield from labels.findings
 
 
-class _Splits:
-    """How the rows are split: ``field`` of the configs, the ``seeds`` that can be used, and the training rows of each.
+def _column_findings(columns: Columns | None):
+    """Columns of a wide table that may be no time steps."""
+    if columns is not None and (unlike := unlike_columns(columns)):
+        text = f"the columns {listed(unlike)} are time steps, but are not named as the others. --ignore leaves them out"
+        yield {"kind": "columns", "text": text, "columns": unlike}
 
-    Raises DataError if the rows cannot be split so.
+
+class _Splits(NamedTuple):
+    """How the rows are split: ``field`` of the configs, the ``seeds`` that can be used, and the training rows at least.
+
+    ``index_file`` is the file that ``field`` names, or None.
     """
 
-    def __init__(self, name: str, n: int, original: tuple[np.ndarray, np.ndarray], asked: str | Path | None):
-        # They import jax, which takes a second.
-        from data_dir.splits import read_index_file, split_as_original, split_by_seed
+    field: str
+    seeds: list[int]
+    n_train: int
+    index_file: Path | None
 
-        has_test = len(original[1]) > 0
-        self.field = str(asked or ("original" if has_test else "seed"))
-        self.index_file, self.seeds = None, [SEED]
-        if self.field == "seed":
-            splits = [split_by_seed(n, SEED)]
-        elif self.field == "original":
-            if not has_test:
-                raise DataError("split 'original': needs a test part, x_test and y_test.")
-            splits = [split_as_original((original[0], np.empty(0, dtype=np.int64), original[1]), n, SEED)]
-        else:
-            self.index_file = Path(self.field)
-            self.seeds = _seeds_of(self.index_file)
-            splits = [read_index_file(self.index_file, name, n, seed) for seed in self.seeds]
-        self.n_train = min(len(split["train"]) for split in splits)
+
+def _splits(name: str, n: int, original: tuple[np.ndarray, np.ndarray], asked: str | Path | None) -> _Splits:
+    """The splits that were asked for. Raises DataError if the rows cannot be split so."""
+    # It imports jax, which takes a second.
+    from data_dir.splits import read_index_file, split_as_original, split_by_seed
+
+    has_test = len(original[1]) > 0
+    field, index_file, seeds = str(asked or ("original" if has_test else "seed")), None, [SEED]
+    if field == "seed":
+        splits = [split_by_seed(n, SEED)]
+    elif field == "original":
+        if not has_test:
+            raise DataError("split 'original': needs a test part, x_test and y_test.")
+        splits = [split_as_original((original[0], np.empty(0, dtype=np.int64), original[1]), n, SEED)]
+    else:
+        index_file = Path(field)
+        seeds = _seeds_of(index_file)
+        splits = [read_index_file(index_file, name, n, seed) for seed in seeds]
+    return _Splits(field, seeds, min(len(split["train"]) for split in splits), index_file)
 
 
 def _seeds_of(path: Path) -> list[int]:
@@ -283,9 +310,9 @@ def _label_info(labels: Labels, part: _Part) -> dict[str, Any]:
     """The fields of dataset.json about the labels."""
     if labels.class_names is not None:
         counts = labels.stored.sum(axis=0).astype(int).tolist()
-        return {"class_names": labels.class_names, "class_counts": counts}
+        return {"task": CLASSIFICATION, "class_names": labels.class_names, "class_counts": counts}
     outputs = labels.stored.shape[2] if labels.stored.ndim == 3 else 1
-    info: dict[str, Any] = {"label_steps": labels.stored.shape[1], "outputs": outputs}
+    info: dict[str, Any] = {"task": REGRESSION, "label_steps": labels.stored.shape[1], "outputs": outputs}
     columns = labels.stored.reshape(-1, outputs)
     info["label_ranges"] = [[float(low), float(high)] for low, high in zip(columns.min(0), columns.max(0), strict=True)]
     if len(part.names) == outputs:
@@ -293,8 +320,10 @@ def _label_info(labels: Labels, part: _Part) -> dict[str, Any]:
     return info
 
 
-def _write(target: Path, merged: MergedSet, labels: Labels, info: dict, splits: _Splits, data_dir: Path) -> None:
-    """Writes the arrays, dataset.json and the configs."""
+def _write(
+    target: Path, merged: MergedSet, labels: Labels, info: dict, splits: _Splits, data_dir: Path, kept: dict[str, bytes]
+) -> None:
+    """Writes the arrays, the configs and dataset.json; ``kept`` are configs that take the place of the starters."""
     pickled: dict[str, Any] = {
         "original_idxs.pkl": (merged.original[0], np.empty(0, dtype=np.int64), merged.original[1])
     }
@@ -305,6 +334,16 @@ def _write(target: Path, merged: MergedSet, labels: Labels, info: dict, splits: 
     field = splits.field
     if splits.index_file is not None:
         field = f"{places['data_dir']}/processed/{COLLECTION}/{info['name']}/splits.json"
+    configs = starter_configs(
+        info["name"],
+        length=info["length"],
+        n_train=splits.n_train,
+        classification=labels.class_names is not None,
+        standardise=not info["padded"],
+        seeds=splits.seeds,
+        split=field,
+        **places,
+    )
     with new_folder(target) as folder:
         np.save(folder / "data.npy", merged.data)
         np.save(folder / "labels.npy", labels.stored)
@@ -312,23 +351,10 @@ def _write(target: Path, merged: MergedSet, labels: Labels, info: dict, splits: 
             write_arrays(folder / file, arrays)
         files = ("data.npy", "labels.npy", *pickled)
         info["processed_files"] = {file: _identity(folder / file) for file in files}
-        write_json(folder / "dataset.json", info)
         if splits.index_file is not None:
             (folder / "splits.json").write_bytes(splits.index_file.read_bytes())
-        for model in MODELS:
-            config = starter_config(
-                model,
-                length=info["length"],
-                n_train=splits.n_train,
-                classification=labels.class_names is not None,
-                standardise=not info["padded"],
-                seeds=splits.seeds,
-                split=field,
-                **places,
-            )
-            path = folder / "configs" / model / f"{info['name']}.json"
-            path.parent.mkdir(parents=True)
-            write_json(path, config)
+        info["starter_configs"] = write_configs(folder, configs, kept)
+        write_json(folder / "dataset.json", info)
 
 
 def _identity(file: Path) -> dict:

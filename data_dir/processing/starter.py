@@ -1,6 +1,13 @@
-"""First configs for a set: sizes and rate by the shape of its arrays, so that a training takes a minute or two."""
+"""First configs for a set: sizes by the shape of its arrays, so that a training takes a minute or two.
 
+The rate is constant: a schedule that ends at 0 would leave a training that is continued at the rate 0.
+"""
+
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from common.files import sha256_of, write_json
+from data_dir.storage import DataError, read_json
 
 MODELS = ("LinHRU", "NonlinHRU")
 SEED = 2345
@@ -40,7 +47,7 @@ def starter_config(
         "time": False,
         "standardise": standardise,
         "lr": 0.005,
-        "lr_scheduler": f"cosine_decay_schedule(lr, {sizes.num_steps})",
+        "lr_scheduler": "lr",
         "num_steps": sizes.num_steps,
         "print_steps": sizes.num_steps // 20,
         "batch_size": min(sizes.batch_size, n_train),
@@ -51,3 +58,30 @@ def starter_config(
         "dropout_rate": 0.05,
     }
     return fields | ({"step_init": sizes.step_init} if model == "NonlinHRU" else {})
+
+
+def starter_configs(name: str, **sizes: Any) -> dict[str, dict[str, Any]]:
+    """The starter config of each model by its path in the folder of the set ``name``."""
+    return {f"configs/{model}/{name}.json": starter_config(model, **sizes) for model in MODELS}
+
+
+def edited_configs(folder: Path) -> dict[str, bytes]:
+    """The configs in the folder of a set that are no starter configs, by path; none without the folder."""
+    try:
+        starters = read_json(folder / "dataset.json").get("starter_configs", {})
+    except DataError:
+        starters = {}
+    paths = {str(path.relative_to(folder)): path for path in sorted(folder.glob("configs/*/*.json"))}
+    return {name: path.read_bytes() for name, path in paths.items() if sha256_of(path) != starters.get(name)}
+
+
+def write_configs(folder: Path, starters: dict[str, dict[str, Any]], kept: dict[str, bytes]) -> dict[str, str]:
+    """Writes configs; ``kept`` take the place of starters. Returns the sha256 of the starters that were written."""
+    for name in {**starters, **kept}:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name in kept:
+            path.write_bytes(kept[name])
+        else:
+            write_json(path, starters[name])
+    return {name: sha256_of(folder / name) for name in starters if name not in kept}

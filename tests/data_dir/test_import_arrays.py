@@ -12,12 +12,14 @@ import pytest
 import data_dir as package
 import data_dir.import_arrays
 from data_dir.datasets import create_dataset
-from data_dir.import_arrays import main
+from data_dir.import_arrays import main, read_input
 from data_dir.processing import own
 from data_dir.processing.labels import plain_labels, stored_labels
 from data_dir.processing.starter import MODELS, starter_config
+from data_dir.processing.tables import Columns
 from data_dir.splits import split_by_seed, write_index_file
 from data_dir.storage import DataError
+from experiment_configs.scheduler import build
 from experiment_configs.schema import load_config
 
 N, L, C = 12, 10, 2
@@ -65,6 +67,7 @@ def write_inputs(folder):
         ("--x x.csv --y y.csv --id who --time t", C),
         ("--x wide.csv", 1),
         ("--x set.ts", C),
+        ("--x x.npy --y set.ts", C),
     ],
 )
 def test_every_format_gives_the_same_set(tmp_path, monkeypatch, capsys, flags, channels):
@@ -154,12 +157,81 @@ def changed(column, value, row=ROW):
             "the first line holds num",
         ),
         (wide_table().assign(time=1.0), "the column 'time', but no column 'id'"),
+        (
+            LONG.assign(time=LONG.time * np.where(LONG.id == "s3", 1.4, 1)),
+            "series 's3': a step is 0.14 on average, but 0.1 in most series",
+        ),
+        (
+            LONG.set_axis(pd.MultiIndex.from_product([["x"], LONG.columns]), axis=1),
+            "the columns have 2 levels of names",
+        ),
     ],
 )
 def test_tables_that_are_no_series_are_refused(tmp_path, table, message):
     with pytest.raises(DataError, match=message):
         own.import_arrays("toy", table, data_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_in_a_table_belong_to_the_series_by_id(tmp_path):
+    y = pd.DataFrame({"id": [f"s{i}" for i in range(N)], "label": WORDS})[::-1]
+    x = wide_table().drop(columns="label")
+
+    def stored(name, x, y, **options):
+        info = own.import_arrays(name, x, y, **options, data_dir=tmp_path)
+        return np.load(Path(info["folder"]) / "labels.npy")[:, 1] == 1
+
+    np.testing.assert_array_equal(stored("wide", x.assign(id=y.id[::-1]), y, ignore=["id"]), WORDS == "walk")
+    np.testing.assert_array_equal(stored("rows", X, y, ignore=["id"]), WORDS[::-1] == "walk")  # as the user asks for
+    for series in (X, x):
+        with pytest.raises(DataError, match=r"the column 'id', but the series have no ids to match.*--ignore id"):
+            own.import_arrays("toy", series, y, data_dir=tmp_path)
+    for index in ("Unnamed: 0", "n"):
+        with pytest.raises(DataError, match=f"the column '{index}' numbers the rows: it is no label. --ignore"):
+            own.import_arrays("toy", X, pd.DataFrame({index: range(N), "label": RNG.normal(size=N)}), data_dir=tmp_path)
+
+
+def test_a_later_table_has_the_columns_of_the_first(tmp_path):
+    """Without it, longer series would be cut, and the columns of two label tables mixed."""
+    with pytest.raises(DataError, match="the table that was imported has no column 't8', 't9'"):
+        own.import_arrays("toy", wide_table(X[:, :8]), x_test=wide_table(), data_dir=tmp_path)
+    with pytest.raises(DataError, match="no column 'c'"):
+        own.import_arrays("toy", LONG, x_test=LONG.assign(c=LONG.a), data_dir=tmp_path)
+    y = pd.DataFrame(RNG.normal(size=(N, 2)), columns=["heat", "angle"])
+    with pytest.raises(DataError, match="the labels are heat, angle, but angle, heat in the test part"):
+        own.import_arrays("toy", X, y, x_test=X, y_test=y[["angle", "heat"]], data_dir=tmp_path)
+    with pytest.raises(DataError, match="names of the columns of its table are damaged"):
+        Columns.of_record({"channels": ["a", 3]})
+
+
+def test_columns_taken_as_time_steps_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    table = wide_table()
+    table.insert(0, "age", RNG.integers(20, 80, N))
+    table.to_csv("x.csv", index=False)
+    assert main(["toy", "--x", "x.csv", "--data_dir", "."]) == 0
+    out = capsys.readouterr().out
+    assert "\n    time steps: the columns age to t9\n" in out
+    assert "columns: the columns age are time steps, but are not named as the others. --ignore leaves them out" in out
+    LONG.to_csv("x.csv", index=False)
+    assert main(["long", "--x", "x.csv", "--data_dir", "."]) == 0
+    out = capsys.readouterr().out
+    assert "\n    channels: a, b\n" in out
+    assert "columns:" not in out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0.1,0.5,0.5\n1,2,3\n", "the first line holds numbers"),  # pandas: 0.5.1, and the series is lost
+        ("t0;t1;t1\n1;2;3\n", "the column 't1' occurs twice"),
+        ("t0,t1\n1,2,3\n4,5,6\n", "Expected 2 fields in line 2, saw 3"),  # pandas: the first column is an index
+    ],
+)
+def test_first_lines_that_are_no_names_are_refused(tmp_path, text, message):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_input(tmp_path / "x.csv", "x")
 
 
 def test_times_may_be_dates_and_steps_may_have_labels(tmp_path):
@@ -207,6 +279,10 @@ def test_the_kind_of_labels_is_decided_and_said(labels, options, names, shape, d
         (RNG.normal(size=(N, 4)), {"label_axis": "steps"}, "10 time steps cannot carry 4 labels"),
         (["a"] * N, {}, "all series have the label 'a'"),
         (["a", None] * 6, {}, "several types: NoneType, str"),
+        (["a", np.nan] * 6, {}, "several types: float, str"),
+        (["a", 1] * 6, {}, "several types: int, str"),
+        ([[1.0, 2.0], [3.0]], {}, "lists of different lengths"),
+        (np.ma.masked_equal(np.arange(N), 3), {}, "some labels are masked"),
         (["a", ""] * 6, {}, r"the label of series 1 \(from 0\) is missing"),
         ([0.5, np.nan] * 6, {}, r"the label of series 1 \(from 0\) is missing or not finite"),
         (["a", "b"] * 6, {"task": "regression"}, "the labels are texts, as 'a'; a regression needs numbers"),
@@ -277,6 +353,10 @@ def test_axes_in_the_wrong_order_and_doubtful_channels_are_asked_about(tmp_path)
             r"infinite or beyond float32: series 3, time step 4, ch",
         ),
         ("toy", X.astype(str), WORDS, {}, "needed are numbers"),
+        ("toy", [X[0], [["a", "b"]] * 5], ["a", "b"], {}, r"series 1 \(from 0\) is no array of numbers"),
+        ("toy", np.ma.masked_less(X, 0), WORDS, {}, r"values are masked. x.filled\(np.nan\) and missing=\"impute\""),
+        ("toy", [np.ma.masked_less(x, 0) for x in X], WORDS, {}, "values are masked"),
+        ("toy", X * [1, np.nan], WORDS, {"missing": "impute"}, "has no value in channel 1 to interpolate from"),
         ("toy", X[:3], WORDS[:3], {}, "3 samples are too few to split"),
         ("toy", X, WORDS, {"split": "original"}, "needs a test part"),
         ("toy", X, WORDS, {"split": "gone.json"}, r"gone\.json: cannot be read"),
@@ -291,17 +371,31 @@ def test_what_cannot_be_a_set_is_refused_and_nothing_is_written(tmp_path, name, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_integers_of_both_parts_stay_integers(tmp_path):
+    labels = np.arange(N, dtype=np.uint64) % 2 + 2**60
+    info = own.import_arrays("toy", X, labels, x_test=X[:4], y_test=labels[:4].astype(np.int64), data_dir=tmp_path)
+    assert info["class_names"] == [str(2**60), str(2**60 + 1)]
+
+
 def test_a_set_is_written_whole_and_never_over_another(tmp_path, monkeypatch, capsys):
     folder = Path(own.import_arrays("toy", X, WORDS, data_dir=tmp_path)["folder"])
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    with pytest.raises(DataError, match=r"toy: exists\. --overwrite replaces the set and its configs"):
+    with pytest.raises(DataError, match=r"toy: exists\. --overwrite replaces the set, but no config that you"):
         own.import_arrays("toy", X, WORDS, data_dir=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(own, "starter_config", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+        patch.setattr(own, "write_configs", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
         with pytest.raises(DataError, match="cannot be written"):
             own.import_arrays("toy", X + 1, WORDS, overwrite=True, data_dir=tmp_path)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     assert [path.name for path in folder.parent.iterdir()] == ["toy"]
+    edited = folder / "configs" / "LinHRU" / "toy.json"
+    edited.write_text("{}")
+    info = own.import_arrays("toy", X[:10], np.arange(10) / 3, overwrite=True, data_dir=tmp_path)
+    assert edited.read_text() == "{}"
+    assert {"kind": "configs", "text": "configs/LinHRU/toy.json was edited: it stays as it is"} in info["findings"]
+    assert not load_config(folder / "configs" / "NonlinHRU" / "toy.json").classification
+    regression = create_dataset(tmp_path, "toy", seed=1, time=False, classification=False)
+    assert "2 channels; one label a series, mapped" in regression.describe()
     (tmp_path / "processed" / "UEA" / "other").mkdir(parents=True)
     with pytest.raises(DataError, match=r"is the name of the set in .*UEA/other"):
         own.import_arrays("other", X, WORDS, data_dir=tmp_path)
@@ -365,4 +459,6 @@ def test_starter_configs_are_valid_at_every_size(tmp_path, length, n_train):
         sizes = {"length": length, "n_train": n_train, "classification": True, "standardise": True, "seeds": [1]}
         (tmp_path / model).mkdir()
         (tmp_path / model / "toy.json").write_text(json.dumps(starter_config(model, **sizes, **places)))
-        assert load_config(tmp_path / model / "toy.json").batch_size <= n_train
+        config = load_config(tmp_path / model / "toy.json")
+        assert config.batch_size <= n_train
+        assert build(config.lr_scheduler, config.lr, 10) == config.lr  # a training that is continued still learns

@@ -124,15 +124,18 @@ def test_a_table_of_words_is_trained_on_and_predicted(tmp_path, monkeypatch, cap
     np.save("new.npy", np.load("elsewhere/processed/own/gait/data.npy"))
     for name in ("new.npy", "new.csv"):
         assert command("--predict", name, "--run", folder, "--output", f"{name}.predicted.csv") == 0
-    by_file = (
-        pd.read_csv("new.csv.predicted.csv").set_index(pd.Index(new.who.unique())).loc[[f"p{i}" for i in range(N)]]
-    )
+    by_file = pd.read_csv("new.csv.predicted.csv")
+    assert list(by_file.columns[:3]) == ["index", "who", "predicted"]
+    by_file = by_file.set_index("who").loc[[f"p{i}" for i in range(N)]]
     expected = pd.read_csv("new.npy.predicted.csv")
     np.testing.assert_allclose(by_file.probability_walk, expected.probability_walk, rtol=1e-5)
     assert set(expected.predicted) <= {"rest", "walk"}
     new.drop(columns="b").to_csv("less.csv", index=False)
     assert command("--predict", "less.csv", "--run", folder) == 2
     assert "less.csv: no column 'b'; the columns are a, t, who." in capsys.readouterr().err
+    new.assign(c=1.0).to_csv("more.csv", index=False)
+    assert command("--predict", "more.csv", "--run", folder) == 2
+    assert "more.csv: the table that was imported has no column 'c'" in capsys.readouterr().err
 
 
 def test_a_folder_of_data_that_does_not_exist_is_not_made(tmp_path, monkeypatch, capsys):
