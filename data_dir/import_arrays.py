@@ -10,6 +10,8 @@ the files. From Python, `data_dir.import_arrays(name, x, y)` takes arrays and Da
 """
 
 import argparse
+import functools
+import re
 import sys
 import types
 from pathlib import Path
@@ -34,10 +36,34 @@ from data_dir.storage import DEFAULT_DATA_DIR, DataError
 INPUTS = ("x", "y", "x_test", "y_test")
 
 
+_FLAGS = (
+    (r"--(overwrite|channels_first)", r"\1=True"),
+    (r"--ignore ('[^']*'|\w+)", lambda flag: f"ignore=[{flag[1].strip(chr(39))!r}]"),
+    (r"--(task|label_axis|missing|unequal_length) (\w+)", r'\1="\2"'),
+    (r"--(\w+)", r"\1"),
+)
+
+
+@functools.wraps(import_arrays)
+def _from_python(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Messages name arguments, not flags."""
+    try:
+        info = import_arrays(*args, **kwargs)
+    except DataError as error:
+        raise DataError(_with_arguments(str(error))) from error
+    return info | {"findings": [finding | {"text": _with_arguments(finding["text"])} for finding in info["findings"]]}
+
+
+def _with_arguments(text: str) -> str:
+    for flag, argument in _FLAGS:
+        text = re.sub(flag, argument, text)
+    return text
+
+
 class _CallableModule(types.ModuleType):
     """This module has the name of the function that the package offers: `data_dir.import_arrays(..)` calls it."""
 
-    __call__ = staticmethod(import_arrays)
+    __call__ = staticmethod(_from_python)
 
 
 sys.modules[__name__].__class__ = _CallableModule
@@ -171,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=(STEPS, OUTPUTS),
         help="labels (n, m): one at each of m steps, or m outputs",
     )
+    add("--output_names", nargs="+", default=[], metavar="NAME", help="of a regression; default: of the label columns")
     add("--label", nargs="+", default=["label"], metavar="COLUMN", help="the label columns of a table; default: label")
     add("--id", default="id", metavar="COLUMN", help="of a table with a row a time step: its series; default: id")
     add("--time", default="time", metavar="COLUMN", help="of such a table: the time; default: time")

@@ -66,7 +66,8 @@ class TrainedModel:
       `trained` itself, or holds it as `model.trained` if the run standardised its channels or mapped its labels.
     - `state`: the averages of the BatchNorm.
 
-    The methods take raw series (N, L, C), without the channel of time, as arrays of numbers. They work without dropout,
+    The methods take raw series (N, L, C), without the channel of time, as arrays of numbers. If the run had padded
+    data, series may be shorter: a list of arrays (L_i, C), or NaN after their ends. The methods work without dropout,
     in the precision of the run, batch by batch. They raise `SeriesError` for another shape than the series of the run
     had, for values that are missing or not finite, and for outputs that are not finite.
     """
@@ -162,7 +163,8 @@ class TrainedModel:
             raise SeriesError(
                 f"{series.dtype} of shape {series.shape}; needed are numbers (series, time steps, channels).{hint}"
             )
-        if series.shape[1:] != (length, channels):
+        is_shorter = self._padded and series.shape[1] < length
+        if series.shape[2] != channels or not (is_shorter or series.shape[1] == length):
             hint = ""
             if series.shape[1:] == (channels, length):
                 hint = " The axes are in another order: np.swapaxes(x, 1, 2) mends it."
@@ -170,8 +172,12 @@ class TrainedModel:
                 hint = " The channel of time is added here: leave it out."
             raise SeriesError(
                 f"series of {series.shape[1]} time steps and {series.shape[2]} channels; the run {self.folder} was "
-                f"trained on {length} steps and {channels} channels.{hint}"
+                f"trained on {'at most ' if self._padded else ''}{length} steps and {channels} channels.{hint}"
             )
+
+    @property
+    def _padded(self) -> bool:
+        return bool(self.record["data"].get("padded"))
 
     @property
     def _time(self) -> bool:
@@ -194,12 +200,14 @@ class TrainedModel:
         A batch has always the size of the training's: one compiled program, and the arithmetic of the evaluations.
         Holds one batch at a time.
         """
-        series = x if isinstance(x, np.ndarray) else np.asarray(x)
+        series = x if isinstance(x, np.ndarray) else _stacked(x)
         self.require(series)
         batch_size = self.record["config"].get("batch_size") or len(series)
         for start in range(0, len(series), batch_size):
             with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported
                 batch = np.asarray(series[start : start + batch_size]).astype(np.float32)
+            if self._padded:
+                batch = _with_zeros(batch, self.record["data"]["length"])
             bad = np.argwhere(~np.isfinite(batch))
             if len(bad):
                 index, step, channel = bad[0]
@@ -212,6 +220,28 @@ class TrainedModel:
                 times = np.broadcast_to(time.astype(np.float32)[:, None], (*batch.shape[:2], 1))
                 batch = np.concatenate([times, batch], axis=2)
             yield start, len(batch), np.resize(batch, (batch_size, *batch.shape[1:]))
+
+
+def _stacked(x: Any) -> np.ndarray:
+    """An array of series (L_i, C), NaN after their ends if they differ in length."""
+    try:
+        return np.asarray(x)
+    except ValueError:  # of different lengths
+        pass
+    try:
+        values, lengths = np.concatenate(x), np.array([len(series) for series in x])
+        data = np.full((len(lengths), lengths.max(), *values.shape[1:]), np.nan)
+        data[np.arange(lengths.max()) < lengths[:, None]] = values
+    except (ValueError, TypeError) as error:
+        raise SeriesError(f"the series are no arrays of numbers (time steps, channels): {error}.") from error
+    return data
+
+
+def _with_zeros(series: Float[np.ndarray, "batch steps C"], length: int) -> Float[np.ndarray, "batch L C"]:
+    """Zeros after the ends of the series, as in padded data. A series without any value stays NaN."""
+    ended = np.cumsum(~np.isnan(series[:, ::-1]).all(axis=2), axis=1)[:, ::-1] == 0
+    series = np.where((ended & ~ended[:, :1])[:, :, None], 0, series)
+    return np.pad(series, ((0, 0), (0, length - series.shape[1]), (0, 0)))
 
 
 def oscillators_of(network: HRU) -> list[Oscillators]:

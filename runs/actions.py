@@ -138,6 +138,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     )
     _note_unchecked(arguments.run)
     print(f"{written.path}: {written.series} series, by {title(written.run.config)} ({arguments.run})")
+    if written.ignored:
+        print(f"the labels in {arguments.predict}, {', '.join(written.ignored)}, were not used")
     return 0
 
 

@@ -63,11 +63,12 @@ class Reproduction(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """A CSV file with one row per series."""
+    """A CSV file with one row per series, and the label columns of the input, which were not read."""
 
     run: KeptRun
     path: Path
     series: int
+    ignored: tuple[str, ...] = ()
 
 
 def evaluate_run(
@@ -120,10 +121,10 @@ def predict_file(
     if output.exists() and (not overwrite or output.samefile(file)):
         raise DataError(f"{output}: exists already. --output names another file, --overwrite replaces it.")
     with _kept_run(folder, own_units) as run:
-        series, ids = _opened_series(file, run)
+        series, ids, ignored = _opened_series(file, run)
         with replacing(output) as temporary, open(temporary, "w", encoding="utf-8", newline="") as table:
             csv.writer(table, lineterminator="\n").writerows(_with_ids(_rows(run, predictions(run, series, file)), ids))
-    return Predictions(run, output, len(series))
+    return Predictions(run, output, len(series), ignored)
 
 
 def predictions(run: KeptRun, series: np.ndarray, file: Path) -> Iterator[Float[np.ndarray, " outputs"]]:
@@ -191,35 +192,37 @@ def _dataset(run: KeptRun, data_dir: str | None) -> Dataset:
     return dataset
 
 
-def _opened_series(file: Path, run: KeptRun) -> tuple[np.ndarray, list]:
-    """The series (n, L, C) of the lengths and channels of the run, and the column of their ids, its name first.
+def _opened_series(file: Path, run: KeptRun) -> tuple[np.ndarray, list, tuple[str, ...]]:
+    """The series (n, L, C) of the channels of the run; the column of their ids, its name first; the label columns.
 
     An npy file is memory-mapped. A file without ids gives [].
     """
-    ids = []
+    ids, ignored = [], ()
     if file.suffix == ".ts":
         series = read_raw(file, labelled=False).data  # shorter series end in NaN
     elif file.suffix == ".npy":
         series = read_npy(file)
     elif file.suffix in SUFFIXES:
-        series, ids = _series_of_table(file, run)
+        series, ids, ignored = _series_of_table(file, run)
     else:
         raise DataError(f"{file}: is none of .npy, .ts, {', '.join(SUFFIXES)}.")
     try:
         run.require(series)
     except SeriesError as error:
         raise DataError(f"{file}: {error}") from error
-    return series, ids
+    return series, ids, ignored
 
 
-def _series_of_table(file: Path, run: KeptRun) -> tuple[np.ndarray, list]:
+def _series_of_table(file: Path, run: KeptRun) -> tuple[np.ndarray, list, tuple[str, ...]]:
     """As above, of a table with the columns of the table that the run was trained on; shorter series end in NaN."""
     if run.record["data"].get("table") is None:
         raise DataError(f"{file}: is a table, but {run.folder} was not trained on one. Give .npy or .ts.")
     try:
         columns = Columns.of_record(run.record["data"]["table"])
-        table = table_of(read_table(file), columns, labelled=False)
-        return stacked(table.series), [] if table.ids is None else [columns.id, *table.ids]
+        frame = read_table(file)
+        table = table_of(frame, columns, labelled=False)
+        ids = [] if table.ids is None else [columns.id, *table.ids]
+        return stacked(table.series), ids, tuple(name for name in columns.labels if name in frame.columns)
     except DataError as error:
         raise error if str(error).startswith(str(file)) else DataError(f"{file}: {error}") from error
 

@@ -43,6 +43,7 @@ def data_record(dataset: Dataset) -> dict[str, Any]:
         "data_dim": dataset.data_dim,
         "label_dim": dataset.label_dim,
         "length": dataset.length,
+        "padded": dataset.mask is not None,
         **data_hashes(dataset),
         "class_names": None if dataset.class_names is None else [str(name) for name in dataset.class_names],
         "lost_classes": _lost_classes(dataset) if dataset.classification else None,

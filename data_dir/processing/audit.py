@@ -76,7 +76,7 @@ def audit_rows(merged: MergedSet, class_counts: Sequence[int], header_differs: S
     if header_differs:
         yield {"kind": "header_counts", "text": "; ".join(header_differs), "differences": list(header_differs)}
     if merged.missing:
-        yield {"kind": "missing_values", "text": f"{merged.missing} values are missing", "values": merged.missing}
+        yield {"kind": "missing_values", "text": f"{merged.missing} interpolated", "values": merged.missing}
     shortest, longest = int(merged.lengths.min()), int(merged.lengths.max())
     if shortest < longest:
         text = f"series of {shortest} to {longest} time steps"

@@ -4,13 +4,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_dir.names import listed
 from data_dir.scaling import label_map_of
 from data_dir.storage import DataError
 
 CLASSIFICATION, REGRESSION = "classification", "regression"
 STEPS, OUTPUTS = "steps", "outputs"
-# Whole numbers with more distinct values than this share of the series may be no classes.
-_MANY = 0.5
+# So many whole numbers, with fewer series for each, may be quantities.
+_MANY, _FEW_SERIES = 10, 10
 
 
 class Labels(NamedTuple):
@@ -96,8 +97,8 @@ def _decided(values: np.ndarray, task: str, one_hot: bool):
         text += "; --task classification makes classes of them" if values.ndim == 1 else ""
     elif one_hot:
         text = f"labels of shape {values.shape} are one-hot rows, a class for each series; --task regression: numbers"
-    elif values.dtype.kind in "iu" and len(np.unique(values)) > max(10, _MANY * len(values)):
-        text = f"{len(np.unique(values))} classes for {len(values)} series: --task regression, if they are quantities"
+    elif values.dtype.kind in "iu" and max(_MANY, len(values) / _FEW_SERIES) < (classes := len(np.unique(values))):
+        text = f"{classes} classes for {len(values)} series: is it a regression? Then --task regression"
     if text:
         yield {"kind": "task", "text": text}
 
@@ -137,8 +138,11 @@ def _regression(values: np.ndarray, length: int, label_axis: str | None, finding
     if values.ndim not in (2, 3) or 0 in values.shape:
         raise DataError(f"labels of shape {values.shape}: must be (n,), (n, label steps) or (n, label steps, outputs).")
     steps = values.shape[1]
-    if steps > length or length // (length // steps) != steps:
-        raise DataError(f"{length} time steps cannot carry {steps} labels at equal distances.")
+    if length % steps:
+        fitting = listed([count for count in range(1, length + 1) if length % count == 0], 20)
+        raise DataError(
+            f"{length} time steps cannot carry {steps} labels at equal distances. The numbers that fit: {fitting}."
+        )
     outputs = values.reshape(-1, values.shape[2] if values.ndim == 3 else 1)
     for number, column in enumerate(outputs.T):
         if np.abs(column).max() > np.finfo(np.float32).max:

@@ -110,7 +110,7 @@ def join(
         start += len(part.data)
     n_missing = sum(part.missing for part in parts)
     if n_missing and missing != IMPUTE:
-        raise DataError(f"{n_missing} values are missing. --missing impute interpolates them.")
+        raise DataError(f"missing values: {n_missing}. --missing impute interpolates them.")
     if n_missing:
         _impute(rows, lengths)
     return rows, lengths, n_missing

@@ -31,6 +31,8 @@ from data_dir.processing.tables import Columns, is_table, labels_of, stacked, ta
 from data_dir.storage import DEFAULT_DATA_DIR, DataError, processed_folder
 
 COLLECTION = "own"
+# Larger values than a network takes easily.
+_LARGE = 10
 _NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -62,6 +64,7 @@ def import_arrays(
     label: str | Sequence[str] = "label",
     id: str = "id",
     time: str = "time",
+    output_names: Sequence[str] = (),
     ignore: Sequence[str] = (),
     channels_first: bool = False,
     unequal_length: str = REFUSE,
@@ -75,8 +78,8 @@ def import_arrays(
       pandas DataFrame. A DataFrame with the columns ``id`` and ``time`` has a row for each time step, any other a row
       for each series. Its label columns are ``label``; ``ignore`` names columns to leave out.
     - ``y``: texts or integers (n,) are classes, floats a regression: (n,), (n, T) for T equal label steps, or (n, T, K)
-      for K outputs at each. ``task`` ("classification", "regression") overrides this. ``label_axis`` says whether the
-      columns of (n, m) are "steps" or "outputs". With "steps", a long DataFrame has a label in every row.
+      for K outputs, which ``output_names`` names. ``task`` ("classification", "regression") overrides this. The columns
+      of (n, m) are, by ``label_axis``, "steps" or "outputs". With "steps", a long DataFrame has a label in every row.
     - ``x_test``, ``y_test``: a test part of its own. ``split``: "seed", "original" (the default with a test part) or
       an index file, which is copied.
     - ``missing="impute"`` interpolates missing values (NaN), ``unequal_length="pad"`` appends zeros to series that are
@@ -99,7 +102,8 @@ def import_arrays(
         raise DataError("y_test without x_test: the labels of no series.")
     rows, lengths, imputed = join([part.series for part in parts], unequal_length=unequal_length, missing=missing)
     padded = bool(lengths.min() < rows.shape[1])
-    labels = _labels(parts, rows.shape[1], task, label_axis)
+    names = tuple(output_names) or parts[0].names
+    labels = _labels(parts, rows.shape[1], task, label_axis or (OUTPUTS if len(names) > 1 else None))
     if padded and labels.class_names is None and labels.stored.shape[1] > 1:
         raise DataError("series of unequal length with several labels each: the padding has no labels.")
     n_train = len(parts[0].labels)
@@ -114,7 +118,7 @@ def import_arrays(
         "source": "your own arrays",
         "raw_files": {str(file): _identity(file) for file in sources.values()},
         **dict(zip(("n_samples", "length", "channels"), rows.shape, strict=True)),
-        **_label_info(labels, parts[0]),
+        **_label_info(labels, names, bool(output_names)),
         "missing_values_imputed": imputed,
         "padded": padded,
         "seed": splits.seeds[0],
@@ -214,8 +218,6 @@ def _labels(parts: list[_Part], length: int, task: str | None, label_axis: str |
     names = [list(part.names) for part in parts if part.names]
     if len(names) > 1 and names[0] != names[1] and len(names[0]) > 1:
         raise DataError(f"the labels are {listed(names[0])}, but {listed(names[1])} in the test part.")
-    if label_axis is None and len(parts[0].names) > 1:
-        label_axis = OUTPUTS  # columns with names of their own
     values = np.concatenate([part.labels for part in parts])
     return stored_labels(values, length, task=task, label_axis=label_axis)
 
@@ -247,6 +249,9 @@ def _findings(merged: MergedSet, labels: Labels, padded: bool, coarse: list[int]
         text = f"{length} steps of {channels} channels? If it is {channels} steps of {length} channels, {way_out}"
         yield {"kind": "orientation", "text": text}
     yield from audit_series(merged.data, merged.mask if padded else None)
+    if padded and np.any(np.abs(merged.data).max(axis=(0, 1)) > _LARGE):
+        text = "padded series are not standardised, and the values are large: scale the channels before the import"
+        yield {"kind": "scale", "text": text}
     if coarse:
         text = f"float32 does not resolve the changes of channel {coarse[0]}: subtract its offset before the import"
         yield {"kind": "rounded", "text": text, "channels": coarse}
@@ -306,17 +311,20 @@ def _seeds_of(path: Path) -> list[int]:
     return [int(seed) for seed in seeds]
 
 
-def _label_info(labels: Labels, part: _Part) -> dict[str, Any]:
-    """The fields of dataset.json about the labels."""
+def _label_info(labels: Labels, names: tuple[str, ...], asked: bool) -> dict[str, Any]:
+    """The fields of dataset.json about the labels. Raises DataError if ``names`` that were asked for do not fit."""
+    outputs = labels.stored.shape[2] if labels.stored.ndim == 3 else 1
+    if asked and (labels.class_names is not None or len({*names}) < len(names) or len(names) != outputs):
+        count = "none for classes" if labels.class_names is not None else f"{outputs} distinct names"
+        raise DataError(f"output_names {listed(names)}: needed are {count}.")
     if labels.class_names is not None:
         counts = labels.stored.sum(axis=0).astype(int).tolist()
         return {"task": CLASSIFICATION, "class_names": labels.class_names, "class_counts": counts}
-    outputs = labels.stored.shape[2] if labels.stored.ndim == 3 else 1
     info: dict[str, Any] = {"task": REGRESSION, "label_steps": labels.stored.shape[1], "outputs": outputs}
     columns = labels.stored.reshape(-1, outputs)
     info["label_ranges"] = [[float(low), float(high)] for low, high in zip(columns.min(0), columns.max(0), strict=True)]
-    if len(part.names) == outputs:
-        info["output_names"] = list(part.names)
+    if len(names) == outputs:
+        info["output_names"] = list(names)
     return info
 
 

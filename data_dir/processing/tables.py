@@ -168,7 +168,10 @@ def labels_of(frame: Frame, columns: Columns, ids: list | None) -> tuple[np.ndar
     if matched and ids is not None:
         repeated = frame[columns.id][frame[columns.id].duplicated()]
         if len(repeated):
-            raise DataError(f"the id {shown(repeated.iloc[0])} occurs twice.")
+            raise DataError(
+                f"the id {shown(repeated.iloc[0])} occurs twice. Several label steps of a series: give the labels as "
+                "an npy file (series, label steps)."
+            )
         indexed = frame.set_index(columns.id)
         missing, surplus = set(ids) - set(indexed.index), set(indexed.index) - set(ids)
         if missing or surplus:

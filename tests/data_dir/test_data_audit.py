@@ -134,7 +134,7 @@ def test_findings_about_rows():
     assert kinds(findings) == expected
     assert [finding["text"] for finding in findings] == [
         "a.ts: more; b.ts: less",
-        "7 values are missing",
+        "7 interpolated",
         "series of 2 to 3 time steps",
         "3 rows repeat another one; 1 series occur in the train and the test file",
         "1 series occur with different labels, as a and b for one",

@@ -137,7 +137,7 @@ def test_rows_sort_as_numpy_unique_does():
         (HEADER + TEST.replace("2,2,2:1,1,1", "2,2:1,1"), r"unequal length: .* 2 to 3 .* --unequal_length pad"),
         (HEADER + TEST.replace("2,2,2:", "2,2:"), "the channels of series 1 have 2 to 3 time steps"),
         (HEADER + TEST.replace("2,2,2:1,1,1", ":"), "series 1 has no values"),
-        (HEADER + TEST.replace("2,2,2", "2,?,2"), r"1 values are missing\. --missing impute"),
+        (HEADER + TEST.replace("2,2,2", "2,?,2"), r"missing values: 1\. --missing impute"),
         (HEADER + TEST.replace("2,2,2", "2,1e300,2"), "1 values are infinite or beyond"),
         (HEADER + TEST.replace("2,2,2", "2,-inf,2"), "1 values are infinite or beyond"),
         (HEADER + TEST.replace("2,2,2", "2,two,2"), "could not convert string to float: 'two'"),
@@ -170,7 +170,7 @@ def test_damaged_ts_files_are_refused_and_what_was_there_stays(tmp_path, test, m
         (ARFF_HEADER + ARFF_TEST.replace(",b", ",c"), "label 'c' is not among the labels of the header"),
         (ARFF_HEADER.replace("@attribute class {a,b}\n", "") + ARFF_TEST, "no class labels"),
         (ARFF_HEADER + ARFF_TEST.replace("2,2,2", "2,two,2"), "could not convert string to float"),
-        (ARFF_HEADER + ARFF_TEST.replace("2,2,2", "2,?,2"), "1 values are missing"),
+        (ARFF_HEADER + ARFF_TEST.replace("2,2,2", "2,?,2"), "missing values: 1"),
         (ARFF_HEADER + ARFF_TEST.replace("2,2,2", "2,2,?").replace("1,1,1", "1,1,?"), "unequal length: .* 2 to 3"),
         (ARFF_HEADER + ARFF_TEST.replace("2,2,2\\n1,1,1", "2,2\\n1,1,1"), "the channels of series 1 have 2 to 3"),
     ],
@@ -232,7 +232,7 @@ def test_missing_values_are_imputed_on_request(tmp_path):
     data = read_array(toy_folder(tmp_path) / "data.pkl")
     assert [[2, 4], [2, 5], [2, 6]] in data.tolist()
     assert info["missing_values_imputed"] == 3
-    assert {"kind": "missing_values", "text": "3 values are missing", "values": 3} in info["findings"]
+    assert {"kind": "missing_values", "text": "3 interpolated", "values": 3} in info["findings"]
     nothing = series_text(([["?", "?", "?"], [4, 5, 6]], "b"))
     files = put_raw(tmp_path, test=HEADER + TEST + nothing)
     with pytest.raises(DataError, match=r"Toy_TEST\.ts: series 5 of both files has no value in channel 0"):
@@ -288,7 +288,7 @@ def test_the_flags_of_the_command_reach_the_set(tmp_path, capsys):
     assert process_uea.main([*arguments, "--unequal_length", "pad"]) == 1
     assert process_uea.main([*arguments, "--unequal_length", "pad", "--missing", "impute"]) == 0
     out = capsys.readouterr().out
-    assert "missing_values: 1 values are missing" in out
+    assert "missing_values: 1 interpolated" in out
     assert "unequal_length: series of 2 to 3 time steps" in out
 
 

@@ -252,7 +252,13 @@ def test_times_may_be_dates_and_steps_may_have_labels(tmp_path):
         (np.array([10, 9] * 6), {}, ["9", "10"], (N, 2), None),
         (np.array([True, False] * 6), {}, ["False", "True"], (N, 2), None),
         (np.eye(3, dtype=int)[np.arange(N) % 3], {}, ["0", "1", "2"], (N, 3), "are one-hot rows"),
-        (np.arange(N), {}, list(map(str, range(N))), (N, N), "12 classes for 12 series: --task regression"),
+        (
+            np.arange(N),
+            {},
+            list(map(str, range(N))),
+            (N, N),
+            "12 classes for 12 series: is it a regression?",
+        ),
         (np.arange(N), {"task": "regression"}, None, (N, 1), None),
         (np.arange(N) % 2.0, {}, None, (N, 1), "--task classification makes classes of them"),
         (np.arange(N) % 2.0, {"task": "classification"}, ["0", "1"], (N, 2), None),
@@ -272,11 +278,21 @@ def test_the_kind_of_labels_is_decided_and_said(labels, options, names, shape, d
     assert [decided in finding["text"] for finding in result.findings] == ([True] if decided else [])
 
 
+def test_many_small_classes_may_be_quantities():
+    for labels, asked in ((np.arange(60) % 20, True), (np.arange(60) % 10, False), (np.arange(400) % 20, False)):
+        assert [f["kind"] for f in stored_labels(labels, L).findings] == ["task"] * asked
+
+
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
         (RNG.normal(size=(N, 2)), {}, r"2 outputs of each series \(--label_axis outputs\), or one output at each of 2"),
-        (RNG.normal(size=(N, 4)), {"label_axis": "steps"}, "10 time steps cannot carry 4 labels"),
+        (
+            RNG.normal(size=(N, 4)),
+            {"label_axis": "steps"},
+            "cannot carry 4 labels at equal distances. The numbers that fit: 1, 2, 5, 10",
+        ),
+        (RNG.normal(size=(N, 3)), {"label_axis": "steps"}, "10 time steps cannot carry 3"),
         (["a"] * N, {}, "all series have the label 'a'"),
         (["a", None] * 6, {}, "several types: NoneType, str"),
         (["a", np.nan] * 6, {}, "several types: float, str"),
@@ -300,7 +316,7 @@ def test_labels_that_cannot_be_learned_are_refused(labels, options, message):
 def test_missing_values_and_unequal_lengths_are_refused_or_handled(tmp_path):
     holes = X.copy()
     holes[2, 4, 0] = np.nan
-    with pytest.raises(DataError, match=r"1 values are missing\. --missing impute interpolates"):
+    with pytest.raises(DataError, match=r"missing values: 1\. --missing impute interpolates"):
         own.import_arrays("toy", holes, WORDS, data_dir=tmp_path)
     info = own.import_arrays("toy", holes, WORDS, missing="impute", data_dir=tmp_path)
     filled = np.load(Path(info["folder"]) / "data.npy")[2, 4, 0]
@@ -313,6 +329,9 @@ def test_missing_values_and_unequal_lengths_are_refused_or_handled(tmp_path):
         own.import_arrays(name, x, y, unequal_length="pad", data_dir=tmp_path)
         for name, x, y in (("short", short, WORDS), ("table", long_table(short), None))
     ]
+    assert not any(finding["kind"] == "scale" for finding in infos[0]["findings"])
+    large = own.import_arrays("large", [x * 100 for x in short], WORDS, unequal_length="pad", data_dir=tmp_path)
+    assert any("scale the channels before the import" in finding["text"] for finding in large["findings"])
     for name, info in zip(("short", "table"), infos, strict=True):
         data = create_dataset(tmp_path, name, seed=1, time=False)
         np.testing.assert_array_equal(data.mask.sum(axis=1), [len(series) for series in short])
@@ -442,6 +461,22 @@ def test_the_function_is_there_whatever_was_imported(tmp_path):
     assert package.import_arrays is sys.modules["data_dir.import_arrays"]
     info = package.import_arrays("toy", X, WORDS, data_dir=tmp_path)
     assert info["n_samples"] == N
+    # From Python, messages name arguments.
+    options = {"label_axis": "outputs", "output_names": ["heat", "angle"], "overwrite": True}
+    info = package.import_arrays("toy", X.transpose(0, 2, 1), X[:, 0], **options, data_dir=tmp_path)
+    assert info["output_names"] == ["heat", "angle"]
+    assert info["findings"][0]["text"].endswith("add channels_first=True")
+    for y, message in (
+        (WORDS, r"exists\. overwrite=True replaces the set"),
+        (X[:, 0], r"\(label_axis=\"outputs\"\)"),
+        (pd.DataFrame({"id": range(N), "label": WORDS}), r"same order: ignore=\['id'\]"),
+        (pd.DataFrame({"Unnamed: 0": range(N), "label": WORDS}), r"ignore=\['Unnamed: 0'\] leaves it out"),
+    ):
+        with pytest.raises(DataError, match=message):
+            package.import_arrays("toy" if y is WORDS else "other", X, y, data_dir=tmp_path)
+    for y, message in ((WORDS, "needed are none for classes"), (X[:, 0, 0], "needed are 1 distinct names")):
+        with pytest.raises(DataError, match=message):
+            own.import_arrays("other", X, y, output_names=["a", "b"], data_dir=tmp_path)
     code = (
         "import sys, data_dir; assert not {'jax', 'pandas', 'numpy'} & sys.modules.keys(); data_dir.import_arrays; "
         "assert callable(data_dir.import_arrays); assert not {'jax', 'pandas', 'sktime'} & sys.modules.keys(); "

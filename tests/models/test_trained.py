@@ -71,6 +71,31 @@ def test_raw_series_are_timed_standardised_and_named(classifier):
     assert repr(classifier) == "<TrainedModel from run: takes series (N, 6, 2), gives up, down>"
 
 
+def test_shorter_series_of_a_padded_run_are_filled_with_zeros(classifier):
+    run = replace(classifier, record=classifier.record | {"data": classifier.record["data"] | {"padded": True}})
+    filled = np.array(SERIES[:3])
+    filled[0, 4:] = filled[2, 3:] = 0
+    with_nan = np.where(filled == 0, np.nan, filled)
+    expected = classifier.predict(filled).probabilities
+    for series in (with_nan, [filled[0, :4], filled[1], filled[2, :3]]):
+        np.testing.assert_array_equal(run.predict(series).probabilities, expected)
+        with pytest.raises(SeriesError):
+            classifier.predict(series)
+    np.testing.assert_array_equal(
+        run.predict(filled[2:, :3]).probabilities, classifier.predict(filled[2:]).probabilities
+    )
+    hole = np.array(SERIES[:1])
+    hole[0, 2, 1] = np.nan
+    for series, message in (
+        (hole, "a value is missing"),
+        (np.full_like(hole, np.nan), "a value is missing"),
+        (np.zeros((1, LENGTH + 1, CHANNELS)), "trained on at most 6 steps"),
+        ([filled[0, :4], filled[1, :, :1]], "the series are no arrays of numbers"),
+    ):
+        with pytest.raises(SeriesError, match=message):
+            run.predict(series)
+
+
 def test_outputs_of_a_regression_have_the_units_of_the_labels(damped):
     outputs = damped.predict(SERIES)
     assert outputs.shape == (5, LENGTH // 2, 2)

@@ -104,11 +104,12 @@ def test_a_table_of_words_is_trained_on_and_predicted(tmp_path, monkeypatch, cap
     rows = [
         {"who": f"p{i}", "t": t, "b": random.normal(), "a": random.normal(), "kind": ("rest", "walk")[i % 2]}
         for i in range(N)
-        for t in range(L)
+        for t in range(L - (i == 3))
     ]
     pd.DataFrame(rows).to_csv("gait.csv", index=False)
     (tmp_path / "elsewhere").mkdir()
     flags = ["--x", "gait.csv", "--id", "who", "--time", "t", "--label", "kind", "--data_dir", "elsewhere"]
+    flags += ["--unequal_length", "pad"]
     assert import_main(["gait", *flags]) == 0
     info = read("elsewhere/processed/own/gait/dataset.json") | {"folder": "elsewhere/processed/own/gait"}
     folder = make_small(info)
@@ -128,11 +129,16 @@ def test_a_table_of_words_is_trained_on_and_predicted(tmp_path, monkeypatch, cap
     assert list(by_file.columns[:3]) == ["index", "who", "predicted"]
     by_file = by_file.set_index("who").loc[[f"p{i}" for i in range(N)]]
     expected = pd.read_csv("new.npy.predicted.csv")
+    # The shorter series is padded as it was for the training.
+    assert read(f"{folder}/config.json")["data"]["padded"]
     np.testing.assert_allclose(by_file.probability_walk, expected.probability_walk, rtol=1e-5)
     assert set(expected.predicted) <= {"rest", "walk"}
     new.drop(columns="b").to_csv("less.csv", index=False)
     assert command("--predict", "less.csv", "--run", folder) == 2
     assert "less.csv: no column 'b'; the columns are a, t, who." in capsys.readouterr().err
+    capsys.readouterr()
+    assert command("--predict", "gait.csv", "--run", folder) == 0
+    assert "the labels in gait.csv, kind, were not used" in capsys.readouterr().out
     new.assign(c=1.0).to_csv("more.csv", index=False)
     assert command("--predict", "more.csv", "--run", folder) == 2
     assert "more.csv: the table that was imported has no column 'c'" in capsys.readouterr().err

@@ -310,7 +310,7 @@ def test_a_file_is_read_in_pieces(work):
     series = np.zeros((16_000, 8, 2))
     np.save(work / "new.npy", series)
     with prediction._kept_run(run_of(work)) as run:
-        opened = prediction._opened_series(work / "new.npy", run)
+        opened, *_ = prediction._opened_series(work / "new.npy", run)
         assert isinstance(opened, np.memmap)
         predicted = prediction.predictions(run, opened, work / "new.npy")
         next(predicted)  # compiles
