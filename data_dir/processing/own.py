@@ -2,7 +2,8 @@
 
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,10 +95,10 @@ def import_arrays(
     columns = Columns((label,) if isinstance(label, str) else tuple(label), id, time, tuple(ignore))
     options: dict[str, Any] = {"columns": columns, "channels_first": channels_first, "label_axis": label_axis}
     sources = sources or {}
-    parts = [_part(sources.get("x", "x"), x, y, **options)]
+    parts = [_part(sources, "x", x, y, **options)]
     if x_test is not None:
         options["columns"] = parts[0].columns or columns
-        parts.append(_part(sources.get("x_test", "x_test"), x_test, y_test, **options))
+        parts.append(_part(sources, "x_test", x_test, y_test, **options))
     elif y_test is not None:
         raise DataError("y_test without x_test: the labels of no series.")
     rows, lengths, imputed = join([part.series for part in parts], unequal_length=unequal_length, missing=missing)
@@ -151,28 +152,40 @@ def _target(name: str, data_dir: Path, overwrite: bool) -> Path:
     return target
 
 
-def _part(what: str | Path, x: Any, y: Any, columns: Columns, channels_first: bool, label_axis: str | None) -> _Part:
-    """One input, checked; ``what`` names it in messages."""
-    ids, names, table = None, (), None
-    try:
+def _part(
+    sources: Mapping[str, Path],
+    key: str,
+    x: Any,
+    y: Any,
+    columns: Columns,
+    channels_first: bool,
+    label_axis: str | None,
+) -> _Part:
+    """One input, checked; ``key`` is "x" or "x_test". Messages name the file in ``sources``, or the argument."""
+    labels, ids, names, table, by_step = y, None, (), None, label_axis == STEPS
+    with _named(sources.get(key, key)):
         if is_table(x):
-            by_step = y is None and label_axis == STEPS
-            series, labels, ids, table = table_of(x, columns, labelled=y is None, by_step=by_step)
+            x, labels, ids, table = table_of(x, columns, labelled=y is None, by_step=by_step and y is None)
             names = table.labels if y is None else ()
-            x = series
-        else:
-            labels = y
-        if is_table(y):
-            labels, names = labels_of(y, table or columns, ids)
-        if labels is None:
-            raise DataError("no labels: they are y, or y_test for x_test.")
         series, coarse = _series(x, channels_first)
-        labels = plain_labels(labels)
-        if len(labels) != len(series.data):
-            raise DataError(f"{len(series.data)} series but {len(labels)} labels.")
+        if y is None and labels is None:
+            raise DataError("no labels: they are y, or y_test for x_test.")
+    label_key = key if y is None else key.replace("x", "y")
+    with _named(sources.get(label_key, label_key)):
+        if is_table(y):
+            labels, names = labels_of(y, table or columns, ids, by_step=by_step)
+        labels = plain_labels(y if labels is None else labels)
+    if len(labels) != len(series.data):
+        raise DataError(f"{sources.get(key, key)}: {len(series.data)} series but {len(labels)} labels.")
+    return _Part(series, coarse, labels, ids, table, names)
+
+
+@contextmanager
+def _named(what: str | Path) -> Iterator[None]:
+    try:
+        yield
     except DataError as error:
         raise DataError(f"{what}: {error}") from error
-    return _Part(series, coarse, labels, ids, table, names)
 
 
 def _series(x: Any, channels_first: bool) -> tuple[RawSeries, list[int]]:

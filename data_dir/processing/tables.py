@@ -144,15 +144,22 @@ def table_of(frame: Frame, columns: Columns, *, labelled: bool = True, by_step: 
     return Table(rows.split(values), labels, rows.ids, columns)
 
 
-def labels_of(frame: Frame, columns: Columns, ids: list | None) -> tuple[np.ndarray, tuple[str, ...]]:
+def labels_of(
+    frame: Frame, columns: Columns, ids: list | None, *, by_step: bool = False
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels (n,) or (n, m) in a table of their own, and the names of their columns.
 
     All columns are labels, but the id and the ignored ones. With a column of ids the rows are matched with ``ids``, the
-    ids of the series; a long table needs it. Raises DataError for ids that are missing, surplus or repeated, and for
+    ids of the series; a long table needs it. ``by_step`` takes all rows of an id as its label steps, (n, T, m), in the
+    order of the column of times, or of the table. Raises DataError for ids that are missing, surplus or repeated, and for
     ids of labels alone.
     """
     frame = _named(frame)
+    by_step = by_step and ids is not None and columns.id in frame.columns
+    if by_step and columns.time in frame.columns:
+        frame = frame.sort_values(columns.time, kind="stable")
     names = [name for name in frame.columns if name not in {columns.id, *columns.ignored}]
+    names = [name for name in names if not (by_step and name == columns.time)]
     if not names:
         raise DataError(f"no columns of labels; the columns are {listed(frame.columns)}.")
     if len(names) > 1:
@@ -166,11 +173,13 @@ def labels_of(frame: Frame, columns: Columns, ids: list | None) -> tuple[np.ndar
             f"series that column; or say that both have the same order: --ignore {columns.id}."
         )
     if matched and ids is not None:
-        repeated = frame[columns.id][frame[columns.id].duplicated()]
-        if len(repeated):
+        counts = frame[columns.id].value_counts(sort=False)
+        wrong = counts[counts != (counts.iloc[0] if by_step else 1)]
+        if len(wrong) and by_step:
+            raise DataError(f"{shown(wrong.index[0])} has {wrong.iloc[0]} label steps, the first id {counts.iloc[0]}.")
+        if len(wrong):
             raise DataError(
-                f"the id {shown(repeated.iloc[0])} occurs twice. Several label steps of a series: give the labels as "
-                "an npy file (series, label steps)."
+                f"the id {shown(wrong.index[0])} occurs twice. --label_axis steps takes a label at each step."
             )
         indexed = frame.set_index(columns.id)
         missing, surplus = set(ids) - set(indexed.index), set(indexed.index) - set(ids)
@@ -178,7 +187,8 @@ def labels_of(frame: Frame, columns: Columns, ids: list | None) -> tuple[np.ndar
             which = f"no label for series {shown(min(missing, key=str))}" if missing else "no series"
             raise DataError(f"{which}{'' if missing else f' {shown(min(surplus, key=str))}, which has a label here'}.")
         frame = indexed.loc[ids].reset_index()
-    return _labels(frame, Columns(labels=tuple(names)), None, False), tuple(names)
+    labels = _labels(frame, Columns(labels=tuple(names)), None, False)
+    return labels.reshape(len(ids), -1, len(names)) if by_step and ids else labels, tuple(names)
 
 
 def stacked(series: Iterable[Any]) -> np.ndarray:

@@ -186,6 +186,19 @@ def test_labels_in_a_table_belong_to_the_series_by_id(tmp_path):
     for series in (X, x):
         with pytest.raises(DataError, match=r"the column 'id', but the series have no ids to match.*--ignore id"):
             own.import_arrays("toy", series, y, data_dir=tmp_path)
+    with pytest.raises(DataError, match=r"^y: the id 's11' occurs twice. --label_axis steps"):
+        own.import_arrays("toy", LONG, pd.concat([y, y]), data_dir=tmp_path)
+    # Label steps: a row for each, in the order of their times.
+    steps = pd.DataFrame(RNG.normal(size=(N, 5, 2)).reshape(-1, 2), columns=["heat", "angle"])
+    steps = steps.assign(id=np.repeat([f"s{i}" for i in range(N)], 5), time=np.tile(np.arange(5), N))
+    info = own.import_arrays(
+        "steps", LONG.drop(columns="label"), steps.sample(frac=1, random_state=0), label_axis="steps", data_dir=tmp_path
+    )
+    np.testing.assert_array_equal(
+        np.load(Path(info["folder"]) / "labels.npy").reshape(-1, 2), steps[["heat", "angle"]].astype(np.float32)
+    )
+    with pytest.raises(DataError, match=r"^y: 's11' has 4 label steps, the first id 5"):
+        own.import_arrays("toy", LONG, steps[:-1], label_axis="steps", data_dir=tmp_path)
     for index in ("Unnamed: 0", "n"):
         with pytest.raises(DataError, match=f"the column '{index}' numbers the rows: it is no label. --ignore"):
             own.import_arrays("toy", X, pd.DataFrame({index: range(N), "label": RNG.normal(size=N)}), data_dir=tmp_path)
