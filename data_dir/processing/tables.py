@@ -151,8 +151,8 @@ def labels_of(
 
     All columns are labels, but the id and the ignored ones. With a column of ids the rows are matched with ``ids``, the
     ids of the series; a long table needs it. ``by_step`` takes all rows of an id as its label steps, (n, T, m), in the
-    order of the column of times, or of the table. Raises DataError for ids that are missing, surplus or repeated, and for
-    ids of labels alone.
+    order of the column of times, or of the table. Raises DataError for ids that are missing, surplus or repeated, and
+    for ids of labels alone.
     """
     frame = _named(frame)
     by_step = by_step and ids is not None and columns.id in frame.columns
@@ -170,7 +170,7 @@ def labels_of(
     if matched and ids is None and columns.id not in columns.ignored:
         raise DataError(
             f"the labels have the column {columns.id!r}, but the series have no ids to match. Give the table of the "
-            f"series that column; or say that both have the same order: --ignore {columns.id}."
+            f"series that column; or say that both have the same order: --ignore {columns.id!r}."
         )
     if matched and ids is not None:
         counts = frame[columns.id].value_counts(sort=False)
@@ -252,7 +252,7 @@ def _require_wide(names: list[str], columns: Columns) -> None:
         if name in names and name not in columns.ignored:
             raise DataError(
                 f"the column {name!r}, but no column {other!r}. A table with a row for each time step has both (--id "
-                f"and --time name them); in a table with a row for each series, --ignore {name} leaves it out."
+                f"and --time name them); in a table with a row for each series, --ignore {name!r} leaves it out."
             )
     _refuse_as_names([name for name in names if name not in {*columns.labels, *columns.ignored}])
 
@@ -311,7 +311,9 @@ def _numbers(column: Frame, name: str) -> np.ndarray:
     if len(bad):
         value = shown(column.iloc[bad[0]])
         hint = (
-            "Numbers need a decimal point, not a comma." if "," in value else f"--ignore {name} leaves the column out."
+            "Numbers need a decimal point, not a comma."
+            if "," in value
+            else f"--ignore {name!r} leaves the column out."
         )
         raise DataError(f"the column {name!r} holds {value} in row {bad[0]}, which is no number. {hint}")
     return numbers

@@ -147,7 +147,7 @@ def changed(column, value, row=ROW):
         (changed("time", None), rf"the column 'time' is empty in row {ROW}"),
         (changed("time", 0.0), rf"series 's3', rows {FIRST} and {ROW}: the time 0.0 occurs twice"),
         (LONG.drop(ROW), r"series 's3', rows \d+ and \d+: the time goes from .* but a step is usually 0.1"),
-        (changed("a", "broken"), rf"the column 'a' holds 'broken' in row {ROW}, which is no number. --ignore a"),
+        (changed("a", "broken"), rf"the column 'a' holds 'broken' in row {ROW}, which is no number. --ignore 'a'"),
         (changed("a", "1,5"), "Numbers need a decimal point, not a comma"),
         (LONG.assign(count=range(len(LONG))), "the column 'count' numbers the rows: it is no channel. --ignore"),
         (LONG.drop(columns="time"), "the column 'id', but no column 'time'"),
@@ -184,7 +184,7 @@ def test_labels_in_a_table_belong_to_the_series_by_id(tmp_path):
     np.testing.assert_array_equal(stored("wide", x.assign(id=y.id[::-1]), y, ignore=["id"]), WORDS == "walk")
     np.testing.assert_array_equal(stored("rows", X, y, ignore=["id"]), WORDS[::-1] == "walk")  # as the user asks for
     for series in (X, x):
-        with pytest.raises(DataError, match=r"the column 'id', but the series have no ids to match.*--ignore id"):
+        with pytest.raises(DataError, match=r"the column 'id', but the series have no ids to match.*--ignore 'id'"):
             own.import_arrays("toy", series, y, data_dir=tmp_path)
     with pytest.raises(DataError, match=r"^y: the id 's11' occurs twice. --label_axis steps"):
         own.import_arrays("toy", LONG, pd.concat([y, y]), data_dir=tmp_path)
