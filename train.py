@@ -80,6 +80,7 @@ class TrainingResult:
     model: eqx.Module
     state: eqx.nn.State
     best_step: int
+    val_loss: float
     val_metric: float
     test_loss: float
     test_metric: float
@@ -185,6 +186,7 @@ def _tested(loop: Loop) -> TrainingResult:
         model=model,
         state=state,
         best_step=best.step,
+        val_loss=best.val_loss,
         val_metric=best.val_metric,
         test_loss=test_loss,
         test_metric=test_metric,

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 import run_experiment
 import train
-from common.style import save, styled
+from common.style import log_scale, save, styled
 from common.tables import aligned
 from data_dir.datasets import create_dataset
 from experiment_configs.schema import ExperimentConfig, validate
@@ -86,7 +86,8 @@ def draw(before: list[Oscillators], after: list[Oscillators], energies: list[np.
     periods = periods[np.isfinite(periods)]
     around = (0.9 * np.min(periods), 1.1 * np.max(periods)) if len(periods) else (1, 10)
     left.set(xlabel="period before the training (steps)", ylabel="period after the training (steps)")
-    left.set(xscale="log", yscale="log", xlim=around, ylim=around)
+    left.set(xlim=around, ylim=around)
+    log_scale(left, "x", "y")
     left.legend()
     right.set(xlabel="step", ylabel="energy of the block, times the time step")
     right.set_title(f"{len(energies[0])} series of the test part")

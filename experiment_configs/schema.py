@@ -5,7 +5,6 @@ which reports every problem at once with file, field, value and what is allowed.
 strings ("0.0001", "True"), as the published files do. The options of a unit are the ones that the unit declares.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -381,16 +380,9 @@ def _describe(problem: Mapping[str, Any], fields: Mapping[str, Any], known: Mapp
     return f"{name} is {_shown(value)}{detail}: allowed is {known[name].description}"
 
 
-def field_meant(name: str, known: Iterable[str] = ()) -> str | None:
-    """The field that a name may stand for: itself, a field that people call so, or a similar one of the `known` fields.
-
-    Without `known`, the fields of the configs of all models.
-    """
-    known = [*(known or config_class(None).model_fields)]
-    if name in known:
-        return name
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    return _ALSO_CALLED.get(name) or (near[0] if near else None)
+def field_meant(name: str, known: Iterable[str]) -> str | None:
+    """The field that a name may stand for: a field that people call so, or the nearest of the `known` names."""
+    return _ALSO_CALLED.get(name) or nearest_name(name, known)
 
 
 def _shown(value: Any) -> str:

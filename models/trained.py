@@ -80,9 +80,6 @@ class TrainedModel:
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.state))
 
-    def __getitem__(self, index: int) -> Any:
-        return (self.model, self.state)[index]
-
     def __repr__(self) -> str:
         config, data = self.record["config"], self.record["data"]
         words = [config.get(name) for name in ("dataset_name", "model_name", "learning_algorithm")]

@@ -29,7 +29,7 @@ from experiment_configs.schema import ExperimentConfig, validate
 from models.load import RunError, load_run, read_record
 from models.trained import SeriesError, TrainedModel
 from runs import folder as files
-from runs.identity import data_hashes, hash_differences
+from runs.identity import data_differences, data_identity
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -180,13 +180,13 @@ def _dataset(run: KeptRun, data_dir: str | None) -> Dataset:
     if saved_rows.exists():
         options["split"] = str(saved_rows)
     dataset = create_dataset(seed=run.record["seed"], **options)
-    then, now = run.record["data"], data_hashes(dataset)
+    then, now = run.record["data"], data_identity(dataset)
     if saved_rows.exists() and then.get("split_sha256") != now["split_sha256"]:
         raise RunError(f"{saved_rows}: was changed: the run used other rows")
-    if different := hash_differences(then, now):
+    if different := data_differences(then, now):
         raise DataError(
-            f"{dataset.name} in {options['data_dir']}: the run {run.folder} was trained on other data "
-            f"({'; '.join(different)}). {way_out}"
+            f"{dataset.name} in {options['data_dir']}: the run {run.folder} was trained {' and '.join(different)}. "
+            f"{way_out}"
         )
     return dataset
 

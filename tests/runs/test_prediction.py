@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -22,7 +23,7 @@ from data_dir.storage import DataError
 from models import load_run
 from models.load import RunError
 from runs import prediction
-from runs.folder import run_folder
+from runs.folder import RunRefused, run_folder
 from runs.run import run_seed
 
 
@@ -82,6 +83,7 @@ def test_the_recorded_metric_comes_out_again(kept, capsys, name, part):
     best = next(line for line in lines if line["step"] == result["best_step"])
     metric = {"train": best["train_metric"], "validation": best["val_metric"], "test": result["test_metric"]}[part]
     printed = capsys.readouterr().out
+    assert result["val_loss"] == best["val_loss"]
     assert f"{name} LinHRU RHEL seed 1, {part} {result['metric']}: recorded {metric}, recomputed {metric}" in printed
 
 
@@ -160,6 +162,35 @@ def test_other_data_of_that_name_are_refused(work, capsys):
     write_dataset(work, "Tiny", channels=3)
     assert command("--evaluate", run_of(work), "--data_dir", work / "data") == 2
     assert "was trained on other data (sha256 of the arrays" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("Rate", "label_map", None),
+        ("Rate", "standardisation", {"mean": [4000.0, 0.0], "scale": [0.04, 10.0]}),
+        ("Pulse", "output_names", ["heart rate"]),
+        ("Tiny", "class_names", ["b", "a"]),
+    ],
+)
+def test_other_names_and_maps_of_the_data_are_refused(work, name, field, value):
+    """A run of an earlier version, or of a set that was imported again."""
+    record = read(run_of(work, name) / "config.json")
+    change(run_of(work, name) / "config.json", data=record["data"] | {field: value})
+    changes = {"standardise": True, **REGRESSION, "num_steps": 6} if name == "Rate" else {}
+    changes = REGRESSION if name == "Pulse" else changes
+    text = rf"with other names or maps of the data, .* \({field} {re.escape(json.dumps(value))}, now "
+    with pytest.raises(RunRefused, match=text):
+        run_seed(small_config(work, name, **changes), 1)
+    with pytest.raises(DataError, match=text):
+        prediction.evaluate_run(run_of(work, name), data_dir=str(work / "data"))
+
+
+def test_another_machine_may_round_the_standardisation_in_its_last_digit(work):
+    record = read(run_of(work, "Rate") / "config.json")
+    rounded = {name: [x * (1 + 1e-7) for x in values] for name, values in record["data"]["standardisation"].items()}
+    change(run_of(work, "Rate") / "config.json", data=record["data"] | {"standardisation": rounded})
+    run_seed(small_config(work, "Rate", standardise=True, **REGRESSION), 1)
 
 
 @pytest.mark.parametrize(
