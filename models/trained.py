@@ -110,10 +110,14 @@ class TrainedModel:
         """
         outputs = np.concatenate(list(self.outputs(x)))
         if self.trained.classification:
-            with self._precision():
-                probabilities = np.asarray(jax.nn.softmax(outputs))
-            return Classes(np.array(self.class_names)[np.argmax(outputs, axis=1)], probabilities)
+            return self.classes(outputs)
         return outputs[..., 0] if outputs.shape[-1] == 1 else outputs
+
+    def classes(self, logits: Float[np.ndarray, "N classes"]) -> Classes:
+        """The `Classes` of logits."""
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+        return Classes(np.array(self.class_names)[np.argmax(logits, axis=1)], probabilities)
 
     def outputs(self, x: Any) -> Iterator[Float[np.ndarray, "batch ..."]]:
         """Batch by batch, logits (batch, classes), or the outputs of a regression (batch, output steps, outputs)."""

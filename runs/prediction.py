@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Float
-from scipy.special import softmax
 
 import train
 from common.files import replacing, sha256_of_array
@@ -34,7 +32,7 @@ from runs.identity import data_differences, data_identity
 
 @dataclass(frozen=True, eq=False, repr=False)
 class KeptRun(TrainedModel):
-    """A finished run: its model, without dropout, and its config."""
+    """A finished run: its model and its config."""
 
     config: ExperimentConfig
 
@@ -146,8 +144,7 @@ def _kept_run(folder: str | Path, own_units: bool = False) -> Iterator[KeptRun]:
     config = validate(record["config"], source=str(folder / files.CONFIG), own_units=own_units)
     with jax.enable_x64(record["precision"] == "float64"):
         loaded = load_run(folder, unit=config.unit_class)
-        trained, model = eqx.nn.inference_mode((loaded.trained, loaded.model))
-        yield KeptRun(folder, record, trained, model, loaded.state, config)
+        yield KeptRun(**vars(loaded), config=config)
 
 
 def _recorded(folder: Path, part: str) -> Measured:
@@ -226,10 +223,10 @@ def _rows(run: KeptRun, outputs: Iterable[Float[np.ndarray, " outputs"]]):
         yield ["index", *_output_columns(data, data["length"] // run.config.output_step)]
         yield from ([index, *row] for index, row in enumerate(outputs))
         return
-    names = run.class_names
-    yield ["index", "predicted", *(f"probability_{name}" for name in names)]
+    yield ["index", "predicted", *(f"probability_{name}" for name in run.class_names)]
     for index, logits in enumerate(outputs):
-        yield [index, names[logits.argmax()], *softmax(logits)]
+        (name,), (probabilities,) = run.classes(logits[None])
+        yield [index, name, *probabilities]
 
 
 def _output_columns(data: dict, steps: int) -> list[str]:
