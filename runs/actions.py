@@ -37,7 +37,7 @@ def act(arguments: argparse.Namespace, signals: StopSignals | None) -> int:
         print(f"run_experiment.py: error: {message_of(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command resumes.", file=sys.stderr)
+        print(f"\nInterrupted.{' The same command resumes.' * (use == 'train')}", file=sys.stderr)
         return 130
     if use != "predict" and streams.output_is_lost():  # the printed text is all that these commands give
         print(f"run_experiment.py: error: --{use}: the output was lost: stdout is closed or full", file=sys.stderr)
@@ -83,6 +83,9 @@ def _print_plan(cells: list[tuple[ExperimentConfig, int]], *, timing: bool) -> i
         left = f", about {_duration(left)} left" if number else ""
         print(f"Measuring {title(config)} ({number + 1} of {len(cells)}{left})", file=sys.stderr, flush=True)
         text = row((*names[number], str(runs), *[""] * 4)).rstrip()
+        if not runs:
+            print(f"{text}  finished", flush=True)
+            continue
         try:
             planned = planning.Planning(config, runs)
             needs = planned.needs()
@@ -90,13 +93,13 @@ def _print_plan(cells: list[tuple[ExperimentConfig, int]], *, timing: bool) -> i
             text = row((*names[number], str(runs), f"{needs.parameters:,}", *sizes))
             print(text if timing else text.rstrip(), end="", flush=True)
             text = ""  # it is printed
-            if timing and runs:
+            if timing:
                 times = planned.times()
                 seconds.append(times.longest)
                 few = f" ({times.steps} timed in {planning.TIMING_SECONDS} s)"
                 few = few * (times.steps < planning.TIMED_STEPS)
                 print(f"  {times.per_1000_steps:<14,.1f}  {_duration(times.longest)}{few}", end="")
-            print("  -               finished" * (timing and not runs), flush=True)
+            print(flush=True)
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             failed += 1
             print(f"{text}  {(str(error) or type(error).__name__).splitlines()[0][:200]}", flush=True)
@@ -105,10 +108,11 @@ def _print_plan(cells: list[tuple[ExperimentConfig, int]], *, timing: bool) -> i
             raise
     until = datetime.now() + timedelta(seconds=math.fsum(seconds))
     at_most = f", one after the other: at most {_duration(math.fsum(seconds))}, until {until:%Y-%m-%d %H:%M}. Early "
-    at_most += "stopping ends runs sooner"
-    unknown = f" ({failed} rows could not be measured)" * (failed > 0)
+    at_most += "stopping ends runs sooner; the start of Python and compiling come on top"
+    total = sum(runs for _, runs in cells)
+    unknown = f" ({failed} row{'s' * (failed > 1)} could not be measured)" * (failed > 0)
     print(
-        f"{sum(runs for _, runs in cells)} runs{unknown}{at_most * timing}.\n"
+        f"{total} run{'s' * (total != 1)}{unknown}{at_most * timing}.\n"
         "temporaries and arguments: memory of a step by XLA's own analysis; the data and a second copy of the model "
         "come on top. disk: of all these runs, with their two checkpoints, which a finished run keeps."
     )

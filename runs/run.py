@@ -135,6 +135,7 @@ class _Run:
                 num_steps=config.num_steps,
                 print_steps=config.print_steps,
                 batch_size=config.batch_size,
+                patience=config.patience,
                 key=key,
                 grad_clip=config.grad_clip,
                 skip_nonfinite=config.skip_nonfinite,

@@ -180,10 +180,10 @@ def test_a_plan_counts_the_runs_that_the_command_would_make(workplace, measured,
     for more in (("2",), ("2", "--overwrite"), ("--num_steps", "6"), ()):
         capsys.readouterr()
         assert command(*flags, "1", *more, "--plan") == 0
-    assert measured == [1, 1, 2, 2, 1, 1, 0, 0]
+    assert measured == [1, 1, 2, 2, 1, 1]
     _, *rows, total, _ = capsys.readouterr().out.splitlines()
     assert [row.split()[3:5] for row in rows] == [["print_steps=1", "0"], ["print_steps=2", "0"]]
-    assert all(row.endswith("  -               finished") for row in rows)
+    assert all(row.endswith("0  finished") for row in rows)
     assert total.startswith("0 runs, one after the other: at most 0:00:00, ")
 
 
@@ -208,7 +208,9 @@ def test_rows_come_one_by_one_and_the_end_is_that_of_all_runs(workplace, measure
     with monkeypatch.context() as patched:
         patched.setattr(planning.Planning, "times", lost)
         assert command("--dataset_name", "Tiny", "--plan") == 130
-        assert capsys.readouterr().out == "\n"
+        out, err = capsys.readouterr()
+        assert out == "\n"
+        assert err.endswith("\nInterrupted.\n")  # a plan does not resume
         assert command("--dataset_name", "Tiny", "--plan", "--no_timing") == 0
     head, row, total, _ = capsys.readouterr().out.splitlines()
     assert head.endswith("disk")
@@ -231,7 +233,7 @@ def test_a_step_that_does_not_fit_into_memory_is_a_row_of_its_own(workplace, mea
     assert bad.split()[:4] == ["Tiny", "LinHRU", "RHEL", "2"]
     assert bad.endswith("  RESOURCE_EXHAUSTED: out of memory")
     assert good.endswith("1 day, 3:46:40")
-    assert total.startswith("4 runs (1 rows could not be measured), one after the other: at most 1 day, 3:46:40, ")
+    assert total.startswith("4 runs (1 row could not be measured), one after the other: at most 1 day, 3:46:40, ")
 
 
 # Lists

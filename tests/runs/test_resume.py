@@ -169,12 +169,11 @@ def test_a_run_that_is_stopped_after_every_dispatch_ends_with_the_same_bits(work
 
 
 def test_early_stopping_counts_on_after_a_resume(workplace, monkeypatch):
-    monkeypatch.setattr(train, "train", functools.partial(train.train, patience=2))
     monkeypatch.setattr("training.loop.evaluate", lambda *_, **__: (0.5, 0.5))  # the validation metric stays as it is
-    unbroken = config_of(num_steps=400, output_parent_dir="unbroken")
+    unbroken = config_of(num_steps=400, patience=2, output_parent_dir="unbroken")
     result = run(unbroken)
     assert (result["stop_reason"], result["steps"]) == ("early_stopping", 16)
-    broken = config_of(num_steps=400, output_parent_dir="killed")
+    broken = config_of(num_steps=400, patience=2, output_parent_dir="killed")
     for step in (8, 12, 16):
         with pytest.raises(Killed):
             run(broken, **at_evaluation(step))
@@ -322,16 +321,15 @@ def test_a_continuation_that_was_killed_has_the_old_result_or_none_and_ends_with
 
 
 def test_a_run_that_early_stopping_ended_is_finished_for_more_steps_too(workplace, monkeypatch):
-    monkeypatch.setattr(train, "train", functools.partial(train.train, patience=2))
     monkeypatch.setattr("training.loop.evaluate", lambda *_, **__: (0.5, 0.5))
-    early = config_of(num_steps=400, output_parent_dir="early")
+    early = config_of(num_steps=400, patience=2, output_parent_dir="early")
     result = run(early)
     before = {path: path.read_bytes() for path in run_folder(early, 1).rglob("*") if path.is_file()}
-    assert run(config_of(num_steps=500, output_parent_dir="early")) == result
+    assert run(config_of(num_steps=500, patience=2, output_parent_dir="early")) == result
     assert {path: path.read_bytes() for path in before} == before
     # Its last step was allowed by num_steps; a longer run would have ended there by early stopping.
-    assert run(config_of(num_steps=16, output_parent_dir="last"))["stop_reason"] == "num_steps"
-    longer = config_of(num_steps=400, output_parent_dir="last")
+    assert run(config_of(num_steps=16, patience=2, output_parent_dir="last"))["stop_reason"] == "num_steps"
+    longer = config_of(num_steps=400, patience=2, output_parent_dir="last")
     assert run(longer, **at(17))["stop_reason"] == "early_stopping"
     assert outcome(longer) == outcome(early)
 
