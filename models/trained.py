@@ -106,12 +106,13 @@ class TrainedModel:
     def predict(self, x: Any) -> Classes | Float[np.ndarray, "..."]:
         """For a classification the `Classes` of the series. For a regression the outputs in the units of the labels.
 
-        The outputs are (N, output steps), or (N, output steps, outputs) if a step has several.
+        The outputs have the shape of labels (N, output steps, outputs of a step) without axes of size 1: (N,) for one
+        label a series, (N, outputs) for several of a series, (N, output steps) for one at each step.
         """
         outputs = np.concatenate(list(self.outputs(x)))
         if self.trained.classification:
             return self.classes(outputs)
-        return outputs[..., 0] if outputs.shape[-1] == 1 else outputs
+        return outputs.reshape(len(outputs), *(size for size in outputs.shape[1:] if size > 1))
 
     def classes(self, logits: Float[np.ndarray, "N classes"]) -> Classes:
         """The `Classes` of logits."""

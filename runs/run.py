@@ -233,6 +233,7 @@ class _Run:
             **{"status": "completed", "seed": self.seed, "metric": config.metric},
             **{name: getattr(trained, name) for name in ("best_step", *_MEASURES, "steps", "stop_reason")},
             "test_outputs_sha256": sha256_of_array(outputs),
+            "test_baseline": baseline(dataset),
         }
         if config.classification:
             result["test_confusion"] = confusion(outputs, np.asarray(dataset.test.labels))
@@ -262,6 +263,18 @@ class _Run:
             "error": str(failure),
             "rows": failure.rows,
         }
+
+
+def baseline(dataset: Dataset) -> float:
+    """The test metric without a model: predicting the largest class, or the mean label, of the training part.
+
+    Each output of a regression has its own mean, over all label steps. The metric is as in `train.evaluate`.
+    """
+    labels, test = (np.asarray(part.labels, dtype=float) for part in (dataset.train, dataset.test))
+    if dataset.classification:
+        return float(np.mean(test[:, labels.sum(axis=0).argmax()]))
+    errors = np.mean((test - labels.mean(axis=(0, 1))) ** 2, axis=(0, 1))
+    return float(np.mean(errors * np.square(dataset.test.label_unit)))
 
 
 def confusion(outputs: np.ndarray, labels: np.ndarray) -> list[list[int]]:

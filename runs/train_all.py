@@ -117,11 +117,14 @@ def _attempt(config: ExperimentConfig, seed: int, arguments: argparse.Namespace,
 
 
 def _outcome(config: ExperimentConfig, result: dict) -> str:
-    outputs = result.get("test_mse_of_outputs") or {}
+    beside = [f"{name} {mse:.4g}" for name, mse in (result.get("test_mse_of_outputs") or {}).items()]
+    if "test_baseline" in result:
+        what = "the largest class" if config.metric == "accuracy" else "the mean"
+        beside.append(f"predicting {what}: {tables.metric_text(result['test_baseline'], config.metric)}")
     test, validation = (tables.metric_text(result[f"{part}_metric"], config.metric) for part in ("test", "val"))
-    of_outputs = f" ({', '.join(f'{name} {mse:.4g}' for name, mse in outputs.items())})" * bool(outputs)
+    of_test = f" ({', '.join(beside)})" * bool(beside)
     return (
-        f"test {config.metric} {test}{of_outputs}, validation {validation} at step {result['best_step']} of"
+        f"test {config.metric} {test}{of_test}, validation {validation} at step {result['best_step']} of"
         f" {result['steps']}"
         f"{', early stopping' * (result.get('stop_reason') == 'early_stopping')}"
     )

@@ -77,6 +77,15 @@ def test_outputs_of_a_regression_have_the_units_of_the_labels(damped):
     np.testing.assert_allclose(outputs, [120, 5] + [100, 0.5] * forward(damped, standardised(SERIES)), rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("shape", "predicted"), [((5, 1, 1), (5,)), ((5, 1, 2), (5, 2)), ((5, 3, 1), (5, 3)), ((1, 3, 2), (1, 3, 2))]
+)
+def test_predictions_have_the_shape_of_the_labels(damped, monkeypatch, shape, predicted):
+    """Else a difference of labels and predictions would be broadcast in silence."""
+    monkeypatch.setattr(TrainedModel, "outputs", lambda *_: iter([np.zeros(shape)]))
+    assert damped.predict(SERIES).shape == predicted
+
+
 def test_a_run_in_double_precision_is_used_in_its_precision():
     with jax.enable_x64(True):
         run = trained_model(model_name="LinHRU", num_blocks=1)

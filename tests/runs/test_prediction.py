@@ -6,6 +6,7 @@ import re
 import shutil
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -22,9 +23,9 @@ from data_dir.pickles import read_array, write_arrays
 from data_dir.storage import DataError
 from models import load_run
 from models.load import RunError
-from runs import prediction
+from runs import prediction, train_all
 from runs.folder import RunRefused, run_folder
-from runs.run import run_seed
+from runs.run import baseline, run_seed
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +287,8 @@ def test_maps_of_the_data_are_recorded_and_undone(work, monkeypatch):
     result = json.loads((folder / "result.json").read_text())
     assert np.mean((predicted - labels)[test] ** 2) == pytest.approx(result["test_metric"], rel=1e-5)
     assert result["test_metric"] == pytest.approx(result["test_loss"] * unit**2)
+    mean = labels[json.loads((folder / "split.json").read_text())["seeds"]["1"]["train"]].mean()
+    assert result["test_baseline"] == pytest.approx(np.mean((mean - labels[test]) ** 2), rel=1e-5)
 
     model, state = load_run(folder)
     time = np.broadcast_to(np.arange(8, dtype=np.float32)[:, None] / 8, (20, 8, 1))
@@ -309,6 +312,22 @@ def test_maps_of_the_data_are_recorded_and_undone(work, monkeypatch):
         change(folder / "config.json", data=record["data"] | {name: value})
         with pytest.raises(RunError, match=r"config.json: "):
             load_run(folder)
+
+
+def test_the_baseline_is_the_largest_class_or_the_mean_of_each_output():
+    def data(classification, train, test):
+        parts = {"train": train, "test": test}
+        parts = {name: SimpleNamespace(labels=np.array(labels), label_unit=(2, 1)) for name, labels in parts.items()}
+        return SimpleNamespace(classification=classification, **parts)
+
+    assert baseline(data(True, [[1, 0], [0, 1], [0, 1]], [[1, 0], [1, 0], [0, 1], [1, 0]])) == 0.25
+    assert baseline(data(False, [[[0, 0]], [[2, 4]]], [[[1, 0]], [[2, 2]]])) == np.mean([0, 4, 4 * 1, 0])
+    result = {"test_metric": 0.5, "val_metric": 0.5, "best_step": 1, "steps": 1, "test_baseline": 0.25}
+    told = train_all._outcome(SimpleNamespace(metric="accuracy"), result)
+    assert told.startswith("test accuracy 0.5000 (predicting the largest class: 0.2500), validation")
+    result |= {"test_mse_of_outputs": {"x": 0.2}, "test_baseline": 1e-6}
+    told = train_all._outcome(SimpleNamespace(metric="mse"), result)
+    assert told.startswith("test mse 0.5 (x 0.2, predicting the mean: 1e-06), validation")
 
 
 def test_class_labels_keep_their_values(work):
