@@ -80,6 +80,7 @@ class TrainingResult:
     model: eqx.Module
     state: eqx.nn.State
     best_step: int
+    val_loss: float
     val_metric: float
     test_loss: float
     test_metric: float
@@ -115,7 +116,8 @@ def train(
     """Train with Adam, keep the model that is best on the validation set, and test that model once.
 
     Training and validation set are evaluated every `print_steps` steps and after the last step. Only a strictly better
-    validation metric is an improvement. More than `patience` evaluations in a row without improvement stop it.
+    validation accuracy, or validation loss of a regression, is an improvement. More than `patience` evaluations in a
+    row without improvement stop it.
 
     `model` and `state` are left intact. `dataset` is a `Dataset`, `key` the training key of `seed_keys`. Gradients of a
     larger global norm than `grad_clip` are scaled down to it. `skip_nonfinite` steps whose loss or gradient is not
@@ -185,6 +187,7 @@ def _tested(loop: Loop) -> TrainingResult:
         model=model,
         state=state,
         best_step=best.step,
+        val_loss=best.val_loss,
         val_metric=best.val_metric,
         test_loss=test_loss,
         test_metric=test_metric,

@@ -38,12 +38,17 @@ def latex(rows: Rows) -> str:
     return "\n".join([f"\\begin{{tabular}}{{{'l' * len(rows[0])}}}", *lines, r"\end{tabular}"])
 
 
-def mean_and_std(values: Sequence[float], digits: int) -> str:
-    """Mean ± sample standard deviation (n - 1); of a single value, the value."""
+def metric_text(value: float, metric: str) -> str:
+    """An accuracy, or a loss beside it, with four decimals; a squared error, of any unit, with four digits."""
+    return f"{value:.4f}" if metric == "accuracy" and abs(value) < 1000 else f"{value:.4g}"
+
+
+def mean_and_std(values: Sequence[float], digits: str) -> str:
+    """Mean ± sample standard deviation (n - 1); of a single value, the value. `digits` is a format, as ".1f"."""
     if not values:
         return "-"
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+    mean = f"{statistics.fmean(values):{digits}}"
+    return f"{mean} ± {statistics.stdev(values):{digits}}" if len(values) > 1 else mean
 
 
 def span(numbers: Sequence[int]) -> str:

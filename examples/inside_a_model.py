@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 import run_experiment
 import train
-from common.style import save, styled
+from common.style import log_scale, save, set_title, styled
 from common.tables import aligned
 from data_dir.datasets import create_dataset
 from experiment_configs.schema import ExperimentConfig, validate
@@ -73,9 +73,10 @@ def _spread(values: np.ndarray) -> str:
 
 
 @styled
-def draw(before: list[Oscillators], after: list[Oscillators], energies: list[np.ndarray]) -> Figure:
+def draw(before: list[Oscillators], after: list[Oscillators], energies: list[np.ndarray], title: str) -> Figure:
     """The figure: periods on the left, energies (series, L) of every block on the right."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
+    set_title(figure, title)
     left, right = figure.subplots(1, 2)
     for number, (then, now, of_block) in enumerate(zip(before, after, energies, strict=True)):
         color = f"C{number % 10}"
@@ -86,7 +87,8 @@ def draw(before: list[Oscillators], after: list[Oscillators], energies: list[np.
     periods = periods[np.isfinite(periods)]
     around = (0.9 * np.min(periods), 1.1 * np.max(periods)) if len(periods) else (1, 10)
     left.set(xlabel="period before the training (steps)", ylabel="period after the training (steps)")
-    left.set(xscale="log", yscale="log", xlim=around, ylim=around)
+    left.set(xlim=around, ylim=around)
+    log_scale(left, "x", "y")
     left.legend()
     right.set(xlabel="step", ylabel="energy of the block, times the time step")
     right.set_title(f"{len(energies[0])} series of the test part")
@@ -115,7 +117,8 @@ def main(arguments=None):
     before, after = oscillators_of(untrained(run, config)), run.oscillators()
     print(f"\n{run}\n{table(before, after)}")
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    save(draw(before, after, run.energies(series)), options.output)
+    title = f"{config.dataset_name}, {config.model_name} by {config.learning_algorithm}, seed {run.record['seed']}"
+    save(draw(before, after, run.energies(series), title), options.output)
     print(f"figure: {options.output}")
     return before, after
 

@@ -5,7 +5,6 @@ which reports every problem at once with file, field, value and what is allowed.
 strings ("0.0001", "True"), as the published files do. The options of a unit are the ones that the unit declares.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -122,6 +121,7 @@ class ExperimentConfig(BaseModel):
     num_steps: _Int = _count()
     print_steps: _Int = _count()
     batch_size: _Int = _count()
+    patience: _Int = _count(10)
     metric: Literal["accuracy", "mse"] = Field(description="accuracy or mse")
     grad_clip: _FloatOrNull = _positive(None, otherwise=", or null for gradients of any norm")
     skip_nonfinite: _Int = Field(0, ge=0, lt=2**31, description="a whole number, 0 or more, below 2147483648")
@@ -381,16 +381,9 @@ def _describe(problem: Mapping[str, Any], fields: Mapping[str, Any], known: Mapp
     return f"{name} is {_shown(value)}{detail}: allowed is {known[name].description}"
 
 
-def field_meant(name: str, known: Iterable[str] = ()) -> str | None:
-    """The field that a name may stand for: itself, a field that people call so, or a similar one of the `known` fields.
-
-    Without `known`, the fields of the configs of all models.
-    """
-    known = [*(known or config_class(None).model_fields)]
-    if name in known:
-        return name
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    return _ALSO_CALLED.get(name) or (near[0] if near else None)
+def field_meant(name: str, known: Iterable[str]) -> str | None:
+    """The field that a name may stand for: a field that people call so, or the nearest of the `known` names."""
+    return _ALSO_CALLED.get(name) or nearest_name(name, known)
 
 
 def _shown(value: Any) -> str:

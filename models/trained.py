@@ -81,9 +81,6 @@ class TrainedModel:
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.state))
 
-    def __getitem__(self, index: int) -> Any:
-        return (self.model, self.state)[index]
-
     def __repr__(self) -> str:
         config, data = self.record["config"], self.record["data"]
         words = [config.get(name) for name in ("dataset_name", "model_name", "learning_algorithm")]
@@ -110,14 +107,19 @@ class TrainedModel:
     def predict(self, x: Any) -> Classes | Float[np.ndarray, "..."]:
         """For a classification the `Classes` of the series. For a regression the outputs in the units of the labels.
 
-        The outputs are (N, output steps), or (N, output steps, outputs) if a step has several.
+        The outputs have the shape of labels (N, output steps, outputs of a step) without axes of size 1: (N,) for one
+        label a series, (N, outputs) for several of a series, (N, output steps) for one at each step.
         """
         outputs = np.concatenate(list(self.outputs(x)))
         if self.trained.classification:
-            with self._precision():
-                probabilities = np.asarray(jax.nn.softmax(outputs))
-            return Classes(np.array(self.class_names)[np.argmax(outputs, axis=1)], probabilities)
-        return outputs[..., 0] if outputs.shape[-1] == 1 else outputs
+            return self.classes(outputs)
+        return outputs.reshape(len(outputs), *(size for size in outputs.shape[1:] if size > 1))
+
+    def classes(self, logits: Float[np.ndarray, "N classes"]) -> Classes:
+        """The `Classes` of logits."""
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+        return Classes(np.array(self.class_names)[np.argmax(logits, axis=1)], probabilities)
 
     def outputs(self, x: Any) -> Iterator[Float[np.ndarray, "batch ..."]]:
         """Batch by batch, logits (batch, classes), or the outputs of a regression (batch, output steps, outputs)."""

@@ -37,7 +37,7 @@ def act(arguments: argparse.Namespace, signals: StopSignals | None) -> int:
         print(f"run_experiment.py: error: {message_of(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command resumes.", file=sys.stderr)
+        print(f"\nInterrupted.{' The same command resumes.' * (use == 'train')}", file=sys.stderr)
         return 130
     if use != "predict" and streams.output_is_lost():  # the printed text is all that these commands give
         print(f"run_experiment.py: error: --{use}: the output was lost: stdout is closed or full", file=sys.stderr)
@@ -58,12 +58,14 @@ def _plan(arguments: argparse.Namespace) -> int:
         folders = [run_folder(config, seed) for seed in config.seeds]
         to_do = [folder for folder in folders if folder in removed or finished_result(folder, config.num_steps) is None]
         cells.append((config, len(to_do)))
-    _print_plan(cells, timing=not arguments.no_timing)
-    return 0
+    return 1 if _print_plan(cells, timing=not arguments.no_timing) else 0
 
 
-def _print_plan(cells: list[tuple[ExperimentConfig, int]], *, timing: bool) -> None:
-    """A row for each config and its number of runs, with memory and disk as soon as they are known, then the times."""
+def _print_plan(cells: list[tuple[ExperimentConfig, int]], *, timing: bool) -> int:
+    """A row for each config and its number of runs, with memory and disk as soon as they are known, then the times.
+
+    Returns how many rows could not be measured. They end in the reason, as a step that does not fit into the memory.
+    """
     names = [(c.dataset_name, c.model_name, c.learning_algorithm, setting_of(c) or "-") for c, _ in cells]
     shown = 4 if any(setting != "-" for *_, setting in names) else 3
     head = ("data set", "model", "algorithm", "setting")[:shown]
@@ -75,36 +77,46 @@ def _print_plan(cells: list[tuple[ExperimentConfig, int]], *, timing: bool) -> N
 
     head = row((*head, "runs", "parameters", "temporaries", "arguments", "disk"))
     print(f"{head}  s / 1000 steps  at most" if timing else head.rstrip(), flush=True)
-    start, seconds = time.monotonic(), []
+    start, seconds, failed = time.monotonic(), [], 0
     for number, (config, runs) in enumerate(cells):
         left = (time.monotonic() - start) / max(number, 1) * (len(cells) - number)
         left = f", about {_duration(left)} left" if number else ""
         print(f"Measuring {title(config)} ({number + 1} of {len(cells)}{left})", file=sys.stderr, flush=True)
-        planned = planning.Planning(config, runs)
-        needs = planned.needs()
-        sizes = (f"{size / 2**20:,.1f} MiB" for size in (needs.temporaries, needs.arguments, needs.disk))
-        text = row((*names[number], str(runs), f"{needs.parameters:,}", *sizes))
-        print(text if timing else text.rstrip(), end="", flush=True)
-        if timing and runs:
-            try:
+        text = row((*names[number], str(runs), *[""] * 4)).rstrip()
+        if not runs:
+            print(f"{text}  finished", flush=True)
+            continue
+        try:
+            planned = planning.Planning(config, runs)
+            needs = planned.needs()
+            sizes = (f"{size / 2**20:,.1f} MiB" for size in (needs.temporaries, needs.arguments, needs.disk))
+            text = row((*names[number], str(runs), f"{needs.parameters:,}", *sizes))
+            print(text if timing else text.rstrip(), end="", flush=True)
+            text = ""  # it is printed
+            if timing:
                 times = planned.times()
-            except BaseException:
-                print(flush=True)  # the message begins a line
-                raise
-            seconds.append(times.longest)
-            few = (
-                "" if times.steps == planning.TIMED_STEPS else f" ({times.steps} timed in {planning.TIMING_SECONDS} s)"
-            )
-            print(f"  {times.per_1000_steps:<14,.1f}  {_duration(times.longest)}{few}", end="")
-        print("  -               finished" * (timing and not runs), flush=True)
+                seconds.append(times.longest)
+                few = f" ({times.steps} timed in {planning.TIMING_SECONDS} s)"
+                few = few * (times.steps < planning.TIMED_STEPS)
+                print(f"  {times.per_1000_steps:<14,.1f}  {_duration(times.longest)}{few}", end="")
+            print(flush=True)
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            failed += 1
+            print(f"{text}  {(str(error) or type(error).__name__).splitlines()[0][:200]}", flush=True)
+        except BaseException:
+            print(flush=True)  # the message begins a line
+            raise
     until = datetime.now() + timedelta(seconds=math.fsum(seconds))
     at_most = f", one after the other: at most {_duration(math.fsum(seconds))}, until {until:%Y-%m-%d %H:%M}. Early "
-    at_most += "stopping ends runs sooner"
+    at_most += "stopping ends runs sooner; the start of Python and compiling come on top"
+    total = sum(runs for _, runs in cells)
+    unknown = f" ({failed} row{'s' * (failed > 1)} could not be measured)" * (failed > 0)
     print(
-        f"{sum(runs for _, runs in cells)} runs{at_most * timing}.\n"
+        f"{total} run{'s' * (total != 1)}{unknown}{at_most * timing}.\n"
         "temporaries and arguments: memory of a step by XLA's own analysis; the data and a second copy of the model "
         "come on top. disk: of all these runs, with their two checkpoints, which a finished run keeps."
     )
+    return failed
 
 
 def _duration(seconds: float) -> timedelta:

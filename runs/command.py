@@ -1,11 +1,11 @@
 """The command line of run_experiment.py: its flags, their types, and which flags go together. Imports no jax."""
 
 import argparse
-import difflib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from data_dir.names import nearest_name
 from experiment_configs import LEARNING_ALGORITHMS, MODEL_NAMES
 from runs import compilation_cache, settings
 
@@ -25,9 +25,10 @@ KEPT_RUN_FLAGS = {
     "predict": {"predict", "run", "output", "overwrite", "own_units", "compilation_cache"},
 }
 STATUS = (
-    "Exit status: 0; 1 if a run failed, or if the metric, the loss or an output differs for --evaluate; 2 if the "
-    "command was refused and no run was trained, or if the output of --plan or --evaluate could not be printed; "
-    "75 if SIGTERM, SIGINT or SIGUSR1 stopped a training: the same command resumes; 130 after a second SIGINT."
+    "Exit status: 0; 1 if a run failed, if a row of --plan could not be measured, or if the metric, the loss or an "
+    "output differs for --evaluate; 2 if the command was refused and no run was trained, or if the output of --plan or "
+    "--evaluate could not be printed; 75 if SIGTERM, SIGINT or SIGUSR1 stopped a training: the same command resumes; "
+    "130 after a second SIGINT."
 )
 
 
@@ -165,9 +166,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         flags.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown, flags)}")
     for name in () if arguments.own_units else getattr(arguments, "model_name", ()):
         if name not in (*MODEL_NAMES, ALL):
-            near = difflib.get_close_matches(name, MODEL_NAMES, n=1)
+            near = nearest_name(name, MODEL_NAMES)
             flags.error(
-                f"--model_name: invalid choice: {name!r}: {f'did you mean {near[0]}? ' if near else ''}choose from "
+                f"--model_name: invalid choice: {name!r}: {f'did you mean {near}? ' if near else ''}choose from "
                 f"{', '.join(MODEL_NAMES)}, {ALL}; your own unit needs --own_units"
             )
     given = {name for name, value in vars(arguments).items() if value != flags.get_default(name)}
@@ -195,15 +196,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _meant(unknown: list[str], flags: argparse.ArgumentParser) -> str:
     """A hint for the first unknown flag: the flag of a similar name, or --set for a field of the configs."""
-    from experiment_configs.schema import field_meant  # it imports jax, which a correct command does not need here
+    from experiment_configs.schema import config_class, field_meant  # it imports jax, which a correct command spares
 
     flag, _, value = unknown[0].partition("=")
     name = flag.removeprefix("--")
     if name == flag:
         return ""
-    field = field_meant(name)
-    if field is not None and f"--{field}" not in flags._option_string_actions:
-        value = value or next((text for text in unknown[1:] if not text.startswith("--")), "VALUE")
-        return f"; did you mean --set {field}={value}?"
-    near = difflib.get_close_matches(f"--{field or name}", flags._option_string_actions, n=1, cutoff=0.7)
-    return f"; did you mean {near[0]}?" if near else ""
+    names = [option.removeprefix("--") for option in flags._option_string_actions]
+    meant = field_meant(name, [*config_class(None).model_fields, *names])
+    if meant is None or meant in names:
+        return f"; did you mean --{meant}?" if meant else ""
+    value = value or next((text for text in unknown[1:] if not text.startswith("--")), "VALUE")
+    return f"; did you mean --set {meant}={value}?"

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from statistics import fmean
 
@@ -26,10 +26,10 @@ ALGORITHMS = ("BPTT", "RHEL")
 CONFIDENCE = 0.95
 # Accuracies are shown in %, errors in 1e-2, as in the paper.
 SCALE = 100
-UNITS = {"accuracy": ("accuracy, %", 1), "mse": ("mse, 1e-2", 2)}  # name and digits
+UNITS = {"accuracy": ("accuracy, %", ".1f"), "mse": ("mse, 1e-2", ".4g")}  # name and format
 LARGEST = {"accuracy": 1, "mse": 1e30}  # a larger test metric means that the file is damaged
 RESULT_FIELDS = (
-    *("metric", "test_metric", "val_metric", "best_step", "steps", "stop_reason", "parameters", "seconds"),
+    *("metric", "test_metric", "val_metric", "val_loss", "best_step", "steps", "stop_reason", "parameters", "seconds"),
     *("seconds_per_1000_steps", "peak_memory_host_bytes", "peak_memory_device_bytes", "error"),
 )
 CURVE_FIELDS = ["step", "train_loss", "val_metric"]
@@ -49,19 +49,24 @@ NOTE = (
 def read_runs(*outputs: Path) -> pd.DataFrame:
     """The runs below folders, one per row: data set, model, algorithm, seed, setting, status, folder, `RESULT_FIELDS`.
 
-    Below a folder, the folders that --set names (lr=0.003) are read, too. "setting" is the path of the folder that
-    holds the data sets, without what is common to all of them; "" if there is only one.
+    Below a folder, the folders that --set names (lr=0.003) are read, too, and those below them. "setting" is the path
+    of the folder that holds the data sets, without what is common to all of them; "" if there is only one.
 
     The status is "completed", "failed", "unfinished" (no result.json) or "damaged" (no sound metric in result.json, or
     not the metric of the other runs of the data set).
     """
-    parents = {parent.resolve(): parent for folder in outputs for parent in (folder, *sorted(folder.glob("*=*")))}
+    parents = {parent.resolve(): parent for folder in outputs for parent in _parents(folder)}
     rows = {path: of_parent for path, parent in parents.items() if (of_parent := _rows(parent))}
     settings = _settings(list(rows))
     names = ["dataset", "model", "algorithm", "seed", "setting", "status", "folder", *RESULT_FIELDS]
     runs = pd.DataFrame([row | {"setting": settings[path]} for path, of in rows.items() for row in of], columns=names)
     runs = runs.sort_values(names[:5], key=lambda column: column.map(_rank), ignore_index=True)
     return _of_one_metric(runs)
+
+
+def _parents(folder: Path) -> list[Path]:
+    """The folder, and the folders of settings below it."""
+    return [folder, *chain.from_iterable(map(_parents, sorted(folder.glob("*=*"))))]
 
 
 def _rows(parent: Path) -> list[dict]:
@@ -157,7 +162,7 @@ def _compare(completed: pd.DataFrame) -> tuple[list[dict], list[dict]]:
     for key, of_key in completed.groupby(["dataset", "model", "algorithm"]):
         texts[key] = {
             "steps": steps_text(of_key["steps"]),
-            "setting": of_key["taken"].iloc[0] if "taken" in of_key else "",
+            "setting": "{taken} (of {of})".format(**of_key.iloc[0]) if "taken" in of_key else "",
         }
         whole = len(of_key) >= PUBLISHED_SEEDS and all(map(_is_whole, of_key.to_dict("records")))
         if key in PUBLISHED and not whole:

@@ -31,6 +31,7 @@ CONFIG, MODEL, RESULT = "config.json", "model.eqx", "result.json"  # as in `mode
 SPLIT, METRICS = "split.json", "metrics.jsonl"
 CURVES, CONFUSION, PREDICTIONS = "curves.png", "confusion.png", "predictions.png"
 CHECKPOINTS, EVENTS, NONFINITE = "checkpoints", "events", "nonfinite.eqx"
+AT_THE_END = (RESULT, MODEL, CURVES, CONFUSION, PREDICTIONS, NONFINITE)  # files that a run gets when it ends
 UNCHECKED = "has no hash of model.eqx, so it is not known whether model.eqx was changed"
 LOCK, OVERWRITE = ".lock", ".overwrite"
 
@@ -74,7 +75,7 @@ def _is_number(value: Any) -> bool:
 
 def clear(folder: Path) -> None:
     """Remove the files of a run. result.json goes first: if the process dies halfway, the folder is unfinished."""
-    for name in (RESULT, OVERWRITE, CONFIG, SPLIT, METRICS, MODEL, CURVES, CONFUSION, PREDICTIONS, NONFINITE):
+    for name in (*AT_THE_END, OVERWRITE, CONFIG, SPLIT, METRICS):
         (folder / name).unlink(missing_ok=True)
     for name in (CHECKPOINTS, EVENTS):
         if (folder / name).exists():

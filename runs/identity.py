@@ -1,4 +1,4 @@
-"""What decides the results of a run: config, seed, precision, data, split and the file of your own unit.
+"""What decides the results of a run: config, seed, precision, data, split, maps and the file of your own unit.
 
 Only this module compares two runs.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from data_dir.datasets import Dataset
 from experiment_configs.schema import ExperimentConfig
@@ -20,6 +21,8 @@ from runs.folder import CONFIG, RunRefused
 _INCIDENTAL = ("seeds", "data_dir", "output_parent_dir", "inmemory", "checkpoint_steps", "skip_nonfinite")
 # The hashes of the data in config.json, and their names in messages.
 _HASHES = {"sha256": "the arrays of the data set", "split_sha256": "the rows of its parts"}
+# What else config.json holds of the data.
+_NAMES_AND_MAPS = ("class_names", "output_names", "label_map", "standardisation")
 
 
 def precision() -> str:
@@ -27,25 +30,38 @@ def precision() -> str:
     return str(jax.dtypes.canonicalize_dtype(float))
 
 
-def data_hashes(dataset: Dataset) -> dict[str, str | None]:
-    """The hash of the arrays, and the hash of the rows of each part (None for a set that is cut into parts)."""
+def data_identity(dataset: Dataset) -> dict[str, Any]:
+    """As JSON values the hash of the arrays, the hash of the rows of each part, the names, and the maps of the data.
+
+    A set that is cut into parts has no rows. A value that does not exist is None.
+    """
     rows = None if dataset.split is None else {part: rows.tolist() for part, rows in dataset.split.items()}
-    return {"sha256": dataset.sha256, "split_sha256": None if rows is None else sha256_of_json(rows)}
+    return {
+        "sha256": dataset.sha256,
+        "split_sha256": None if rows is None else sha256_of_json(rows),
+        "class_names": None if dataset.class_names is None else [str(name) for name in dataset.class_names],
+        "output_names": dataset.output_names,
+        # A tuple becomes a list, as in a file.
+        "label_map": None if dataset.label_map is None else json.loads(json.dumps(dataset.label_map._asdict())),
+        "standardisation": None if dataset.standardisation is None else dataset.standardisation.record(),
+    }
 
 
-def identity(config: ExperimentConfig, seed: int, hashes: dict[str, str | None]) -> dict[str, Any]:
-    """Everything that decides what a run computes, as JSON values; `hashes` are the `data_hashes`."""
+def identity(config: ExperimentConfig, seed: int, data: dict[str, Any]) -> dict[str, Any]:
+    """Everything that decides what a run computes, as JSON values; `data` is the `data_identity`."""
     fields = config.model_dump(mode="json", exclude=set(_INCIDENTAL))
     own = {} if config.unit_sha256 is None else {"unit_sha256": config.unit_sha256}
-    return {**fields, "precision": precision(), "seed": seed, "data": hashes, **own}
+    return {**fields, "precision": precision(), "seed": seed, "data": data, **own}
 
 
-def checkpoint_keys(identity: dict[str, Any]) -> tuple[str, str]:
-    """The keys of the checkpoints that a run may resume: without num_steps, and as earlier versions wrote it, with it.
+def key(identity: dict[str, Any]) -> str:
+    """The hash of an identity, without the standardisation: another machine may round its last digit differently."""
+    return sha256_of_json({**identity, "data": {**identity["data"], "standardisation": None}})
 
-    No step depends on num_steps, so a run of 20 steps can continue to 30.
-    """
-    return sha256_of_json({**identity, "num_steps": None}), sha256_of_json(identity)
+
+def checkpoint_key(identity: dict[str, Any]) -> str:
+    """The key of checkpoints. No step depends on num_steps, so a run of 20 steps can continue to 30."""
+    return key({**identity, "num_steps": None})
 
 
 def sha256_of_json(value: Any) -> str:
@@ -62,8 +78,9 @@ def require_same_run(folder: Path, now: dict[str, Any]) -> None:
     """
     try:
         saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        then = saved["config"] | {"precision": saved["precision"], "seed": saved["seed"]}
-        data = hash_differences(saved["data"], now["data"])
+        earlier = {"patience": 10}  # which was fixed
+        then = earlier | saved["config"] | {"precision": saved["precision"], "seed": saved["seed"]}
+        data = data_differences(saved["data"], now["data"])
         unit = saved.get("unit_sha256")
     except (FileNotFoundError, NotADirectoryError):
         return
@@ -76,20 +93,38 @@ def require_same_run(folder: Path, now: dict[str, Any]) -> None:
     if names == ["num_steps"] and isinstance(then["num_steps"], int):
         more = now["num_steps"] > then["num_steps"]
         reasons = [] if more else [f"with more steps ({fields[0]}): a run continues to more steps, never to fewer"]
-    reasons += [f"on other data ({'; '.join(data)})"] if data else []
+    reasons += data
     if now.get("unit") is not None and then.get("unit") == now["unit"] and unit != now["unit_sha256"]:
         reasons.append(f"with {unit_difference(now['unit'], unit, now['unit_sha256'])}")
     if reasons:
         raise _refused(folder, reasons)
 
 
-def hash_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The differences between two `data_hashes`, in words."""
-    return [
+def data_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """How the `data_identity` of a run differs from the present one, in words. Names and maps count on equal data."""
+    hashes = [
         f"sha256 of {text} {_short(then.get(name))}, now {_short(now[name])}"
         for name, text in _HASHES.items()
         if then.get(name) != now[name]
     ]
+    if hashes:
+        return [f"on other data ({'; '.join(hashes)})"]
+    others = [
+        f"{name} {json.dumps(then.get(name))[:100]}, now {json.dumps(now[name])[:100]}"
+        for name in _NAMES_AND_MAPS
+        if not _same(then.get(name), now[name])
+    ]
+    if not others:
+        return []
+    return [f"with other names or maps of the data, or by another version of this program ({'; '.join(others)})"]
+
+
+def _same(then: Any, now: Any) -> bool:
+    if not (isinstance(then, dict) and isinstance(now, dict) and "scale" in now):
+        return then == now
+    maps = [tuple(np.asarray(each[name], float) for name in ("mean", "scale")) for each in (then, now)]
+    then, now = (np.stack([mean * scale, scale]) for mean, scale in maps)
+    return then.shape == now.shape and np.allclose(then, now, rtol=1e-5, atol=[[1e-5], [0]])
 
 
 def _refused(folder: Path, reasons: list[str]) -> RunRefused:

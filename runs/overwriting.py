@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common.files import replacing
 from runs.folder import OVERWRITE, RunRefused, clear, locked
-from runs.identity import sha256_of_json
+from runs.identity import key, sha256_of_json
 from runs.record import commit
 
 
@@ -21,7 +21,7 @@ class Overwriting:
     def __init__(self, identities: dict[Path, dict]):
         """`identities` of the runs, by folder. Together with the commit of the program, they identify the command."""
         self.folders = list(identities)
-        self.key = sha256_of_json([*identities.values(), commit()])
+        self.key = sha256_of_json([*map(key, identities.values()), commit()])
         self.to_clear = [folder for folder in self.folders if self.key != _key_in(folder)]
 
     def begin(self) -> None:

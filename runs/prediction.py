@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Float
-from scipy.special import softmax
 
 import train
 from common.files import replacing, sha256_of_array
@@ -29,12 +27,12 @@ from experiment_configs.schema import ExperimentConfig, validate
 from models.load import RunError, load_run, read_record
 from models.trained import SeriesError, TrainedModel
 from runs import folder as files
-from runs.identity import data_hashes, hash_differences
+from runs.identity import data_differences, data_identity
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class KeptRun(TrainedModel):
-    """A finished run: its model, without dropout, and its config."""
+    """A finished run: its model and its config."""
 
     config: ExperimentConfig
 
@@ -147,8 +145,7 @@ def _kept_run(folder: str | Path, own_units: bool = False) -> Iterator[KeptRun]:
     config = validate(record["config"], source=str(folder / files.CONFIG), own_units=own_units)
     with jax.enable_x64(record["precision"] == "float64"):
         loaded = load_run(folder, unit=config.unit_class)
-        trained, model = eqx.nn.inference_mode((loaded.trained, loaded.model))
-        yield KeptRun(folder, record, trained, model, loaded.state, config)
+        yield KeptRun(**vars(loaded), config=config)
 
 
 def _recorded(folder: Path, part: str) -> Measured:
@@ -181,13 +178,13 @@ def _dataset(run: KeptRun, data_dir: str | None) -> Dataset:
     if saved_rows.exists():
         options["split"] = str(saved_rows)
     dataset = create_dataset(seed=run.record["seed"], **options)
-    then, now = run.record["data"], data_hashes(dataset)
+    then, now = run.record["data"], data_identity(dataset)
     if saved_rows.exists() and then.get("split_sha256") != now["split_sha256"]:
         raise RunError(f"{saved_rows}: was changed: the run used other rows")
-    if different := hash_differences(then, now):
+    if different := data_differences(then, now):
         raise DataError(
-            f"{dataset.name} in {options['data_dir']}: the run {run.folder} was trained on other data "
-            f"({'; '.join(different)}). {way_out}"
+            f"{dataset.name} in {options['data_dir']}: the run {run.folder} was trained {' and '.join(different)}. "
+            f"{way_out}"
         )
     return dataset
 
@@ -239,10 +236,10 @@ def _rows(run: KeptRun, outputs: Iterable[Float[np.ndarray, " outputs"]]):
         yield ["index", *_output_columns(data, data["length"] // run.config.output_step)]
         yield from ([index, *row] for index, row in enumerate(outputs))
         return
-    names = run.class_names
-    yield ["index", "predicted", *(f"probability_{name}" for name in names)]
+    yield ["index", "predicted", *(f"probability_{name}" for name in run.class_names)]
     for index, logits in enumerate(outputs):
-        yield [index, names[logits.argmax()], *softmax(logits)]
+        (name,), (probabilities,) = run.classes(logits[None])
+        yield [index, name, *probabilities]
 
 
 def _output_columns(data: dict, steps: int) -> list[str]:

@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from common.tables import metric_text
 from models.check import RETRACE_TOLERANCE
 
 SECONDS_BETWEEN_LINES = 10  # if stderr is not a terminal
@@ -75,7 +76,7 @@ class RunProgress:
         if self.since is not None and self.until is not None and self.since != self.until:
             (start, first), (end, last) = self.since, self.until
             parts = [f"{self.bar.format_interval((end - start) / (last - first) * (total - step))} left", *parts]
-        text = f"loss {_short(loss)}{self.validation}"
+        text = f"loss {metric_text(loss, self.config.metric)}{self.validation}"
         with suppress(OSError, ValueError):  # no terminal
             width = os.get_terminal_size(sys.stderr.fileno()).columns - len(" |=|")
             while parts and len(", ".join([text, *parts])) > width:
@@ -86,13 +87,15 @@ class RunProgress:
     def evaluation(self, evaluation) -> None:
         """Show a `train.Evaluation`."""
         metric = self.config.metric
-        self.validation = f", val {metric} {_short(evaluation.val_metric)}"
+        numbers = (evaluation.loss, evaluation.train_metric, evaluation.val_metric)
+        loss, training, validation = (metric_text(number, metric) for number in numbers)
+        self.validation = f", val {metric} {validation}"
         if not self.evaluated:
             self.evaluated, self.last, self.since, self.until = True, None, None, None
         if not self.interactive:
             self.line = (
-                f"{self.name} step {evaluation.step}/{self.config.num_steps}: loss {evaluation.loss:.4f}, {metric} "
-                f"{evaluation.train_metric:.4f} (validation {evaluation.val_metric:.4f}), {evaluation.seconds:.1f} s"
+                f"{self.name} step {evaluation.step}/{self.config.num_steps}: loss {loss}, {metric} {training} "
+                f"(validation {validation}), {evaluation.seconds:.1f} s"
             )
             if time.monotonic() - self.line_at >= SECONDS_BETWEEN_LINES:
                 self._print_line()
@@ -131,7 +134,3 @@ class RunProgress:
         self.bar.clear()
         print(text, file=sys.stderr)
         self.bar.refresh()
-
-
-def _short(number: float) -> str:
-    return f"{number:.4f}" if abs(number) < 1000 else f"{number:.3g}"

@@ -15,7 +15,7 @@ import numpy as np
 from data_dir.datasets import Dataset
 from data_dir.splits import PARTS
 from experiment_configs.schema import ExperimentConfig
-from runs.identity import data_hashes, precision
+from runs.identity import data_identity, precision
 
 _PACKAGES = ("jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "numpy")
 
@@ -38,19 +38,15 @@ def run_record(config: ExperimentConfig, seed: int, dataset: Dataset) -> dict[st
 
 
 def data_record(dataset: Dataset) -> dict[str, Any]:
-    """Sizes, hashes and classes of the data, and the maps from the units of the files to the units of the model."""
+    """Sizes, hashes and names of the data, and the maps from the units of the files to the units of the model."""
     return {
         "data_dim": dataset.data_dim,
         "label_dim": dataset.label_dim,
         "length": dataset.length,
         "padded": dataset.mask is not None,
-        **data_hashes(dataset),
-        "class_names": None if dataset.class_names is None else [str(name) for name in dataset.class_names],
+        **data_identity(dataset),
         "lost_classes": _lost_classes(dataset) if dataset.classification else None,
-        "standardisation": None if dataset.standardisation is None else dataset.standardisation.record(),
-        "output_names": dataset.output_names,
         "table": dataset.table,
-        "label_map": None if dataset.label_map is None else dataset.label_map._asdict(),
         "samples": {part: getattr(dataset, part).size for part in PARTS},
     }
 

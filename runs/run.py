@@ -23,11 +23,11 @@ from models.stack import HRU
 from runs import folder as files
 from runs.figures import draw_confusion, draw_curves, draw_predictions
 from runs.folder import finished_result, locked, run_folder, setting_of
-from runs.identity import checkpoint_keys, data_hashes, identity, require_same_run
+from runs.identity import checkpoint_key, data_identity, identity, require_same_run
 from runs.record import peak_memory, run_record
 from training.checkpoints import CheckpointError, Checkpoints
 
-_MEASURES = ("val_metric", "test_metric", "test_loss")
+_MEASURES = ("val_loss", "val_metric", "test_metric", "test_loss")
 
 
 def require_batch(config: ExperimentConfig, dataset: Dataset) -> None:
@@ -69,7 +69,7 @@ def run_seed(
     """Train and test one seed, write its files into its folder, and return the content of result.json.
 
     An unfinished run is resumed from its newest sound checkpoint, and ends as if it had never stopped. So does a run of
-    fewer steps, finished or not; its result and model are removed at the start.
+    fewer steps, finished or not; its result, model and figures are removed after the first new checkpoint.
     `on_start(dataset, parameters)` gets the data and the number of parameters, `on_resume(step, damaged)` the step of
     the checkpoint, and the problems of the checkpoints after it. A loss or
     gradient that is not finite ends the run; it is not raised, and result.json has the status "failed". `train.train`
@@ -111,10 +111,11 @@ class _Run:
     on_evaluation: Callable | None
     on_resume: Callable | None
     progress: train.Progress = field(init=False)  # `_begin` sets it
+    begun: bool = False  # whether the files of the folder belong to this run, and not to a finished one of fewer steps
 
     def __post_init__(self):
-        self.identity = identity(self.config, self.seed, data_hashes(self.dataset))
-        self.checkpoints = Checkpoints(self.folder / files.CHECKPOINTS, *checkpoint_keys(self.identity))
+        self.identity = identity(self.config, self.seed, data_identity(self.dataset))
+        self.checkpoints = Checkpoints(self.folder / files.CHECKPOINTS, checkpoint_key(self.identity))
 
     @property
     def title(self) -> str:
@@ -134,6 +135,7 @@ class _Run:
                 num_steps=config.num_steps,
                 print_steps=config.print_steps,
                 batch_size=config.batch_size,
+                patience=config.patience,
                 key=key,
                 grad_clip=config.grad_clip,
                 skip_nonfinite=config.skip_nonfinite,
@@ -143,13 +145,13 @@ class _Run:
                 stop=stop,
                 on_step=on_step,
                 on_evaluation=self._record,
-                on_checkpoint=lambda progress: self.checkpoints.save(
-                    progress.step, progress.arrays(), progress.json_part()
-                ),
+                on_checkpoint=self._save,
             )
         except train.NonFiniteLoss as failure:
+            self._replace_files()
             result = self._failed(failure)
         else:
+            self._replace_files()
             result = self._completed(trained)
         seconds = self.progress.seconds
         result |= {
@@ -165,7 +167,10 @@ class _Run:
         return result
 
     def _begin(self, fresh: train.Progress) -> train.Progress:
-        """The progress to continue from: the newest usable checkpoint, or `fresh`. Writes the files of the start."""
+        """The progress to continue from: the newest usable checkpoint, or `fresh`.
+
+        Writes the files of the start, if no finished run would be lost by it.
+        """
         saved = self.checkpoints.steps()
         earlier = finished_result(self.folder)
         if earlier is not None and not saved:
@@ -175,30 +180,48 @@ class _Run:
             )
         restored = self.checkpoints.restore(fresh.arrays(), self._usable)
         self.progress = fresh if restored is None else fresh.restored(restored.arrays, restored.json_part)
-        for name in (files.RESULT, files.MODEL):  # of a run of fewer steps
-            (self.folder / name).unlink(missing_ok=True)
+        if earlier is None or restored is None:
+            self._replace_files()
+        if saved and self.on_resume is not None:
+            self.on_resume(self.progress.step, {} if restored is None else restored.damaged)
+        return self.progress
+
+    def _replace_files(self) -> None:
+        """Once, remove what a run of fewer steps left, and write the files that a run has from its start.
+
+        The order matters if the process ends halfway: with the new config.json, the earlier result.json is unfinished.
+        """
+        if self.begun:
+            return
+        self.begun = True
         write_json(self.folder / files.CONFIG, run_record(self.config, self.seed, self.dataset))
+        for name in files.AT_THE_END:
+            (self.folder / name).unlink(missing_ok=True)
         if self.dataset.split is not None and self.dataset.stored is not None:
             rows = {self.seed: self.dataset.split}
             write_index_file(self.folder / files.SPLIT, self.dataset.name, self.dataset.stored, rows)
         # Evaluations after the checkpoint are repeated.
         with replacing(self.folder / files.METRICS) as path:
             path.write_text("".join(map(_metrics_line, self.progress.history)), encoding="utf-8")
-        if saved and self.on_resume is not None:
-            self.on_resume(self.progress.step, {} if restored is None else restored.damaged)
-        return self.progress
 
     def _usable(self, json_part: dict) -> bool:
-        """Whether a longer run would have this progress.
+        """Whether this run would have the progress of a checkpoint. It may belong to a run of other num_steps.
 
         A run is also evaluated after its last step. Between two multiples of print_steps a longer run is not.
         """
         steps = [evaluation["step"] for evaluation in json_part["history"][-1:]]
-        return all(step % self.config.print_steps == 0 or step == self.config.num_steps for step in steps)
+        return json_part["step"] <= self.config.num_steps and all(
+            step % self.config.print_steps == 0 or step == self.config.num_steps for step in steps
+        )
+
+    def _save(self, progress: train.Progress) -> None:
+        self.checkpoints.save(progress.step, progress.arrays(), progress.json_part())
+        self._replace_files()
 
     def _record(self, evaluation: train.Evaluation) -> None:
-        with open(self.folder / files.METRICS, "a", encoding="utf-8") as metrics:
-            metrics.write(_metrics_line(evaluation))
+        if self.begun:
+            with open(self.folder / files.METRICS, "a", encoding="utf-8") as metrics:
+                metrics.write(_metrics_line(evaluation))
         if self.on_evaluation is not None:
             self.on_evaluation(evaluation)
 
@@ -210,6 +233,7 @@ class _Run:
             **{"status": "completed", "seed": self.seed, "metric": config.metric},
             **{name: getattr(trained, name) for name in ("best_step", *_MEASURES, "steps", "stop_reason")},
             "test_outputs_sha256": sha256_of_array(outputs),
+            "test_baseline": baseline(dataset),
         }
         if config.classification:
             result["test_confusion"] = confusion(outputs, np.asarray(dataset.test.labels))
@@ -239,6 +263,18 @@ class _Run:
             "error": str(failure),
             "rows": failure.rows,
         }
+
+
+def baseline(dataset: Dataset) -> float:
+    """The test metric without a model: predicting the largest class, or the mean label, of the training part.
+
+    Each output of a regression has its own mean, over all label steps. The metric is as in `train.evaluate`.
+    """
+    labels, test = (np.asarray(part.labels, dtype=float) for part in (dataset.train, dataset.test))
+    if dataset.classification:
+        return float(np.mean(test[:, labels.sum(axis=0).argmax()]))
+    errors = np.mean((test - labels.mean(axis=(0, 1))) ** 2, axis=(0, 1))
+    return float(np.mean(errors * np.square(dataset.test.label_unit)))
 
 
 def confusion(outputs: np.ndarray, labels: np.ndarray) -> list[list[int]]:

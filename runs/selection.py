@@ -2,7 +2,7 @@
 
 import argparse
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -18,7 +18,7 @@ from experiment_configs.schema import ConfigError, ExperimentConfig, config_path
 from runs import settings
 from runs.command import ALL, FALLBACK_SET, OVERRIDES, PUBLISHED_ALGORITHMS
 from runs.folder import run_folder, setting_of
-from runs.identity import data_hashes, identity, require_same_run
+from runs.identity import data_identity, identity, require_same_run
 from runs.run import make_model, require_batch
 
 USUAL_DATA_DIR = "data_dir"  # of the configs of this project
@@ -43,7 +43,7 @@ class Selection:
             if key not in checked:
                 checked[key] = _, _, _, notes = check_data(config)
                 lines |= dict.fromkeys(notes)
-            dims, output_step, hashes, _ = checked[key]
+            dims, output_step, data, _ = checked[key]
             config = config.completed(output_step)
             self.configs.append(config)
             self._dims.append(dims)
@@ -51,7 +51,7 @@ class Selection:
                 folder = run_folder(config, seed)
                 if folder in self.identities:
                     raise ConfigError(f"--set: two settings are the same: {setting_of(config)}")
-                self.identities[folder] = identity(config, seed, hashes[seed])
+                self.identities[folder] = identity(config, seed, data[seed])
         self.lines = list(lines)
 
     def require_same_runs(self) -> None:
@@ -80,19 +80,19 @@ class Selection:
 
 
 def check_data(config: ExperimentConfig) -> tuple[tuple[int, int], int, dict[int, dict], list[str]]:
-    """The dimensions of data and labels, the output step, the `data_hashes` by seed, and lines about the data set.
+    """The dimensions of data and labels, the output step, the `data_identity` by seed, and lines about the data set.
 
     **Raises:** `DataError` if a data set is missing or damaged, `ConfigError` if it has fewer samples than a batch.
     """
-    hashes, notes = {}, {}
+    data, notes = {}, {}
     for seed in config.seeds:
         options: dict[str, Any] = config.data_options() | {"inmemory": False}
         dataset = create_dataset(seed=seed, **options)
         require_batch(config, dataset)
-        hashes[seed] = data_hashes(dataset)
+        data[seed] = data_identity(dataset)
         notes |= {f"{config.dataset_name}: {note}": None for note in dataset.notes}
     dims = dataset.data_dim, dataset.label_dim
-    return dims, dataset.output_step, hashes, [dataset.describe(), *notes]
+    return dims, dataset.output_step, data, [dataset.describe(), *notes]
 
 
 def select_configs(arguments: argparse.Namespace) -> list[ExperimentConfig]:
@@ -147,16 +147,15 @@ def _load(arguments: argparse.Namespace, dataset_name: str) -> Iterator[Experime
             yield _in_its_folder(changed, setting)
 
 
-def _in_its_folder(config: ExperimentConfig, given: dict[str, list[Any]]) -> ExperimentConfig:
-    """The config, with the folder of its setting below its output folder if --set names a folder (`settings.UNNAMED`).
+def _in_its_folder(config: ExperimentConfig, given: Iterable[str]) -> ExperimentConfig:
+    """The config, with a folder for its setting below its output folder if --set gives any field.
 
-    The order of the fields is theirs in the config, and the values are those of the config: 0.0010 is 0.001.
+    The name lists the fields in the order of the config, with the values of the config: 0.0010 is 0.001.
     """
-    named = [name for name in type(config).model_fields if name in given]
-    named = [name for name in named if len(given[name]) > 1 or name not in settings.UNNAMED]
+    named = {name: getattr(config, name) for name in type(config).model_fields if name in given}
     if not named:
         return config
-    name = settings.folder_name({name: getattr(config, name) for name in named})
+    name = settings.folder_name(named)
     return config.model_copy(update={"output_parent_dir": str(Path(config.output_parent_dir, name))})
 
 

@@ -7,11 +7,6 @@ from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
-# Without a list, --set gives these fields no folder: they have a flag, or change no result.
-UNNAMED = (
-    *("data_dir", "num_steps", "print_steps", "batch_size", "checkpoint_steps", "skip_nonfinite"),
-    "inmemory",
-)
 # The fields that --set refuses, and what sets them.
 ELSEWHERE = {name: f"--{name}" for name in ("dataset_name", "model_name", "learning_algorithm", "seeds")}
 ELSEWHERE |= {"output_parent_dir": "--output_parent_dir", "unit": "the config file"}

@@ -60,9 +60,7 @@ def _titled(runs: pd.DataFrame) -> pd.DataFrame:
         return runs
     texts = {}
     for key, of_key in runs.groupby(["dataset", "model"]):
-        names = dict(
-            zip(of_key["algorithm"], of_key["taken"].str.replace(r" \(of \d+\)$", "", regex=True), strict=True)
-        )
+        names = dict(zip(of_key["algorithm"], of_key["taken"], strict=True))
         each = ", ".join(f"{algorithm} {name}" for algorithm, name in names.items())
         texts[key] = next(iter(names.values())) if len(set(names.values())) == 1 else each
     return runs.assign(setting=[texts[key] for key in zip(runs["dataset"], runs["model"], strict=True)])
@@ -85,7 +83,7 @@ def cells(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
         unit, digits = UNITS[row["metric"]]
 
         def number(value, digits=digits):
-            return "-" if math.isnan(value) else f"{value:.{digits}f}"
+            return "-" if math.isnan(value) else f"{value:{digits}}"
 
         def spread(mean, std, number=number):
             return "-" if math.isnan(mean) else number(mean) if math.isnan(std) else f"{number(mean)} ± {number(std)}"

@@ -84,6 +84,9 @@ def _attempt(config: ExperimentConfig, seed: int, arguments: argparse.Namespace,
         unsure = "" if "model_sha256" in finished else f"; {RESULT} {UNCHECKED}"
         print(f"{name}: kept, {_outcome(config, finished)} ({folder}){unsure}")
         return {**finished, "kept": True}
+    if (earlier := finished_result(folder)) is not None:
+        kept = "its result and model are kept until the first new checkpoint"
+        print(f"{name}: continues the finished run of {earlier['steps']} steps; {kept}", file=sys.stderr)
     try:
         with RunProgress(name, config, folder / EVENTS if arguments.tensorboard else None) as progress:
             result = run_seed(
@@ -114,11 +117,15 @@ def _attempt(config: ExperimentConfig, seed: int, arguments: argparse.Namespace,
 
 
 def _outcome(config: ExperimentConfig, result: dict) -> str:
-    outputs = result.get("test_mse_of_outputs") or {}
-    of_outputs = f" ({', '.join(f'{name} {mse:.4g}' for name, mse in outputs.items())})" * bool(outputs)
+    beside = [f"{name} {mse:.4g}" for name, mse in (result.get("test_mse_of_outputs") or {}).items()]
+    if "test_baseline" in result:
+        what = "the largest class" if config.metric == "accuracy" else "the mean"
+        beside.append(f"predicting {what}: {tables.metric_text(result['test_baseline'], config.metric)}")
+    test, validation = (tables.metric_text(result[f"{part}_metric"], config.metric) for part in ("test", "val"))
+    of_test = f" ({', '.join(beside)})" * bool(beside)
     return (
-        f"test {config.metric} {result['test_metric']:.4f}{of_outputs}, validation {result['val_metric']:.4f} at step"
-        f" {result['best_step']} of {result['steps']}"
+        f"test {config.metric} {test}{of_test}, validation {validation} at step {result['best_step']} of"
+        f" {result['steps']}"
         f"{', early stopping' * (result.get('stop_reason') == 'early_stopping')}"
     )
 
@@ -130,7 +137,7 @@ def results_table(results: list[tuple[ExperimentConfig, list[dict]]]) -> str:
     rows: list[tuple[str, ...]] = [(*head, "test", "validation")]
     for config, of_seeds in results:
         completed = [result for result in of_seeds if result["status"] == "completed"]
-        scale, metric, digits = (100, "accuracy, %", 1) if config.classification else (1, "mse", 4)
+        scale, metric, digits = (100, "accuracy, %", ".1f") if config.classification else (1, "mse", ".4g")
         columns = [[scale * result[f"{split}_metric"] for result in completed] for split in ("test", "val")]
         steps = tables.span([result["steps"] for result in completed])
         rows.append(

@@ -24,7 +24,7 @@ from jaxtyping import Array
 
 from common.files import sha256_of, sync, sync_folder, write_json
 
-FORMAT = 1  # of the content; a new number if older checkpoints can no longer be resumed
+FORMAT = 2  # of the content; a new number if older checkpoints can no longer be resumed
 KEPT = 2
 _SUMS = "sha256.json"
 
@@ -44,13 +44,12 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints in one folder. `config` is the hash of the config that they belong to.
 
-    Checkpoints with the hash `older_config` are read, too. Only one process at a time may use the folder.
+    Only one process at a time may use the folder.
     """
 
-    def __init__(self, folder: Path, config: str, older_config: str | None = None):
+    def __init__(self, folder: Path, config: str):
         self._folder = folder.absolute()
         self._config = config
-        self._older_config = older_config
 
     def save(self, step: int, arrays: Sequence[Array | np.ndarray], json_part: dict) -> None:
         """Save arrays that are not empty, and values that fit into JSON. Then remove all but the newest two.
@@ -118,7 +117,7 @@ class Checkpoints:
                 ("config", self._config, "it belongs to another config", "Use that config"),
                 ("arrays", _shapes(like), "the saved arrays do not fit this model", "Use the version that wrote them"),
             ):
-                if facts.get(name) != expected and not (name == "config" and facts[name] == self._older_config):
+                if facts.get(name) != expected:
                     raise CheckpointError(
                         f"{folder}: cannot be resumed: {reason} (saved {_short(facts.get(name))}, expected "
                         f"{_short(expected)}). {way_out}, or --overwrite"

@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,6 +92,7 @@ class Loop:
         """Send some steps to the device, up to the next evaluation or checkpoint, and read the losses before them."""
         progress, multiples = self.progress, (self.print_steps, self.checkpoint_steps or self.print_steps)
         with self.clock.timing("steps"):
+            first = self._slots is None
             if self._slots is None:
                 batch = next(self._batches_after(progress.step))
                 # One slot needs no selection, and XLA would compile the step around it to other bits.
@@ -103,12 +105,13 @@ class Loop:
             )
             x, y = jax.device_put(stack_batches(self._batches, count, self._slots))
             started = time.perf_counter()
-            progress.training, losses, norms = train_steps(
-                (x, y, self._dropout_key, jnp.int32(count)),
-                progress.training,
-                self.optimiser,
-                self.dataset.classification,
-            )
+            with self.clock.timing("compiling") if first else nullcontext():
+                progress.training, losses, norms = train_steps(
+                    (x, y, self._dropout_key, jnp.int32(count)),
+                    progress.training,
+                    self.optimiser,
+                    self.dataset.classification,
+                )
             self._read_losses()
             self._unread = (progress.step, count, losses, norms, started)
             progress.step += count

@@ -36,7 +36,10 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class Seconds:
-    """Where the time of a training went. Lowering and compiling count as `compiling`, tracing does not."""
+    """Where the time of a training went. `compiling` includes the whole first call of the step, which traces it.
+
+    The tracing of an evaluation counts as `evaluation`.
+    """
 
     total: float = 0.0
     steps: float = 0.0
@@ -136,7 +139,7 @@ class Clock:
 
     @contextmanager
     def timing(self, part: str) -> Iterator[None]:
-        """Count the time of the block as "steps" or "evaluation", without the compiling in it."""
+        """Count the time of the block as a part of `Seconds`. What a block within it compiles counts as compiling."""
         start, compiling = time.perf_counter(), self._seconds.compiling
         yield
         spent = time.perf_counter() - start - (self._seconds.compiling - compiling)

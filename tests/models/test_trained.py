@@ -66,7 +66,7 @@ def test_raw_series_are_timed_standardised_and_named(classifier):
     same = classifier.predict(SERIES.tolist())
     assert np.array_equal(same.probabilities, probabilities)
     model, state = classifier
-    assert model is classifier.model is classifier[0]
+    assert model is classifier.model
     assert state is classifier.state
     assert repr(classifier) == "<TrainedModel from run: takes series (N, 6, 2), gives up, down>"
 
@@ -102,6 +102,15 @@ def test_outputs_of_a_regression_have_the_units_of_the_labels(damped):
     np.testing.assert_allclose(outputs, [120, 5] + [100, 0.5] * forward(damped, standardised(SERIES)), rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("shape", "predicted"), [((5, 1, 1), (5,)), ((5, 1, 2), (5, 2)), ((5, 3, 1), (5, 3)), ((1, 3, 2), (1, 3, 2))]
+)
+def test_predictions_have_the_shape_of_the_labels(damped, monkeypatch, shape, predicted):
+    """Else a difference of labels and predictions would be broadcast in silence."""
+    monkeypatch.setattr(TrainedModel, "outputs", lambda *_: iter([np.zeros(shape)]))
+    assert damped.predict(SERIES).shape == predicted
+
+
 def test_a_run_in_double_precision_is_used_in_its_precision():
     with jax.enable_x64(True):
         run = trained_model(model_name="LinHRU", num_blocks=1)
@@ -116,7 +125,6 @@ def with_nan(series):
     return series
 
 
-@pytest.mark.parametrize("method", ["predict", "energies"])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -133,9 +141,9 @@ def with_nan(series):
         (lambda x: x[:0], r"of shape \(0, 6, 2\)"),
     ],
 )
-def test_series_that_do_not_fit_are_refused(classifier, method, change, message):
+def test_series_that_do_not_fit_are_refused(classifier, change, message):
     with pytest.raises(SeriesError, match=message):
-        getattr(classifier, method)(change(SERIES))
+        classifier.predict(change(SERIES))
 
 
 def test_series_of_one_channel_need_an_axis(classifier):

@@ -71,6 +71,7 @@ def test_published_sets_follow_the_published_protocol(model_name, dataset_name):
         "num_steps": 100_000,
         "print_steps": 1_000,
         "batch_size": batch_size,
+        "patience": 10,
         "metric": "mse" if regression else "accuracy",
         "classification": not regression,
         "time": time,

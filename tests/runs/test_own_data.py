@@ -67,7 +67,7 @@ def test_outputs_of_several_units_come_back_in_their_units(heat, monkeypatch, ca
     predicted = table.iloc[:, 1:].to_numpy().reshape(N, 3, 2)
     assert np.all(np.abs(predicted - label_map["centre"]) < label_map["unit"])  # each near its own range
 
-    # One mse: the mean over all numbers of the table; that of each output stands beside it.
+    # One mse: the mean over all numbers of the table. The result also has the mse of each output.
     test = read(f"{folder}/split.json")["seeds"]["2345"]["test"]
     errors = np.mean((predicted - y)[test] ** 2, axis=(0, 1))
     assert result["test_metric"] == pytest.approx(errors.mean(), rel=1e-4)

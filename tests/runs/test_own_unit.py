@@ -93,7 +93,7 @@ def test_a_unit_of_ones_own_through_the_command(workplace, monkeypatch, capsys):
     assert run(*flags, "--own_units") == 2
     assert re.search(changed, capsys.readouterr().err)
     assert run(*flags, "--own_units", "--overwrite") == 0
-    step = load_run(folder, unit=load_unit("my_unit.py:Springs"))[0].blocks[0].unit.hamiltonian().step
+    step = load_run(folder, unit=load_unit("my_unit.py:Springs")).units[0].hamiltonian().step
     assert np.allclose(step, 0.2)
 
 

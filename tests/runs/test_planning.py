@@ -141,14 +141,15 @@ def test_the_plan_of_a_command_is_a_table_with_an_end(planned):
     assert "XLA" in note
 
 
-def test_the_timing_of_a_slow_step_ends_in_time_and_the_cell_says_so(workplace, monkeypatch, capsys):
+def test_the_timing_of_a_slow_step_ends_in_time_and_the_cell_says_so(workplace, planned, monkeypatch, capsys):
     """The clock gives every step 25 s; 60 s hold two of them, one for the estimate."""
     seconds = itertools.count(0, 25)
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
     monkeypatch.setattr(planning, "_seconds_per_evaluation", lambda *_: 0.0)
-    # BPTT, because it compiles fastest.
-    flags = ("--dataset_name", "Tiny", "--seeds", "1", "--learning_algorithm", "BPTT", "--plan")
-    assert command(*flags) == 0
+    # The step is the one of `planned`, already compiled.
+    monkeypatch.setattr(planning, "TIMED_STEPS", 2)
+    monkeypatch.setattr(planning.Planning, "needs", lambda _: planned.needs)
+    assert command("--dataset_name", "Tiny", "--seeds", "1", "--plan") == 0
     row = capsys.readouterr().out.splitlines()[1]
     assert re.search(r"  25,000\.0 +0:01:40 \(1 timed in 60 s\)$", row)
 
@@ -174,15 +175,15 @@ def measured(monkeypatch):
 
 def test_a_plan_counts_the_runs_that_the_command_would_make(workplace, measured, capsys):
     """A finished run takes nothing, unless it is made again or continued."""
-    flags = ("--dataset_name", "Tiny", "--set", "lr=0.01,0.02", "--seeds")
+    flags = ("--dataset_name", "Tiny", "--set", "print_steps=1,2", "--seeds")  # of one compiled step
     assert command(*flags, "1") == 0
     for more in (("2",), ("2", "--overwrite"), ("--num_steps", "6"), ()):
         capsys.readouterr()
         assert command(*flags, "1", *more, "--plan") == 0
-    assert measured == [1, 1, 2, 2, 1, 1, 0, 0]
+    assert measured == [1, 1, 2, 2, 1, 1]
     _, *rows, total, _ = capsys.readouterr().out.splitlines()
-    assert [row.split()[3:5] for row in rows] == [["lr=0.01", "0"], ["lr=0.02", "0"]]
-    assert all(row.endswith("  -               finished") for row in rows)
+    assert [row.split()[3:5] for row in rows] == [["print_steps=1", "0"], ["print_steps=2", "0"]]
+    assert all(row.endswith("0  finished") for row in rows)
     assert total.startswith("0 runs, one after the other: at most 0:00:00, ")
 
 
@@ -202,13 +203,14 @@ def test_rows_come_one_by_one_and_the_end_is_that_of_all_runs(workplace, measure
     def lost(self):
         out = capsys.readouterr().out
         assert out.endswith("0.5 MiB      ")
-        raise MemoryError
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(planning.Planning, "times", lost)
-        with pytest.raises(MemoryError):
-            command("--dataset_name", "Tiny", "--plan")
-        assert capsys.readouterr().out == "\n"
+        assert command("--dataset_name", "Tiny", "--plan") == 130
+        out, err = capsys.readouterr()
+        assert out == "\n"
+        assert err.endswith("\nInterrupted.\n")  # a plan does not resume
         assert command("--dataset_name", "Tiny", "--plan", "--no_timing") == 0
     head, row, total, _ = capsys.readouterr().out.splitlines()
     assert head.endswith("disk")
@@ -216,13 +218,22 @@ def test_rows_come_one_by_one_and_the_end_is_that_of_all_runs(workplace, measure
     assert total == "2 runs."
 
 
-def test_a_step_that_does_not_fit_into_memory_is_a_message(workplace, monkeypatch, capsys):
-    def exhausted(*_):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+@pytest.mark.parametrize("method", ["needs", "times"])
+def test_a_step_that_does_not_fit_into_memory_is_a_row_of_its_own(workplace, measured, monkeypatch, capsys, method):
+    whole = getattr(planning.Planning, method)
 
-    monkeypatch.setattr(train, "train_steps", exhausted)
-    assert command("--plan", "--dataset_name", "Tiny") == 2
-    assert "error: RESOURCE_EXHAUSTED: out of memory" in capsys.readouterr().err
+    def exhausted(self):
+        if len(measured) == 1:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nallocations ..")
+        return whole(self)
+
+    monkeypatch.setattr(planning.Planning, method, exhausted)
+    assert command("--plan", "--dataset_name", "Tiny", "--learning_algorithm", "all") == 1
+    _, bad, good, total, _ = capsys.readouterr().out.splitlines()
+    assert bad.split()[:4] == ["Tiny", "LinHRU", "RHEL", "2"]
+    assert bad.endswith("  RESOURCE_EXHAUSTED: out of memory")
+    assert good.endswith("1 day, 3:46:40")
+    assert total.startswith("4 runs (1 row could not be measured), one after the other: at most 1 day, 3:46:40, ")
 
 
 # Lists

@@ -323,7 +323,7 @@ def test_the_setting_is_chosen_by_validation_alone(tmp_path, capsys):
     assert row.endswith("| 0.0 | [0.0, 0.0] | 2 |")
     # Seed 3 is better than the others, but the other settings have not begun it.
     assert "- Own LinHRU RHEL: lr=b (of 4), validation accuracy, % 91.5 over seeds 1, 2; the settings differ in " in out
-    assert "the settings differ in steps: 10 and 15; lr=c takes no part: it lacks a seed\n" in out
+    assert "the settings differ in steps: 10 and 15; lr=c takes no part: seed 2 failed\n" in out
     with open(tmp_path / "summary" / "runs.csv", newline="") as file:
         runs = list(csv.DictReader(file))
     assert len(runs) == 18
@@ -336,8 +336,34 @@ def test_of_equal_settings_the_first_is_chosen_and_the_smallest_error(tmp_path, 
     for setting, value in (("w", None), ("x", 0.9), ("y", 0.3), ("z", 0.9 if metric == "accuracy" else 0.3)):
         put(tmp_path / f"lr={setting}", "Own", "LinHRU_RHEL", 1, metric=metric, val_metric=value)
     chosen, (line,) = by_validation(read_runs(tmp_path))
-    assert chosen["taken"].to_list() == [f"lr={taken} (of 4)"]
-    assert "; equal: lr=z; lr=w takes no part" in line
+    assert chosen["taken"].to_list() == [f"lr={taken}"]
+    assert chosen["of"].to_list() == [4]
+    assert "; equal: lr=z; lr=w takes no part: seed 1 has no finite val_metric" in line
+
+
+@pytest.mark.parametrize(
+    ("losses", "taken", "text"),
+    [
+        ((2e-5, 1.2346e-5), "lr=b", "loss, 1e-2 0.001235 over seeds 1"),
+        ((2e-5, None), "lr=a", "mse, 1e-2 1.235e-05 over seeds 1"),  # a run of an earlier version
+    ],
+    ids=["loss", "mse"],
+)
+def test_a_regression_is_chosen_by_the_loss_that_the_training_takes(tmp_path, losses, taken, text):
+    """Of several outputs, the mse follows the one with the largest unit. A small mse keeps its digits."""
+    for setting, mse, loss in zip("ab", (1.2346e-7, 2e-7), losses, strict=True):
+        fields = {"metric": "mse", "val_metric": mse} | ({} if loss is None else {"val_loss": loss})
+        put(tmp_path / f"lr={setting}", "Own", "LinHRU_RHEL", 1, 5.4321e-8, **fields)
+    chosen, (line,) = by_validation(read_runs(tmp_path))
+    assert chosen["taken"].to_list() == [taken]
+    assert f"{taken} (of 2), validation {text}" in line
+    assert "5.432e-06" in cells(compare(chosen))[1]
+
+
+def test_settings_below_settings_are_read(tmp_path):
+    for name in (".", "lr=1", "lr=1/dim=2", "lr=1/dim=2/a=b"):
+        put(tmp_path / name, "Own", "LinHRU_RHEL", 1)
+    assert read_runs(tmp_path)["setting"].to_list() == sorted(["lr=1", "lr=1/dim=2", "lr=1/dim=2/a=b", tmp_path.name])
 
 
 def test_settings_without_a_common_seed_are_not_compared(tmp_path):

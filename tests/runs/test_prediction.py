@@ -2,9 +2,11 @@
 
 import csv
 import json
+import re
 import shutil
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -21,9 +23,9 @@ from data_dir.pickles import read_array, write_arrays
 from data_dir.storage import DataError
 from models import load_run
 from models.load import RunError
-from runs import prediction
-from runs.folder import run_folder
-from runs.run import run_seed
+from runs import prediction, train_all
+from runs.folder import RunRefused, run_folder
+from runs.run import baseline, run_seed
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,7 @@ def test_the_recorded_metric_comes_out_again(kept, capsys, name, part):
     best = next(line for line in lines if line["step"] == result["best_step"])
     metric = {"train": best["train_metric"], "validation": best["val_metric"], "test": result["test_metric"]}[part]
     printed = capsys.readouterr().out
+    assert result["val_loss"] == best["val_loss"]
     assert f"{name} LinHRU RHEL seed 1, {part} {result['metric']}: recorded {metric}, recomputed {metric}" in printed
 
 
@@ -160,6 +163,35 @@ def test_other_data_of_that_name_are_refused(work, capsys):
     write_dataset(work, "Tiny", channels=3)
     assert command("--evaluate", run_of(work), "--data_dir", work / "data") == 2
     assert "was trained on other data (sha256 of the arrays" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("Rate", "label_map", None),
+        ("Rate", "standardisation", {"mean": [4000.0, 0.0], "scale": [0.04, 10.0]}),
+        ("Pulse", "output_names", ["heart rate"]),
+        ("Tiny", "class_names", ["b", "a"]),
+    ],
+)
+def test_other_names_and_maps_of_the_data_are_refused(work, name, field, value):
+    """A run of an earlier version, or of a set that was imported again."""
+    record = read(run_of(work, name) / "config.json")
+    change(run_of(work, name) / "config.json", data=record["data"] | {field: value})
+    changes = {"standardise": True, **REGRESSION, "num_steps": 6} if name == "Rate" else {}
+    changes = REGRESSION if name == "Pulse" else changes
+    text = rf"with other names or maps of the data, .* \({field} {re.escape(json.dumps(value))}, now "
+    with pytest.raises(RunRefused, match=text):
+        run_seed(small_config(work, name, **changes), 1)
+    with pytest.raises(DataError, match=text):
+        prediction.evaluate_run(run_of(work, name), data_dir=str(work / "data"))
+
+
+def test_another_machine_may_round_the_standardisation_in_its_last_digit(work):
+    record = read(run_of(work, "Rate") / "config.json")
+    rounded = {name: [x * (1 + 1e-7) for x in values] for name, values in record["data"]["standardisation"].items()}
+    change(run_of(work, "Rate") / "config.json", data=record["data"] | {"standardisation": rounded})
+    run_seed(small_config(work, "Rate", standardise=True, **REGRESSION), 1)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +287,8 @@ def test_maps_of_the_data_are_recorded_and_undone(work, monkeypatch):
     result = json.loads((folder / "result.json").read_text())
     assert np.mean((predicted - labels)[test] ** 2) == pytest.approx(result["test_metric"], rel=1e-5)
     assert result["test_metric"] == pytest.approx(result["test_loss"] * unit**2)
+    mean = labels[json.loads((folder / "split.json").read_text())["seeds"]["1"]["train"]].mean()
+    assert result["test_baseline"] == pytest.approx(np.mean((mean - labels[test]) ** 2), rel=1e-5)
 
     model, state = load_run(folder)
     time = np.broadcast_to(np.arange(8, dtype=np.float32)[:, None] / 8, (20, 8, 1))
@@ -278,6 +312,22 @@ def test_maps_of_the_data_are_recorded_and_undone(work, monkeypatch):
         change(folder / "config.json", data=record["data"] | {name: value})
         with pytest.raises(RunError, match=r"config.json: "):
             load_run(folder)
+
+
+def test_the_baseline_is_the_largest_class_or_the_mean_of_each_output():
+    def data(classification, train, test):
+        parts = {"train": train, "test": test}
+        parts = {name: SimpleNamespace(labels=np.array(labels), label_unit=(2, 1)) for name, labels in parts.items()}
+        return SimpleNamespace(classification=classification, **parts)
+
+    assert baseline(data(True, [[1, 0], [0, 1], [0, 1]], [[1, 0], [1, 0], [0, 1], [1, 0]])) == 0.25
+    assert baseline(data(False, [[[0, 0]], [[2, 4]]], [[[1, 0]], [[2, 2]]])) == np.mean([0, 4, 4 * 1, 0])
+    result = {"test_metric": 0.5, "val_metric": 0.5, "best_step": 1, "steps": 1, "test_baseline": 0.25}
+    told = train_all._outcome(SimpleNamespace(metric="accuracy"), result)
+    assert told.startswith("test accuracy 0.5000 (predicting the largest class: 0.2500), validation")
+    result |= {"test_mse_of_outputs": {"x": 0.2}, "test_baseline": 1e-6}
+    told = train_all._outcome(SimpleNamespace(metric="mse"), result)
+    assert told.startswith("test mse 0.5 (x 0.2, predicting the mean: 1e-06), validation")
 
 
 def test_class_labels_keep_their_values(work):

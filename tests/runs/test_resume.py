@@ -25,8 +25,7 @@ import train
 from data_dir.dataloaders import Dataloader, ShuffledBatches
 from data_dir.datasets import create_dataset
 from experiment_configs.schema import validate
-from runs.folder import RunRefused, run_folder
-from runs.identity import sha256_of_json
+from runs.folder import AT_THE_END, RunRefused, run_folder
 from runs.progress import RunProgress
 from runs.run import run_seed
 from runs.signals import StopSignals
@@ -170,12 +169,11 @@ def test_a_run_that_is_stopped_after_every_dispatch_ends_with_the_same_bits(work
 
 
 def test_early_stopping_counts_on_after_a_resume(workplace, monkeypatch):
-    monkeypatch.setattr(train, "train", functools.partial(train.train, patience=2))
     monkeypatch.setattr("training.loop.evaluate", lambda *_, **__: (0.5, 0.5))  # the validation metric stays as it is
-    unbroken = config_of(num_steps=400, output_parent_dir="unbroken")
+    unbroken = config_of(num_steps=400, patience=2, output_parent_dir="unbroken")
     result = run(unbroken)
     assert (result["stop_reason"], result["steps"]) == ("early_stopping", 16)
-    broken = config_of(num_steps=400, output_parent_dir="killed")
+    broken = config_of(num_steps=400, patience=2, output_parent_dir="killed")
     for step in (8, 12, 16):
         with pytest.raises(Killed):
             run(broken, **at_evaluation(step))
@@ -299,21 +297,23 @@ def test_a_finished_run_continues_to_more_steps_with_the_same_bits(workplace, nu
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_continuation_that_was_killed_claims_no_result_and_ends_with_the_same_bits(workplace):
+def test_a_continuation_that_was_killed_has_the_old_result_or_none_and_ends_with_the_same_bits(workplace):
     short, long = (config_of(num_steps=number, output_parent_dir="continued") for number in (10, 20))
     run(short)
-    finished = outcome(short)
-    with pytest.MonkeyPatch.context() as patched:  # before config.json tells of the continuation: the old run is intact
-        patched.setattr("runs.run.write_json", die)
-        with pytest.raises(Killed):
-            run(long)
-    assert not (run_folder(long, 1) / "result.json").exists()
-    run(short)
-    assert outcome(short) == finished
-    for step in (10, 13):
+    folder = run_folder(short, 1)
+    finished = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    # Before the first new checkpoint, of step 12, and between the checkpoint and config.json the old run is intact.
+    for callbacks, broken in ((at(10), "no_such_name"), ({}, "write_json"), (at(13), "no_such_name")):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(f"runs.run.{broken}", die, raising=False)
+            with pytest.raises(Killed):
+                run(long, **callbacks)
+        assert run(short)["steps"] == 10
+        assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == finished
+    for step in (16, 17):
         with pytest.raises(Killed):
             run(long, **at(step))
-        assert not [name for name in ("result.json", "model.eqx") if (run_folder(long, 1) / name).exists()]
+        assert not [name for name in AT_THE_END if (folder / name).exists()]
         with pytest.raises(RunRefused, match="num_steps 20, now 10"):
             run(short)
     run(long)
@@ -321,16 +321,15 @@ def test_a_continuation_that_was_killed_claims_no_result_and_ends_with_the_same_
 
 
 def test_a_run_that_early_stopping_ended_is_finished_for_more_steps_too(workplace, monkeypatch):
-    monkeypatch.setattr(train, "train", functools.partial(train.train, patience=2))
     monkeypatch.setattr("training.loop.evaluate", lambda *_, **__: (0.5, 0.5))
-    early = config_of(num_steps=400, output_parent_dir="early")
+    early = config_of(num_steps=400, patience=2, output_parent_dir="early")
     result = run(early)
     before = {path: path.read_bytes() for path in run_folder(early, 1).rglob("*") if path.is_file()}
-    assert run(config_of(num_steps=500, output_parent_dir="early")) == result
+    assert run(config_of(num_steps=500, patience=2, output_parent_dir="early")) == result
     assert {path: path.read_bytes() for path in before} == before
     # Its last step was allowed by num_steps; a longer run would have ended there by early stopping.
-    assert run(config_of(num_steps=16, output_parent_dir="last"))["stop_reason"] == "num_steps"
-    longer = config_of(num_steps=400, output_parent_dir="last")
+    assert run(config_of(num_steps=16, patience=2, output_parent_dir="last"))["stop_reason"] == "num_steps"
+    longer = config_of(num_steps=400, patience=2, output_parent_dir="last")
     assert run(longer, **at(17))["stop_reason"] == "early_stopping"
     assert outcome(longer) == outcome(early)
 
@@ -344,16 +343,6 @@ def test_a_finished_run_without_checkpoints_is_not_continued(workplace):
     with pytest.raises(checkpoints.CheckpointError, match=r"run of 8 steps cannot be continued to 20. --overwrite"):
         run(config_of(num_steps=20))
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-
-def test_a_checkpoint_of_an_earlier_version_is_resumed(workplace):
-    """Its key held num_steps."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("runs.run.checkpoint_keys", lambda identity: (sha256_of_json(identity),))
-        with pytest.raises(Killed):
-            run(config_of(), **at(8))
-    run(config_of())
-    assert outcome(config_of()) == whole()
 
 
 # Signals, and the real script
@@ -486,17 +475,18 @@ def test_a_run_that_failed_can_go_on_with_the_step_skipped(workplace, monkeypatc
         return dataclasses.replace(data, train=spoilt)
 
     monkeypatch.setattr("runs.run.create_dataset", create)
-    result = run(config_of())
     folder = run_folder(config_of(), 1)
+    run(config_of(num_steps=4))
+    four = (folder / "model.eqx").read_bytes()
+    result = run(config_of())
     assert (result["status"], result["steps"], result["skipped_steps"]) == ("failed", 5, 0)
     assert result["error"].startswith("the training loss is not finite at step 5 (largest parameter: ")
     assert len(result["rows"]) == 4
-    assert not (folder / "model.eqx").exists()
+    # The files of the finished run are gone.
+    assert {name for name in AT_THE_END if (folder / name).exists()} == {"result.json", "nonfinite.eqx", "curves.png"}
 
     # Kept for inspection: the model before the step, which is that of a run of four steps.
-    run(config_of(num_steps=4, output_parent_dir="four"))
-    four = run_folder(config_of(output_parent_dir="four"), 1)
-    assert (folder / "nonfinite.eqx").read_bytes() == (four / "model.eqx").read_bytes()
+    assert (folder / "nonfinite.eqx").read_bytes() == four
 
     resumed = []
     again = run(config_of(skip_nonfinite=1), on_resume=lambda step, _: resumed.append(step))

@@ -240,7 +240,7 @@ def test_a_regression_and_a_classification_in_one_command(workplace, monkeypatch
     assert np.mean((outputs - labels) ** 2) == pytest.approx(errors[0], rel=1e-4)
     pictures = sorted(path.name for path in Path("outputs").glob("*/*/seed_1/*.png"))
     assert pictures == ["confusion.png", "curves.png", "curves.png", "predictions.png"]
-    assert f"mse          {np.mean(errors):.4f} ± {np.std(errors, ddof=1):.4f}" in table[2]
+    assert f"mse          {np.mean(errors):.4g} ± {np.std(errors, ddof=1):.4g}" in table[2]
 
 
 def test_the_table_has_the_sample_standard_deviation_of_the_completed_runs(workplace):

@@ -17,7 +17,7 @@ from small_experiments import read, refusal, run, snapshot
 
 import run_experiment
 import train
-from runs import progress, settings
+from runs import progress, settings, train_all
 from runs.command import parse
 from runs.progress import RunProgress
 from runs.selection import select_configs
@@ -86,10 +86,7 @@ def folders(*values, flags=()):
 
 def test_a_setting_has_a_readable_folder_that_no_other_has(workplace):
     assert folders("hidden_dim=04", "lr=0.0010") == folders("lr=1e-3", "hidden_dim=4") == ["lr=0.001,hidden_dim=4"]
-    # Fields with a flag name the folder only as a list.
-    assert folders("num_steps=8", "lr=0.01", "inmemory=true") == ["lr=0.01"]
-    assert folders("num_steps=8") == ["."]
-    assert folders("num_steps=8,9", "data_dir=data") == ["num_steps=8", "num_steps=9"]
+    assert folders("num_steps=8,9", flags=["--batch_size", "2"]) == ["num_steps=8", "num_steps=9"]
     assert folders("standardise=True,false", "epsilon=None,0.1") == [
         f"standardise={standardise},epsilon={epsilon}"
         for standardise in ("true", "false")
@@ -110,14 +107,16 @@ def test_a_grid_has_a_folder_for_each_setting(workplace, capsys):
     """Each is a run like any other: kept, continued, overwritten and evaluated."""
     # BPTT, because it compiles fastest.
     command = ("--dataset_name", "Tiny", "--seeds", "1", "--learning_algorithm", "BPTT")
-    grid = ("--set", "lr=0.010,0.02", "hidden_dim=4")
+    # They are settings of one compiled step.
+    grid = ("--set", "split=seed,original", "lr=0.010")
     assert run(*command, *grid) == 0
     out = capsys.readouterr().out
-    places = [Path("outputs", f"lr={lr},hidden_dim=4", "Tiny", "LinHRU_BPTT", "seed_1") for lr in ("0.01", "0.02")]
-    for place, lr in zip(places, (0.01, 0.02), strict=True):
-        assert read(place / "config.json")["config"]["lr"] == lr
-        assert f"Tiny LinHRU BPTT lr={lr},hidden_dim=4 seed 1: test accuracy" in out
-        assert f"LinHRU  BPTT       lr={lr},hidden_dim=4  1 " in out  # in the table
+    splits = ("seed", "original")
+    places = [Path("outputs", f"lr=0.01,split={split}", "Tiny", "LinHRU_BPTT", "seed_1") for split in splits]
+    for place, split in zip(places, splits, strict=True):
+        assert read(place / "config.json")["config"]["split"] == split
+        assert f"Tiny LinHRU BPTT lr=0.01,split={split} seed 1: test accuracy" in out
+        assert f"LinHRU  BPTT       {f'lr=0.01,split={split}':<22}  1 " in out  # in the table
     models = [(place / "model.eqx").read_bytes() for place in places]
     assert models[0] != models[1]
     before = snapshot(Path("outputs"))
@@ -125,9 +124,11 @@ def test_a_grid_has_a_folder_for_each_setting(workplace, capsys):
     assert snapshot(Path("outputs")) == before
     assert run_experiment.main(["--evaluate", str(places[1])]) == 0
     # Another value meets neither; the setting of the config is the run without --set.
-    assert run(*command, "--num_steps", "6", "--set", "lr=0.02", "hidden_dim=4") == 0
+    assert run(*command, "--num_steps", "6", "--set", "lr=0.01", "split=original") == 0
+    note = "continues the finished run of 4 steps; its result and model are kept until the first new checkpoint"
+    assert f"Tiny LinHRU BPTT lr=0.01,split=original seed 1: {note}\n" in capsys.readouterr().err
     assert [read(place / "result.json")["steps"] for place in places] == [4, 6]
-    assert run(*command, "--set", "lr=0.01", "hidden_dim=4", "--overwrite") == 0
+    assert run(*command, "--set", "lr=0.01", "split=seed", "--overwrite") == 0
     assert (places[0] / "model.eqx").read_bytes() == models[0]
     assert snapshot(places[0]) != {path: file for path, file in before.items() if path.is_relative_to(places[0])}
 
@@ -189,3 +190,18 @@ def test_without_a_terminal_there_is_a_line_every_ten_seconds_and_the_last_one(m
     assert re.findall(r"step (\d+)/100000", text) == ["1", "11", "21", "24"]
     assert "\r" not in text
     assert len(text.splitlines()) == 4
+
+
+def test_a_small_error_keeps_its_digits(monkeypatch):
+    small, written = 1.2346e-7, io.StringIO()
+    config = SimpleNamespace(num_steps=1, metric="mse")
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", written)
+        with RunProgress("Tiny", config, None) as display:
+            display.evaluation(EVALUATION._replace(loss=small, train_metric=small, val_metric=small))
+    assert "loss 1.235e-07, mse 1.235e-07 (validation 1.235e-07)" in written.getvalue()
+    result = {"status": "completed", "test_metric": small, "val_metric": small, "best_step": 1, "steps": 1}
+    assert train_all._outcome(config, result).startswith("test mse 1.235e-07, validation 1.235e-07 at step 1 of 1")
+    names = SimpleNamespace(dataset_name="a", model_name="b", learning_algorithm="c", output_parent_dir="o")
+    names.classification = False
+    assert "1.235e-07 ± 0" in train_all.results_table([(names, [result, result])])

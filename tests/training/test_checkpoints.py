@@ -153,15 +153,15 @@ def test_one_of_a_newer_version_another_config_or_other_arrays_is_refused(two, m
         saved.restore(ARRAYS[1:])
     assert snapshot(folder) == before
     with monkeypatch.context() as newer:
-        newer.setattr(checkpoints, "FORMAT", 2)
+        newer.setattr(checkpoints, "FORMAT", 3)
         saved.save(6, ARRAYS, FACTS)
     os.truncate(folder / "6" / "sha256.json", 9)
     saved.restore(ARRAYS)  # a damaged one of a newer version does no harm
     with monkeypatch.context() as newer:
-        newer.setattr(checkpoints, "FORMAT", 2)
+        newer.setattr(checkpoints, "FORMAT", 3)
         saved.save(6, ARRAYS, FACTS)
     before = snapshot(folder)
-    with pytest.raises(CheckpointError, match=r"/6: .* another format \(saved 2, expected 1\). Use the version"):
+    with pytest.raises(CheckpointError, match=r"/6: .* another format \(saved 3, expected 2\). Use the version"):
         saved.restore(ARRAYS)
     assert snapshot(folder) == before
 

@@ -1,6 +1,8 @@
 """The training loop: what it keeps, when it stops, and what it tells."""
 
 import functools
+import itertools
+import time
 from typing import NamedTuple
 
 import equinox as eqx
@@ -216,6 +218,15 @@ def test_an_evaluation_tells_how_well_the_echo_returns():
     result = train.train(model, state, dataset(), **OPTIONS, retrace=True)
     assert all(0 < evaluation.retrace_error < 1e-4 for evaluation in result.history)
     assert train.train(*toy(), dataset(), **OPTIONS).history[0].retrace_error is None
+
+
+def test_the_first_call_of_a_step_counts_as_compiling(scripted, monkeypatch):
+    """It traces the step, and jax does not tell how long that takes."""
+    data, calls, send = dataset(), itertools.count(), loop.train_steps
+    scripted(data, [0.5] * 99)
+    monkeypatch.setattr(loop, "train_steps", lambda *args: time.sleep(next(calls) == 0) or send(*args))
+    seconds = train.train(*toy(), data, **OPTIONS, patience=1).seconds
+    assert seconds.steps < 1 < seconds.compiling
 
 
 def test_the_seconds_of_the_parts_are_within_the_whole(trainings):
