@@ -1,54 +1,63 @@
-"""Chooses among the settings of a data set, model and algorithm by their validation metric. Needs no jax."""
+"""Chooses among the settings of a data set, model and algorithm by their validation results. Needs no jax."""
 
 # pandas types what a row or a group holds as anything; the checker then warns of each use.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 # pyright: reportIndexIssue=false
 
 import math
+from collections.abc import Callable
 
 import pandas as pd
 
-from runs.comparison import SCALE, UNITS, steps_text
+from runs.comparison import Unit, numbered, steps_text, unit_of
 
 RULE = (
-    "Selected by validation: of each data set, model and algorithm, the setting with the best mean validation metric "
-    "over the seeds that all its settings have begun. A setting without a completed run of each of these seeds takes "
-    "no part. Of equal ones the first by name is taken. The test metric takes no part in the choice."
+    "Selected by validation: of each data set, model and algorithm, the setting with the best mean over the seeds that "
+    "more than half of its settings have: of the validation accuracy, or of the validation loss of a regression (of "
+    "its mse if a run has no record of the loss). A setting without a completed run of each of these seeds takes no "
+    "part. Of equal ones the first is taken. The test metric takes no part in the choice."
 )
 
 
-def by_validation(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The runs of the chosen settings, and a line for each choice (`RULE`). `runs` are as from `read_runs`.
+def by_validation(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """The runs of the chosen settings; a line for each choice (`RULE`); and those lines that say that none was made.
 
-    The chosen runs have no "setting" any more, so that `compare` pairs RHEL and BPTT; "taken" says which one it was,
-    and of how many.
+    `runs` are as from `read_runs`. The chosen runs have no "setting" any more, so that `compare` pairs RHEL and BPTT;
+    "taken" says which one it was, and "of" of how many.
     """
-    chosen, lines = [runs.iloc[:0].assign(taken="")], []
-    for (dataset, model, algorithm), of_key in runs.groupby(["dataset", "model", "algorithm"], sort=False):
-        of_settings = dict(list(of_key.groupby("setting", sort=False)))
-        common = set.intersection(*(set(of_setting["seed"]) for of_setting in of_settings.values()))
-        scores = {name: score for name, own in of_settings.items() if (score := _score(own, common)) is not None}
-        texts = [f"{name or 'the only setting'} takes no part: it lacks a seed" for name in of_settings.keys() - scores]
-        if scores:
-            unit, digits = UNITS[metric := of_key.loc[of_key["status"] == "completed", "metric"].iloc[0]]
-            best = (min if metric == "mse" else max)(scores.values())
-            equal = [name for name, score in scores.items() if score == best]
-            taken = f"{equal[0] or 'the only setting'} (of {len(of_settings)})"
-            chosen.append(of_settings[equal[0]].assign(setting="", taken=taken))
-            seeds = ", ".join(map(str, sorted(common)))
-            counts = sorted({_steps(of_settings[name]) for name in scores} - {""})
-            unequal = [f"the settings differ in steps: {' and '.join(counts)}"] if len(counts) > 1 else []
-            tie = [f"equal: {', '.join(equal[1:])}"] if len(equal) > 1 else []
+    chosen, lines, failures = [runs.iloc[:0].assign(taken="", of=0)], [], []
+    for key, of_key in runs.groupby(["dataset", "model", "algorithm"], sort=False):
+        of_settings = {name or "the only setting": own for name, own in of_key.groupby("setting", sort=False)}
+        counts = of_key.groupby("seed")["setting"].nunique()
+        seeds = sorted(counts.index[counts > len(of_settings) / 2])
+        shared = {name: own[own["seed"].isin(seeds)] for name, own in of_settings.items()}
+        gaps = {name: text for name, own in of_settings.items() if (text := _gap(own, shared[name], seeds))}
+        texts = [f"{name} takes no part: {text}" for name, text in gaps.items()]
+        shared = {name: own for name, own in shared.items() if name not in gaps}
+        if not seeds:
+            owned = (f"{name} has {numbered('seed', own['seed'])}" for name, own in of_settings.items())
+            texts = [f"none can be chosen: no seed belongs to more than half of the settings: {', '.join(owned)}"]
+            texts.append("train the settings with the same --seeds, or name only the folders to compare")
+        elif not shared:
+            texts.insert(0, "none can be chosen; complete the runs, or name only the folders to compare")
+        else:
+            by, unit, best_of = _criterion(pd.concat(shared.values()))
+            scores = {name: math.fsum(own[by]) / len(own) for name, own in shared.items()}
+            best = best_of(scores.values())
+            taken, *equal = [name for name, score in scores.items() if score == best]
+            chosen.append(of_settings[taken].assign(setting="", taken=taken, of=len(of_settings)))
+            steps = sorted({_steps(own) for own in shared.values()} - {""})
             texts = [
-                f"{taken}, validation {unit} {SCALE * best:.{digits}f} over seeds {seeds}",
-                *tie,
-                *unequal,
-                *sorted(texts),
+                f"{taken} (of {len(of_settings)}), validation {unit.name} {unit.text(unit.scale * best)} over "
+                f"{numbered('seed', seeds)}",
+                *([f"equal: {', '.join(equal)}"] if equal else []),
+                *([f"the settings differ in steps: {' and '.join(steps)}"] if len(steps) > 1 else []),
+                *texts,
             ]
-        elif not common:
-            texts = ["none: the settings have no seed in common"]
-        lines.append(f"{dataset} {model} {algorithm}: {'; '.join(texts)}")
-    return pd.concat(chosen, ignore_index=True), lines
+        lines.append(f"{' '.join(key)}: {'; '.join(texts)}")
+        if not (seeds and shared):
+            failures.append(lines[-1])
+    return pd.concat(chosen, ignore_index=True), lines, failures
 
 
 def _steps(runs: pd.DataFrame) -> str:
@@ -56,12 +65,29 @@ def _steps(runs: pd.DataFrame) -> str:
     return steps_text(runs.loc[runs["stop_reason"] == "num_steps", "steps"])
 
 
-def _score(runs: pd.DataFrame, seeds: set[int]) -> float | None:
-    """The mean validation metric of a setting; None if a seed has no completed run with a finite metric."""
-    values = []
-    for run in runs[runs["seed"].isin(seeds)].to_dict("records"):
-        value = run["val_metric"]
-        if run["status"] != "completed" or isinstance(value, bool) or not isinstance(value, int | float):
-            return None
-        values.append(value)
-    return math.fsum(values) / len(values) if values and all(map(math.isfinite, values)) else None
+def _gap(runs: pd.DataFrame, shared: pd.DataFrame, seeds: list[int]) -> str:
+    """Why a setting takes no part: a seed that is missing, not completed, or without validation; "" without a gap."""
+    missing = sorted(set(seeds) - set(runs["seed"]))
+    if missing:
+        return f"it has {numbered('seed', runs['seed'])}, not {', '.join(map(str, missing))}"
+    for run in shared.to_dict("records"):
+        if run["status"] != "completed":
+            return f"seed {run['seed']} {run['status']}"
+        if not _is_finite(run["val_metric"]):
+            return f"seed {run['seed']} has no finite val_metric"
+    return ""
+
+
+def _criterion(runs: pd.DataFrame) -> tuple[str, Unit, Callable]:
+    """The column that decides, how its values are shown, and which of them is best.
+
+    The training takes the model of the smallest validation loss. Of several outputs the mse may have another order.
+    """
+    dataset, metric = runs[["dataset", "metric"]].iloc[0]
+    if metric == "mse" and all(map(_is_finite, runs["val_loss"])):
+        return "val_loss", Unit(1, "loss", ".4g"), min
+    return "val_metric", unit_of(dataset, metric), min if metric == "mse" else max
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
