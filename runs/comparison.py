@@ -61,6 +61,11 @@ def unit_of(dataset: str, metric: str) -> Unit:
     return Unit(100, "mse, 1e-2", ".2f") if dataset in DATASETS else Unit(1, "mse", ".4g")
 
 
+def is_number(value: object) -> bool:
+    """Whether a value of result.json is a finite number that is not absurd."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
 def setting_order(name: str) -> list:
     """A key that sorts the names of settings by the numbers in them: 8 before 16, and 1e-4 before 0.001."""
     parts = re.split(r"((?:(?<==)-)?\d+(?:\.\d+)?(?:e[+-]?\d+)?)", name)
@@ -209,7 +214,7 @@ def _compare(completed: pd.DataFrame) -> tuple[list[dict], list[dict]]:
 
 def steps_text(values: pd.Series) -> str:
     """The steps of some runs, as "240" or "120 to 240"; "" if there is none, or if one is no number."""
-    sound = [isinstance(value, int | float) and 0 <= value < 1e15 for value in values]
+    sound = [is_number(value) and 0 <= value < 1e15 for value in values]
     return tables.span([int(value) for value in values]) if sound and all(sound) else ""
 
 

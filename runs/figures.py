@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -162,14 +161,12 @@ def draw_curves(history: list, *, title: str, metric: str, best_step: int | None
             values = [getattr(evaluation, f"{split}_{quantity}") for evaluation in history]
             losses += values if quantity == "loss" else []
             axes.plot(steps, values, style, color=BLUE if split == "train" else ORANGE, label=label)
-        _mark_best(axes, best_step)
+        if best_step is not None:
+            by = "loss" if metric == "mse" else metric
+            label = f"best validation {by}, step {best_step}"
+            axes.axvline(best_step, color="0.4", linestyle=":", lw=1, label=label)
         axes.set(xlabel="step", ylabel=name)
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     log_if_wide(left, losses)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
-
-
-def _mark_best(axes: Axes, best_step: int | None) -> None:
-    if best_step is not None:
-        axes.axvline(best_step, color="0.4", linestyle=":", lw=1, label=f"best, step {best_step}")

@@ -24,6 +24,7 @@ from runs.comparison import (
     SHORT,
     Unit,
     compare,
+    is_number,
     problems,
     read_curve,
     setting_order,
@@ -48,9 +49,13 @@ def write(runs: pd.DataFrame, folder: Path, *, select: bool = False) -> tuple[st
     rows, text = cells(comparison), note(comparison)
     gaps = problems(compared)
     notes = [
-        *([RULE, "", *(f"- {line}" for line in choices), ""] if choices else []),
-        *("Runs that are missing or failed:" if gaps else "No run is missing and none has failed.", ""),
-        *(f"- {line}" for line in gaps),
+        *([textwrap.fill(RULE, WIDTH), "", *(f"- {line}" for line in choices), ""] if choices else []),
+        *(["Runs that are missing or failed:", "", *(f"- {line}" for line in gaps)] if gaps else []),
+        *(
+            []
+            if gaps or failures
+            else [f"No run{' of these settings' if select else ''} is missing, and none has failed."]
+        ),
     ]
     report = "\n".join(["# RHEL and BPTT", "", tables.markdown(rows), "", *([text, ""] if text else []), *notes])
     all_runs = runs.assign(selected=runs["folder"].isin(compared["folder"])) if select else runs
@@ -117,11 +122,11 @@ def _csv(table: pd.DataFrame) -> str:
     return table.map(cell).to_csv(index=False)
 
 
-def _by_metric(table: pd.DataFrame, names: list[str], factors: dict[str, pd.Series]) -> pd.DataFrame:
+def _by_metric(table: pd.DataFrame, names: list[str], factors: dict[str, float | pd.Series]) -> pd.DataFrame:
     """The table with a column for each metric that occurs in place of each of `names`: x_accuracy_percent, x_mse."""
     parts = []
     for name in table:
-        metrics = [metric for metric in factors if metric in set(table["metric"])] if name in names else []
+        metrics = [metric for metric in factors if (table["metric"] == metric).any()] if name in names else []
         parts += [
             (table[name].where(table["metric"] == metric).astype(float) * factors[metric]).rename(
                 f"{name.removesuffix('_metric')}_{'accuracy_percent' if metric == 'accuracy' else metric}"
@@ -146,7 +151,7 @@ def _runs_in_units(runs: pd.DataFrame) -> pd.DataFrame:
     outputs = pd.DataFrame(outputs, index=runs.index).add_prefix("test_mse_of_")
     runs = runs.drop(columns="test_mse_of_outputs")
     for name in ("test_metric", "val_metric"):
-        runs[name] = pd.to_numeric(runs[name], errors="coerce")
+        runs[name] = [value if is_number(value) else math.nan for value in runs[name]]
     return pd.concat(
         [_by_metric(runs, ["test_metric", "val_metric"], {"accuracy": 100.0, "mse": 1.0}), outputs], axis=1
     )

@@ -190,7 +190,12 @@ def test_the_curves_have_a_logarithmic_loss_only_if_it_falls_far():
         axes = draw_curves(history[:1], title="x", metric="accuracy", best_step=1).axes[0]
         assert "None" not in [line.get_marker() for line in axes.lines[:3]]  # a single evaluation is seen, too
         assert all(float(tick).is_integer() for tick in ticks(axes.xaxis))
-        assert legend(figure) == ["batches, with dropout", "training set", "validation set", "best, step 2"]
+        assert legend(figure) == [
+            "batches, with dropout",
+            "training set",
+            "validation set",
+            "best validation accuracy, step 2",
+        ]
 
 
 def test_a_run_that_is_removed_leaves_no_picture(tmp_path):

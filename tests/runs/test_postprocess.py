@@ -224,10 +224,12 @@ def test_a_damaged_run_never_takes_the_table_away(tmp_path):
         (folder / "result.json").write_text(text)
         (folder / "metrics.jsonl").write_text(text)
     strange = "=a$\\frac$|"
+    fields = {"metric": ["mse"], "val_metric": "x", "test_mse_of_outputs": {"y": [1]}}
+    put(tmp_path, "Own", "LinHRU_RHEL", 99, [1], status="failed", **fields)
     (put(tmp_path, strange, "@m_RHEL", 1, error="-1", steps=10**30) / "metrics.jsonl").write_text(DAMAGED[-1])
     runs = read_runs(tmp_path)
     own = runs[runs["dataset"] == "Own"]
-    assert list(own["status"]) == ["damaged"] * len(DAMAGED)
+    assert list(own["status"]) == [*["damaged"] * len(DAMAGED), "failed"]
     assert "test_metric 7.0 is no accuracy" in own["error"].iloc[0]
     assert postprocess_results.main([str(tmp_path)]) == 0
     summary = tmp_path / "summary"
@@ -443,7 +445,9 @@ def test_settings_without_a_common_seed_are_not_compared(tmp_path, capsys):
     for seed in (1, 2):
         put(tmp_path / f"lr={seed}", "Own", "LinHRU_RHEL", seed, val_metric=0.5)
     assert postprocess_results.main([str(tmp_path), "--select", "validation"]) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == (
+    printed = capsys.readouterr()
+    assert "none has failed" not in printed.out
+    assert printed.err.splitlines()[-1] == (
         "postprocess_results.py: error: Own LinHRU RHEL: none can be chosen: no seed belongs to more than half of the "
         "settings: lr=1 has seed 1, lr=2 has seed 2; train the settings with the same --seeds, or name only the "
         "folders to compare"
