@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
-from common.style import BLUE, BROAD, GREY, ORANGE, drawable, log_if_wide, set_title, styled
+from common.style import BLUE, BROAD, GREY, ORANGE, drawable, log_if_wide, set_title, styled, whole_ticks
 
 _SAMPLES, _OUTPUTS = 4, 6  # drawn at most
 _LARGE_CELLS = 12  # so many classes at most get cells with counts and percentages
@@ -166,7 +165,7 @@ def draw_curves(history: list, *, title: str, metric: str, best_step: int | None
             label = f"best validation {by}, step {best_step}"
             axes.axvline(best_step, color="0.4", linestyle=":", lw=1, label=label)
         axes.set(xlabel="step", ylabel=name)
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+        whole_ticks(axes)
     log_if_wide(left, losses)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

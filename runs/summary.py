@@ -17,7 +17,18 @@ from matplotlib.lines import Line2D
 
 from common import style, tables
 from common.files import replacing
-from common.style import BROAD, GREY, MARKERS, drawable, log_if_wide, save, series_colours, set_title, styled
+from common.style import (
+    BROAD,
+    GREY,
+    MARKERS,
+    drawable,
+    log_if_wide,
+    save,
+    series_colours,
+    set_title,
+    styled,
+    whole_ticks,
+)
 from runs.choosing import RULE, by_validation
 from runs.comparison import (
     ALGORITHMS,
@@ -346,6 +357,7 @@ def draw_learning_curves(dataset: str, runs: pd.DataFrame) -> Figure:
         log_if_wide(of_setting[0], losses)
         for axes, label in zip(of_setting, ("training loss", f"validation {rows['metric'].iloc[0]}"), strict=True):
             axes.set(xlabel="step", ylabel=label, title=f"{drawable(model)}\n{_wrapped(setting, 56)}".strip())
+            whole_ticks(axes)
     named = {name: line for name, line in lines.items() if name in set(runs["algorithm"])}
     named |= {f"seed {seed}": {**points, "linewidth": 2.5} for seed, points in seed_styles.items()}
     handles = [Line2D([], [], label=name, **line) for name, line in named.items()]
