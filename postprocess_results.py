@@ -4,9 +4,9 @@ Of every run below the folders, <data set>/<model>_<algorithm>/seed_<n>/, only r
 The settings that `run_experiment.py --set` made below a folder, and several folders, have rows of their own. With
 --select validation, the best setting of each data set, model and algorithm is compared instead (`runs.choosing`).
 What is no sound result is listed and takes no part; a mean of fewer seeds or steps than the paper's is marked.
-The comparison is printed as Markdown and written to results.md, results.csv, results.tex and results.png, one line per
-run to runs.csv, and the learning curves of each data set to curves/<data set>.png. Exit status: 0, or 2 if there is
-nothing to compare.
+The comparison is printed in short, and written to results.md, results.csv, results.tex and results.png, one line per
+run to runs.csv, and the learning curves of each data set to curves/<data set>.png. Exit status: 0; 1 if no run is
+completed, or if --select can choose no setting of a data set, model and algorithm; 2 if there is nothing to read.
 """
 
 import argparse
@@ -58,12 +58,15 @@ def _main(argv: list[str] | None) -> int:
             print(f"{folder}: no runs here", file=sys.stderr)
     folder = arguments.output_dir or (folders[0] / "summary" if len(folders) == 1 else folders[0].parent / "summary")
     try:
-        print(write(runs, folder, select=arguments.select is not None))
+        text, failures = write(runs, folder, select=arguments.select is not None)
     except OSError as error:
         print(f"postprocess_results.py: error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
-    print(f"Written to {folder}", file=sys.stderr)
-    return 0
+    print(text)
+    print(f"Written to {folder}; the full table is in results.md", file=sys.stderr)
+    for failure in failures:
+        print(f"postprocess_results.py: error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

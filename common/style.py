@@ -95,6 +95,11 @@ def series_colours(count: int) -> list:
     return [tuple(colour) for colour in colormaps["cividis"](np.linspace(0, 0.9, count))]
 
 
+def whole_ticks(axes: Axes) -> None:
+    """Ticks of the x axis at whole numbers, also around a single one."""
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+
+
 def log_scale(axes: Axes, *names: str) -> None:
     """Make the axes "x" or "y" logarithmic. Call it after drawing: the range decides the ticks."""
     for name in names:

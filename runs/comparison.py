@@ -12,9 +12,11 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterable
 from itertools import chain, product
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 import pandas as pd
 from scipy.stats import t as student_t
@@ -24,13 +26,11 @@ from experiment_configs.published_results import DATASETS, PUBLISHED
 
 ALGORITHMS = ("BPTT", "RHEL")
 CONFIDENCE = 0.95
-# Accuracies are shown in %, errors in 1e-2, as in the paper.
-SCALE = 100
-UNITS = {"accuracy": ("accuracy, %", ".1f"), "mse": ("mse, 1e-2", ".4g")}  # name and format
 LARGEST = {"accuracy": 1, "mse": 1e30}  # a larger test metric means that the file is damaged
 RESULT_FIELDS = (
     *("metric", "test_metric", "val_metric", "val_loss", "best_step", "steps", "stop_reason", "parameters", "seconds"),
     *("seconds_per_1000_steps", "peak_memory_host_bytes", "peak_memory_device_bytes", "error"),
+    "test_mse_of_outputs",  # {name of the output: mse}
 )
 CURVE_FIELDS = ["step", "train_loss", "val_metric"]
 # The published protocol: 5 seeds, and 100,000 steps unless early stopping ends the run. It cannot do so before the 11th
@@ -38,30 +38,68 @@ CURVE_FIELDS = ["step", "train_loss", "val_metric"]
 PUBLISHED_SEEDS, STEPS, EVALUATIONS_EVERY, PATIENCE = 5, 100_000, 1_000, 10
 LEAST_STEPS = {"num_steps": STEPS, "early_stopping": EVALUATIONS_EVERY * (PATIENCE + 2)}
 SHORT = "*"
-NOTE = (
-    "Test metric of the model that was best on the validation set: mean ± sample standard deviation (n - 1) over the "
-    "seeds; paper: mean ± std over five seeds. RHEL - BPTT: mean of the differences of the seeds that both have, with "
-    "its 95 % interval by Student's t. Averages are over the sets that have both, seed by seed. "
-    f"{SHORT}: the mean has fewer seeds or steps than the mean of the paper, so the two cannot be compared."
-)
+CONFIGURED = "(as configured)"  # the setting of the runs beside the folders of --set
+LONGEST_ERROR = 140
+
+
+class Unit(NamedTuple):
+    """How the values of a metric are shown."""
+
+    scale: float
+    name: str
+    digits: str
+
+    def text(self, value: float) -> str:
+        """A scaled value; "-" for nan."""
+        return "-" if math.isnan(value) else f"{value:z{self.digits}}"
+
+
+def unit_of(dataset: str, metric: str) -> Unit:
+    """Accuracies are shown in %; the error of the published regression in 1e-2, as in the paper, others as they are."""
+    if metric == "accuracy":
+        return Unit(100, "accuracy, %", ".1f")
+    return Unit(100, "mse, 1e-2", ".2f") if dataset in DATASETS else Unit(1, "mse", ".4g")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of result.json is a finite number that is not absurd."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def setting_order(name: str) -> list:
+    """A key that sorts the names of settings by the numbers in them: 8 before 16, and 1e-4 before 0.001."""
+    parts = re.split(r"((?:(?<==)-)?\d+(?:\.\d+)?(?:e[+-]?\d+)?)", name)
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)]
+
+
+def numbered(name: str, numbers: Iterable[int]) -> str:
+    """The name and its numbers: "seed 1", or "seeds 1, 2"."""
+    numbers = sorted(numbers)
+    return f"{name}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def read_runs(*outputs: Path) -> pd.DataFrame:
     """The runs below folders, one per row: data set, model, algorithm, seed, setting, status, folder, `RESULT_FIELDS`.
 
     Below a folder, the folders that --set names (lr=0.003) are read, too, and those below them. "setting" is the path
-    of the folder that holds the data sets, without what is common to all of them; "" if there is only one.
+    of the folder that holds the data sets, without what is common to all of them; "" if there is only one. The rows
+    have the order of `setting_order`.
 
     The status is "completed", "failed", "unfinished" (no result.json) or "damaged" (no sound metric in result.json, or
     not the metric of the other runs of the data set).
     """
     parents = {parent.resolve(): parent for folder in outputs for parent in _parents(folder)}
-    rows = {path: of_parent for path, parent in parents.items() if (of_parent := _rows(parent))}
-    settings = _settings(list(rows))
-    names = ["dataset", "model", "algorithm", "seed", "setting", "status", "folder", *RESULT_FIELDS]
-    runs = pd.DataFrame([row | {"setting": settings[path]} for path, of in rows.items() for row in of], columns=names)
-    runs = runs.sort_values(names[:5], key=lambda column: column.map(_rank), ignore_index=True)
-    return _of_one_metric(runs)
+    read = {path: rows for path, parent in parents.items() if (rows := _rows(parent))}
+    settings = _settings(list(read))
+    rows = [row | {"setting": settings[path]} for path, of_parent in read.items() for row in of_parent]
+    rows.sort(key=lambda row: (_order(row)[:3], row["algorithm"], _order(row)[3], row["seed"]))
+    names = ["dataset", "model", "algorithm", "setting", "seed", "status", "folder", *RESULT_FIELDS]
+    return _of_one_metric(pd.DataFrame(rows, columns=names))
+
+
+def _parents(folder: Path) -> list[Path]:
+    """The folder, and the folders of settings below it."""
+    return [folder, *chain.from_iterable(map(_parents, sorted(folder.glob("*=*"))))]
 
 
 def _parents(folder: Path) -> list[Path]:
@@ -83,14 +121,11 @@ def _rows(parent: Path) -> list[dict]:
 
 
 def _settings(parents: list[Path]) -> dict[Path, str]:
-    """The name of each folder: its path below the folder that is common to all; the common folder has its own name."""
+    """The name of each folder: its path below the folder that is common to all. That folder itself is `CONFIGURED`."""
     if len(parents) < 2:
         return dict.fromkeys(parents, "")
     common = Path(os.path.commonpath(parents))
-    names = {path: str(path.relative_to(common)) for path in parents}
-    return {
-        path: common.name if name == "." and common.name not in names.values() else name for path, name in names.items()
-    }
+    return {path: CONFIGURED if path == common else str(path.relative_to(common)) for path in parents}
 
 
 def _of_one_metric(runs: pd.DataFrame) -> pd.DataFrame:
@@ -103,11 +138,11 @@ def _of_one_metric(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(status=runs["status"].mask(mixed, "damaged"), error=error)
 
 
-def _rank(name):
+def _order(row: dict) -> tuple:
     """The published sets come first, in the order of the paper."""
-    if not isinstance(name, str):
-        return name
-    return f"{DATASETS.index(name) if name in DATASETS else len(DATASETS)} {name}"
+    dataset = row["dataset"]
+    rank = DATASETS.index(dataset) if dataset in DATASETS else len(DATASETS)
+    return rank, dataset, row["model"], setting_order(row["setting"])
 
 
 def _read_result(path: Path) -> dict:
@@ -149,15 +184,16 @@ def compare(runs: pd.DataFrame) -> pd.DataFrame:
         own_rows, own_averages = _compare(of_setting)
         rows += [{**row, "setting": setting} for row in own_rows]
         averages += [{**row, "setting": setting} for row in own_averages]
-    rows.sort(key=lambda row: (_rank(row["dataset"]), row["model"]))
-    return pd.DataFrame(rows + averages)
+    return pd.DataFrame(sorted(rows, key=_order) + sorted(averages, key=lambda row: _order(row)[2:]))
 
 
 def _compare(completed: pd.DataFrame) -> tuple[list[dict], list[dict]]:
     """The rows of one setting, and the averages."""
+    scales = [unit_of(*names).scale for names in zip(completed["dataset"], completed["metric"], strict=True)]
+    completed = completed.assign(test_metric=completed["test_metric"].astype(float) * scales)
     # Rows: metric, data set, model and seed; a column for each algorithm.
     scores = completed.pivot(index=["metric", "dataset", "model", "seed"], columns="algorithm", values="test_metric")
-    scores = SCALE * scores.reindex(columns=ALGORITHMS).astype(float)
+    scores = scores.reindex(columns=ALGORITHMS)
     short, texts = set(), {}
     for key, of_key in completed.groupby(["dataset", "model", "algorithm"]):
         texts[key] = {
@@ -183,7 +219,7 @@ def _compare(completed: pd.DataFrame) -> tuple[list[dict], list[dict]]:
 
 def steps_text(values: pd.Series) -> str:
     """The steps of some runs, as "240" or "120 to 240"; "" if there is none, or if one is no number."""
-    sound = [isinstance(value, int | float) and 0 <= value < 1e15 for value in values]
+    sound = [is_number(value) and 0 <= value < 1e15 for value in values]
     return tables.span([int(value) for value in values]) if sound and all(sound) else ""
 
 
@@ -202,8 +238,10 @@ def _compared(dataset: str, model: str, metric: str, values: pd.DataFrame, publi
         row |= {f"{algorithm}_{name}": value for name, value in {**own, "paper_mean": mean, "paper_std": std}.items()}
     differences = (values["RHEL"] - values["BPTT"]).dropna()
     pairs, mean = len(differences), differences.mean()
-    # nan for a single pair
-    half = student_t.ppf((1 + CONFIDENCE) / 2, pairs - 1) * differences.std(ddof=1) / math.sqrt(max(pairs, 1))
+    # A single pair has no deviation. If all differences are equal up to rounding, their deviation is no estimate.
+    spread = differences.std(ddof=1)
+    spread = spread if spread > 1e-9 * values.abs().max(axis=None) else math.nan
+    half = student_t.ppf((1 + CONFIDENCE) / 2, pairs - 1) * spread / math.sqrt(max(pairs, 1))
     return row | {
         "difference_mean": mean,
         "difference_low": mean - half,
@@ -226,6 +264,8 @@ def _averages(model: str, values: pd.DataFrame, short: set[tuple[str, str, str]]
         if len(names) < 2:
             continue
         chosen = by_set.loc[:, [(algorithm, name) for algorithm in ALGORITHMS for name in names]].dropna()
+        if chosen.empty:  # no seed belongs to all
+            continue
         means = pd.DataFrame({algorithm: chosen[algorithm].mean(axis=1) for algorithm in ALGORITHMS})
         paper, short_of_row = dict.fromkeys(ALGORITHMS), set()
         if kind == "published sets":
@@ -239,21 +279,25 @@ def _averages(model: str, values: pd.DataFrame, short: set[tuple[str, str, str]]
 
 
 def problems(runs: pd.DataFrame) -> list[str]:
-    """A line for each data set, model, algorithm and setting with runs that failed, are unfinished, damaged or missing.
+    """The seeds of each data set, model, algorithm and setting that failed, are unfinished, damaged or missing.
 
-    Both algorithms of every model must have every seed that any run of the data set and setting has.
+    Every model must have every seed that any run of the data set and setting has, by each algorithm that the model or
+    the data set has runs of. A line has the seeds with the same status and error.
     """
     lines = []
-    for (dataset, setting), of_set in runs.groupby(["dataset", "setting"], sort=False):
+    groups = list(runs.groupby(["dataset", "setting"], sort=False))
+    for (dataset, setting), of_set in sorted(groups, key=lambda group: _order({**group[1].iloc[0], "model": ""})):
         for model, algorithm in product(sorted(set(runs.loc[runs["setting"] == setting, "model"])), ALGORITHMS):
+            seeds = {}
             own = of_set[(of_set["model"] == model) & (of_set["algorithm"] == algorithm)]
-            texts = [
-                f"seed {run['seed']} {run['status']}" + (f" ({run['error']})" if isinstance(run["error"], str) else "")
-                for run in own[own["status"] != "completed"].to_dict("records")
-            ]
+            for run in own[own["status"] != "completed"].to_dict("records"):
+                text = " ".join(run["error"].split()) if isinstance(run["error"], str) else ""
+                text = text if len(text) <= LONGEST_ERROR else f"{text[:LONGEST_ERROR]} .."
+                seeds.setdefault(f"{run['status']}: {text}" if text else run["status"], []).append(run["seed"])
+            tried = (runs["algorithm"] == algorithm) & ((runs["model"] == model) | (runs["dataset"] == dataset))
             missing = sorted(set(of_set["seed"]) - set(own["seed"]))
-            if missing:
-                texts.append(f"missing: {', '.join(map(str, missing))}")
-            if texts:
-                lines.append(f"{' '.join([dataset, model, algorithm, setting]).strip()}: {'; '.join(texts)}")
+            if tried.any() and missing:
+                seeds["missing"] = missing
+            name = " ".join([dataset, model, algorithm, setting]).strip()
+            lines += [f"{name}: {numbered('seed', numbers)} {text}" for text, numbers in seeds.items()]
     return lines

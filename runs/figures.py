@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from common.style import BLUE, BROAD, GREY, ORANGE, drawable, log_if_wide, set_title, styled
+from common.style import BLUE, BROAD, GREY, ORANGE, drawable, log_if_wide, set_title, styled, whole_ticks
 
 _SAMPLES, _OUTPUTS = 4, 6  # drawn at most
 _LARGE_CELLS = 12  # so many classes at most get cells with counts and percentages
@@ -94,7 +93,7 @@ def _draw_traces(outputs: np.ndarray, labels: np.ndarray, names: list[str], outp
 
 @styled
 def draw_confusion(counts: Sequence[Sequence[int]], names: Sequence[object], *, title: str) -> Figure:
-    """The confusion matrix: a row for each true class, a column for each predicted class.
+    """The confusion matrix of the test part: a row for each true class, a column for each predicted class.
 
     `counts` (classes, classes) are numbers of samples. The colour is the share of the true class; up to 12 classes, the
     cells have it in %, too. A class without samples has a grey row.
@@ -111,8 +110,9 @@ def draw_confusion(counts: Sequence[Sequence[int]], names: Sequence[object], *, 
     figure = Figure(
         figsize=(max(4.2, number * cell + margin + 1.2), number * cell + margin + 0.9), layout="constrained"
     )
-    set_title(figure, title)
+    set_title(figure, f"{title}, test part")
     axes = figure.subplots()
+    axes.set_anchor("N")  # near the title
     colours = axes.imshow(np.ma.masked_invalid(share), cmap="Blues", vmin=0, vmax=100)
     axes.set_facecolor("0.9")
     digits = len(str(table.max()))
@@ -153,20 +153,19 @@ def draw_curves(history: list, *, title: str, metric: str, best_step: int | None
     set_title(figure, title)
     left, right = figure.subplots(1, 2)
     batches = [evaluation.loss for evaluation in history]
-    left.plot(steps, batches, color="0.7", label="batches, with dropout")
+    left.plot(steps, batches, "-" if len(steps) > 1 else ".", color="0.7", label="batches, with dropout")
     losses = list(batches)
     for axes, quantity, name in ((left, "loss", "loss"), (right, "metric", metric)):
         for split, label, style in (("train", "training set", "o-"), ("val", "validation set", "s--")):
             values = [getattr(evaluation, f"{split}_{quantity}") for evaluation in history]
             losses += values if quantity == "loss" else []
             axes.plot(steps, values, style, color=BLUE if split == "train" else ORANGE, label=label)
-        _mark_best(axes, best_step)
+        if best_step is not None:
+            by = "loss" if metric == "mse" else metric
+            label = f"best validation {by}, step {best_step}"
+            axes.axvline(best_step, color="0.4", linestyle=":", lw=1, label=label)
         axes.set(xlabel="step", ylabel=name)
+        whole_ticks(axes)
     log_if_wide(left, losses)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
-
-
-def _mark_best(axes: Axes, best_step: int | None) -> None:
-    if best_step is not None:
-        axes.axvline(best_step, color="0.4", linestyle=":", lw=1, label=f"best, step {best_step}")

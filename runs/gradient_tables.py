@@ -26,7 +26,7 @@ def by_parameter(rows: pd.DataFrame) -> pd.DataFrame:
     order = list(dict.fromkeys(rows.parameter))
     table = rows.pivot_table(index="parameter", columns="run", values="relative_error", aggfunc="max", dropna=False)
     table = table.loc[order, _runs(rows)]
-    table["1 - cosine"] = 1 - rows.groupby("parameter").cosine.min()
+    table["1 - cosine, worst run"] = 1 - rows.groupby("parameter").cosine.min()
     table["one rounding"] = rows.groupby("parameter").one_rounding.max()
     table["finite differences"] = rows.groupby("parameter").finite_differences.max()
     return table

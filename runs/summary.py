@@ -5,6 +5,8 @@
 # pyright: reportIndexIssue=false
 
 import math
+import re
+import textwrap
 from itertools import cycle
 from pathlib import Path
 
@@ -15,43 +17,99 @@ from matplotlib.lines import Line2D
 
 from common import style, tables
 from common.files import replacing
-from common.style import BROAD, GREY, MARKERS, drawable, log_if_wide, save, series_colours, set_title, styled
+from common.style import (
+    BROAD,
+    GREY,
+    MARKERS,
+    drawable,
+    log_if_wide,
+    save,
+    series_colours,
+    set_title,
+    styled,
+    whole_ticks,
+)
 from runs.choosing import RULE, by_validation
-from runs.comparison import ALGORITHMS, NOTE, SHORT, UNITS, compare, problems, read_curve
+from runs.comparison import (
+    ALGORITHMS,
+    SHORT,
+    Unit,
+    compare,
+    is_number,
+    problems,
+    read_curve,
+    setting_order,
+    unit_of,
+)
 
 MOST_ROWS = 12  # of learning curves
+WIDTH = 100  # of the terminal
+VALUES = ("mean", "std", "paper_mean", "paper_std")
 
 
-def write(runs: pd.DataFrame, folder: Path, *, select: bool = False) -> str:
-    """Write everything into a folder and return the Markdown. With `select`, of the settings chosen by validation."""
+def write(runs: pd.DataFrame, folder: Path, *, select: bool = False) -> tuple[str, list[str]]:
+    """Write everything into a folder. With `select`, of the settings chosen by validation.
+
+    Returns a text for a terminal, and what prevents a comparison.
+    """
     (folder / "curves").mkdir(parents=True, exist_ok=True)
-    compared, choices = by_validation(runs) if select else (runs, [])
+    compared, choices, failures = by_validation(runs) if select else (runs, [], [])
     comparison = compare(compared)
-    rows = cells(comparison)
+    if comparison.empty and not failures:
+        failures = ["no run is completed"]
+    rows, text = cells(comparison), note(comparison)
     gaps = problems(compared)
-    report = "\n".join(
-        [
-            *("# RHEL and BPTT", "", tables.markdown(rows), "", NOTE, ""),
-            *([RULE, "", *(f"- {line}" for line in choices), ""] if select else []),
-            *("Runs that are missing or failed:" if gaps else "No run is missing and none has failed.", ""),
-            *(f"- {line}" for line in gaps),
-        ]
-    )
+    notes = [
+        *([textwrap.fill(RULE, WIDTH), "", *(f"- {line}" for line in choices), ""] if choices else []),
+        *(["Runs that are missing or failed:", "", *(f"- {line}" for line in gaps)] if gaps else []),
+        *(
+            []
+            if gaps or failures
+            else [f"No run{' of these settings' if select else ''} is missing, and none has failed."]
+        ),
+    ]
+    report = "\n".join(["# RHEL and BPTT", "", tables.markdown(rows), "", *([text, ""] if text else []), *notes])
     all_runs = runs.assign(selected=runs["folder"].isin(compared["folder"])) if select else runs
     texts = {
         "results.md": f"{report.rstrip()}\n\n![Test metric by data set](results.png)\n",
-        "results.tex": f"% {NOTE}\n{tables.latex(rows)}\n",
-        "results.csv": comparison.map(_as_cell).to_csv(index=False),
-        "runs.csv": all_runs.map(_as_cell).to_csv(index=False),
+        "results.tex": f"% {text}\n{tables.latex(rows)}\n",
+        "results.csv": _csv(_comparison_in_units(comparison)),
+        "runs.csv": _csv(_runs_in_units(all_runs)),
     }
-    for name, text in texts.items():
+    for name, content in texts.items():
         with replacing(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+            temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
     if not comparison.empty:
         save(draw_results(comparison), folder / "results.png")
     for dataset, of_set in _titled(compared[compared["status"] == "completed"]).groupby("dataset"):
         save(draw_learning_curves(dataset, of_set), folder / "curves" / f"{dataset}.png")
-    return report.rstrip()
+    shown = [] if comparison.empty else [tables.aligned(narrow(comparison)), "", textwrap.fill(text, WIDTH), ""]
+    return "\n".join([*shown, *notes]).rstrip(), failures
+
+
+def note(comparison: pd.DataFrame) -> str:
+    """What the numbers of the tables are, and the marks that occur."""
+    if comparison.empty:
+        return ""
+    paper = comparison[[f"{name}_paper_mean" for name in ALGORITHMS]].notna().any(axis=None)
+    short = comparison[[f"{name}_short" for name in ALGORITHMS]].any(axis=None)
+    pairs, averages = comparison["pairs"] > 0, comparison["dataset"].str.startswith("average of ")
+    text = "Test metric of the model that was best on the validation set: mean ± sample standard deviation over "
+    text += f"the seeds{'; paper: mean ± std over five seeds' if paper else ''}."
+    if pairs.any():
+        text += " RHEL - BPTT: mean of the differences of the seeds that both have"
+        text += ", with its 95 % interval by Student's t." if comparison["difference_low"].notna().any() else "."
+    if (pairs & comparison["difference_low"].isna()).any():
+        text += " A single pair, or equal differences of all pairs, have no interval."
+    if averages.any():
+        text += " Averages are over the sets that have both, seed by seed."
+    if [row for row in zip(comparison["dataset"], comparison["metric"], strict=True) if unit_of(*row).name == "mse"]:
+        text += " mse: in the squared unit of the labels."
+    if short:
+        text += (
+            f" {SHORT}: the mean has fewer seeds or steps than the mean of the paper, so the two cannot be compared."
+        )
+    return text
 
 
 def _titled(runs: pd.DataFrame) -> pd.DataFrame:
@@ -66,9 +124,48 @@ def _titled(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(setting=[texts[key] for key in zip(runs["dataset"], runs["model"], strict=True)])
 
 
-def _as_cell(value: object) -> object:
-    """The value. A text that a spreadsheet would take for a formula gets a quote in front."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+def _csv(table: pd.DataFrame) -> str:
+    """The table as CSV. A text that a spreadsheet would take for a formula gets a quote in front."""
+
+    def cell(value: object) -> object:
+        return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+    return table.map(cell).to_csv(index=False)
+
+
+def _by_metric(table: pd.DataFrame, names: list[str], factors: dict[str, float | pd.Series]) -> pd.DataFrame:
+    """The table with a column for each metric that occurs in place of each of `names`: x_accuracy_percent, x_mse."""
+    parts = []
+    for name in table:
+        metrics = [metric for metric in factors if (table["metric"] == metric).any()] if name in names else []
+        parts += [
+            (table[name].where(table["metric"] == metric).astype(float) * factors[metric]).rename(
+                f"{name.removesuffix('_metric')}_{'accuracy_percent' if metric == 'accuracy' else metric}"
+            )
+            for metric in metrics
+        ] or [table[name]]
+    return pd.concat(parts, axis=1)
+
+
+def _comparison_in_units(comparison: pd.DataFrame) -> pd.DataFrame:
+    if comparison.empty:
+        return comparison
+    names = [f"{algorithm}_{name}" for algorithm in ALGORITHMS for name in VALUES]
+    names += [f"difference_{name}" for name in ("mean", "low", "high")]
+    scales = [unit_of(*row).scale for row in zip(comparison["dataset"], comparison["metric"], strict=True)]
+    return _by_metric(comparison, names, {"accuracy": 1.0, "mse": 1 / pd.Series(scales)})
+
+
+def _runs_in_units(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs; of several outputs, each has a column with its mse."""
+    outputs = [value if isinstance(value, dict) else {} for value in runs["test_mse_of_outputs"]]
+    outputs = pd.DataFrame(outputs, index=runs.index).add_prefix("test_mse_of_")
+    runs = runs.drop(columns="test_mse_of_outputs")
+    for name in ("test_metric", "val_metric"):
+        runs[name] = [value if is_number(value) else math.nan for value in runs[name]]
+    return pd.concat(
+        [_by_metric(runs, ["test_metric", "val_metric"], {"accuracy": 100.0, "mse": 1.0}), outputs], axis=1
+    )
 
 
 def cells(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
@@ -80,98 +177,154 @@ def cells(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
     names = ("data set", "model", *["setting"] * settings, "metric")
     cells = [(*names, *head, "RHEL - BPTT", "95 % interval", "pairs")]
     for _, row in comparison.iterrows():
-        unit, digits = UNITS[row["metric"]]
-
-        def number(value, digits=digits):
-            return "-" if math.isnan(value) else f"{value:{digits}}"
-
-        def spread(mean, std, number=number):
-            return "-" if math.isnan(mean) else number(mean) if math.isnan(std) else f"{number(mean)} ± {number(std)}"
-
+        unit = unit_of(row["dataset"], row["metric"])
         columns = [
             text
             for algorithm in ALGORITHMS
             for text in (
-                spread(row[f"{algorithm}_mean"], row[f"{algorithm}_std"])
-                + (f" {SHORT}" if row[f"{algorithm}_short"] else ""),
+                _marked(row, algorithm, unit),
                 str(row[f"{algorithm}_n"]),
                 *(row[f"{algorithm}_{name}"] or "-" for name in own[1:]),
-                spread(row[f"{algorithm}_paper_mean"], row[f"{algorithm}_paper_std"]),
+                _spread(row[f"{algorithm}_paper_mean"], row[f"{algorithm}_paper_std"], unit),
             )
         ]
-        low, high = number(row["difference_low"]), number(row["difference_high"])
-        interval = "-" if low == "-" else f"[{low}, {high}]"
-        difference = number(row["difference_mean"])
         names = (row["dataset"], row["model"], *[row["setting"]] * settings)
-        cells.append((*names, unit, *columns, difference, interval, str(row["pairs"])))
+        difference = unit.text(row["difference_mean"]), _interval(row, unit)
+        cells.append((*names, unit.name, *columns, *difference, str(row["pairs"])))
     return cells
+
+
+def narrow(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
+    """The comparison in fewer columns, for a terminal, its header first. Intervals that are too wide are left out."""
+    settings = bool(comparison["setting"].any())
+    for interval in (True, False):
+        rows = [("data set", "model", *["setting"] * settings, "metric", *ALGORITHMS, "RHEL - BPTT", "steps", "seeds")]
+        for _, row in comparison.iterrows():
+            unit = unit_of(row["dataset"], row["metric"])
+            difference = unit.text(row["difference_mean"])
+            if interval and not math.isnan(row["difference_low"]):
+                difference += f" {_interval(row, unit)}"
+            of_both = [
+                " / ".join(dict.fromkeys(str(row[f"{name}_{column}"]) for name in ALGORITHMS if row[f"{name}_n"]))
+                or "-"
+                for column in ("steps", "n")
+            ]
+            names = (row["dataset"], row["model"], *[row["setting"]] * settings, unit.name.replace("accuracy, ", ""))
+            rows.append((*names, *(_marked(row, name, unit) for name in ALGORITHMS), difference, *of_both))
+        if max(map(len, tables.aligned(rows).splitlines())) <= WIDTH:
+            break
+    return rows
+
+
+def _spread(mean: float, std: float, unit: Unit) -> str:
+    return unit.text(mean) if math.isnan(std) else f"{unit.text(mean)} ± {unit.text(std)}"
+
+
+def _marked(row: pd.Series, algorithm: str, unit: Unit) -> str:
+    text = _spread(row[f"{algorithm}_mean"], row[f"{algorithm}_std"], unit)
+    return f"{text} {SHORT}" if row[f"{algorithm}_short"] else text
+
+
+def _interval(row: pd.Series, unit: Unit) -> str:
+    low, high = unit.text(row["difference_low"]), unit.text(row["difference_high"])
+    return "-" if low == "-" else f"[{low}, {high}]"
 
 
 @styled
 def draw_results(comparison: pd.DataFrame) -> Figure:
     """Mean and standard deviation by data set: a row of axes for each model, a column for each metric.
 
-    Where there is a column "setting", a data set has a place for each of its settings.
+    Where the table has settings, a data set has a place for each of them. Their numbers are explained below the axes.
     """
-    table = _with_setting(comparison)
-    table = table.assign(place=list(zip(table["dataset"], table["setting"], strict=True)))
-    models = sorted(set(table["model"]))
-    metrics = [metric for metric in UNITS if metric in set(table["metric"])]
-    places = {metric: list(dict.fromkeys(table.loc[table["metric"] == metric, "place"])) for metric in metrics}
-    widths = [max(len(of_metric), 2) for of_metric in places.values()]
-    figure = Figure(
-        figsize=(max(5.6, 1.4 * len(metrics) + 0.75 * sum(widths)), 0.9 + 2.6 * len(models)), layout="constrained"
+    table = comparison.assign(
+        place=list(zip(comparison["dataset"], comparison["setting"], strict=True)),
+        unit=[unit_of(*row).name for row in zip(comparison["dataset"], comparison["metric"], strict=True)],
     )
-    grid = figure.subplots(len(models), len(metrics), squeeze=False, sharex="col", width_ratios=widths)
+    models = sorted(set(table["model"]))
+    units = sorted(set(table["unit"]))
+    settings = {name: number for number, name in enumerate(sorted(set(table["setting"]), key=setting_order), 1)}
+    order = list(dict.fromkeys(table["dataset"]))
+    places = {
+        unit: sorted(
+            set(table.loc[table["unit"] == unit, "place"]),
+            key=lambda place: (order.index(place[0]), settings[place[1]]),
+        )
+        for unit in units
+    }
+    widths = [max(len(of_unit), 2) for of_unit in places.values()]
+    width = max(5.6, 1.4 * len(units) + 0.75 * sum(widths))
+    key = _key(table, settings, int(14 * width))
+    size = (width, 0.9 + 2.6 * len(models) + 0.16 * key.count("\n"))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(models), len(units), squeeze=False, sharex="col", width_ratios=widths)
     drawn = {}
     for model, of_model in zip(models, grid, strict=True):
-        for metric, axes in zip(metrics, of_model, strict=True):
-            rows = table[(table["model"] == model) & (table["metric"] == metric)]
-            drawn |= _draw_means(axes, rows, places[metric])
-            axes.set_ylabel(f"test {UNITS[metric][0]}")
+        for unit, axes in zip(units, of_model, strict=True):
+            rows = table[(table["model"] == model) & (table["unit"] == unit)]
+            drawn |= _draw_means(axes, rows, places[unit], settings)
+            axes.set_ylabel(f"test {unit}")
             axes.set_title(drawable(model))
             if rows.empty:
                 axes.set_yticks([])
                 axes.text(0.5, 0.5, "no runs", transform=axes.transAxes, ha="center", va="center", color=GREY)
-    order = [name for algorithm in ALGORITHMS for name in (algorithm, f"{algorithm}, paper") if name in drawn]
-    figure.legend([drawn[name] for name in order], order, loc="outside upper center", ncols=4)
+    names = [name for algorithm in ALGORITHMS for name in (algorithm, f"{algorithm}, paper") if name in drawn]
+    figure.legend([drawn[name] for name in names], names, loc="outside upper center", ncols=4)
+    figure.supxlabel(key, x=0.02, ha="left", fontsize=8)
     return figure
 
 
-def _with_setting(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with a column "setting", which is empty where there is none."""
-    return table.assign(setting=table["setting"].fillna("") if "setting" in table else "")
+def _key(table: pd.DataFrame, settings: dict[str, int], width: int) -> str:
+    """What the bars, marks and numbers of settings are, in lines of a width."""
+    cut = ", cut at 0 and 100 %" if (table["metric"] == "accuracy").any() else ""
+    lines = [f"bars: ± one standard deviation over the seeds{cut}"]
+    if table[[f"{name}_short" for name in ALGORITHMS]].any(axis=None):
+        lines.append(f"{SHORT}: fewer seeds or steps than the paper")
+    lines += [f"{number}: {name}" for name, number in settings.items() if name]
+    return "\n".join(_wrapped(line, width) for line in lines)
 
 
-def _label(name: str, setting: str, most: int) -> str:
-    """The name, and below it the setting if there is one."""
-    return drawable(name, most) + (f"\n{drawable(setting, most)}" if setting else "")
+def _wrapped(text: str, width: int) -> str:
+    """The text in lines. A line ends after a comma, never within a number."""
+    spaced = re.sub(r",(?=\S)", ", ", drawable(text, 1000))
+    return textwrap.fill(spaced, width, break_long_words=False, break_on_hyphens=False)
 
 
-def _draw_means(axes: Axes, rows: pd.DataFrame, places: list[tuple[str, str]]) -> dict:
+def _draw_means(axes: Axes, rows: pd.DataFrame, places: list[tuple[str, str]], settings: dict[str, int]) -> dict:
     """Draw the means and deviations of one model and metric. Returns {label: what the legend shows of it}."""
     drawn = {}
+    percent = bool((rows["metric"] == "accuracy").any())
     present = [algorithm for algorithm in ALGORITHMS if rows[f"{algorithm}_mean"].notna().any()]
     for offset, algorithm in zip((-0.17, 0.13) if len(present) == 2 else (-0.05,), present, strict=False):
         line = style.ALGORITHMS[algorithm]
         for source, shift in (("", 0.0), ("paper_", 0.1)):
-            means = rows[f"{algorithm}_{source}mean"]
+            means, stds = (rows[f"{algorithm}_{source}{name}"] for name in ("mean", "std"))
             if not means.notna().any():
                 continue
+            x = [places.index(place) + offset + shift for place in rows["place"]]
+            down, up = (stds.clip(upper=means), stds.clip(upper=100 - means)) if percent else (stds, stds)
             drawn[f"{algorithm}, paper" if source else algorithm] = axes.errorbar(
-                [places.index(place) + offset + shift for place in rows["place"]],
+                x,
                 means,
-                rows[f"{algorithm}_{source}std"],  # nan, of a single seed, draws no bar
+                [down, up],  # nan, of a single seed, draws no bar
                 **{"fmt": line["marker"], "color": line["color"], "markersize": 5, "elinewidth": 1, "capsize": 2},
                 **({"markerfacecolor": "white", "alpha": 0.8} if source else {}),
+                clip_on=False,
             )
-    labels = [_label(*place, 32) for place in places]
+            for at, mean, short in zip(x, means, rows[f"{algorithm}_short"], strict=True):
+                if short and not source:
+                    axes.annotate(SHORT, (at, mean), (4, 2), textcoords="offset points", color=line["color"])
+    labels = [drawable(name, 32) + (f"\n{settings[setting]}" if setting else "") for name, setting in places]
     if max(len(line) for label in labels for line in label.splitlines()) <= 12:
         axes.set_xticks(range(len(places)), labels)
     else:
         axes.set_xticks(range(len(places)), labels, rotation=30, ha="right", rotation_mode="anchor")
     margin = 0.5 if len(places) > 1 else 1.0
     axes.set_xlim(-margin, len(places) - 1 + margin)
+    if percent:
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0), min(high, 100))
+    elif not rows.empty:
+        log_if_wide(axes, rows[[f"{name}_mean" for name in present]].to_numpy().ravel())
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
     return drawn
@@ -187,7 +340,7 @@ def draw_learning_curves(dataset: str, runs: pd.DataFrame) -> Figure:
     seeds = sorted(set(runs["seed"]))
     points = zip(seeds, series_colours(len(seeds)), cycle(MARKERS), strict=False)
     seed_styles = {seed: {"color": colour, "marker": marker} for seed, colour, marker in points}
-    every = list(_with_setting(runs).groupby(["model", "setting"]))
+    every = sorted(runs.groupby(["model", "setting"]), key=lambda group: (group[0][0], setting_order(group[0][1])))
     shown = every[:MOST_ROWS]
     figure = Figure(figsize=(9, 0.9 + 2.5 * len(shown)), layout="constrained")
     set_title(figure, dataset + (f", {MOST_ROWS} of {len(every)} settings" if len(every) > MOST_ROWS else ""))
@@ -203,7 +356,8 @@ def draw_learning_curves(dataset: str, runs: pd.DataFrame) -> Figure:
                     axes.plot(curve["step"], curve[quantity], **drawn)
         log_if_wide(of_setting[0], losses)
         for axes, label in zip(of_setting, ("training loss", f"validation {rows['metric'].iloc[0]}"), strict=True):
-            axes.set(xlabel="step", ylabel=label, title=_label(model, setting, 56))
+            axes.set(xlabel="step", ylabel=label, title=f"{drawable(model)}\n{_wrapped(setting, 56)}".strip())
+            whole_ticks(axes)
     named = {name: line for name, line in lines.items() if name in set(runs["algorithm"])}
     named |= {f"seed {seed}": {**points, "linewidth": 2.5} for seed, points in seed_styles.items()}
     handles = [Line2D([], [], label=name, **line) for name, line in named.items()]

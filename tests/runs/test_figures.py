@@ -95,6 +95,7 @@ def test_a_confusion_matrix_shows_names_counts_and_the_share_of_the_true_class()
     assert ticks(axes.xaxis) == ticks(axes.yaxis) == ["low", "high", "none"]
     np.testing.assert_allclose(axes.images[0].get_array()[0], [75, 25, 0])
     assert legend(axes.figure) == ["no test sample of this class"]
+    assert axes.figure.get_suptitle() == "Set, test part"
 
 
 def test_a_confusion_matrix_of_52_classes_is_readable():
@@ -186,7 +187,15 @@ def test_the_curves_have_a_logarithmic_loss_only_if_it_falls_far():
         ]
         figure = draw_curves(history, title="x", metric="accuracy", best_step=2)
         assert [axes.get_yscale() for axes in figure.axes] == [scale, "linear"]
-        assert legend(figure) == ["batches, with dropout", "training set", "validation set", "best, step 2"]
+        axes = draw_curves(history[:1], title="x", metric="accuracy", best_step=1).axes[0]
+        assert "None" not in [line.get_marker() for line in axes.lines[:3]]  # a single evaluation is seen, too
+        assert all(float(tick).is_integer() for tick in ticks(axes.xaxis))
+        assert legend(figure) == [
+            "batches, with dropout",
+            "training set",
+            "validation set",
+            "best validation accuracy, step 2",
+        ]
 
 
 def test_a_run_that_is_removed_leaves_no_picture(tmp_path):
@@ -243,18 +252,30 @@ def test_the_results_of_many_runs_have_axes_for_every_model_and_metric():
     assert 0 <= shown.x0 <= shown.x1 <= figure.bbox.x1
 
 
-def test_settings_have_places_of_their_own():
+def test_settings_have_places_of_their_own_and_their_numbers_are_whole():
     table = compare(runs_of(["Own"], ["LinHRU"], ["RHEL", "BPTT"], [1, 2]))
-    both = pd.concat([table.assign(setting="lr=0.01"), table.assign(setting="lr=0.03", RHEL_mean=70.0)])
-    (axes,) = draw_results(both).axes
-    assert ticks(axes.xaxis) == ["Own\nlr=0.01", "Own\nlr=0.03"]
-    assert list(axes.containers[1].lines[0].get_ydata()) == [51.5, 70]
-    (axes,) = draw_results(table.assign(setting="")).axes
+    names = [f"hidden_dim=8,lr=0.0{digit}3,batch_size=32,num_blocks=6,damping=false,gate=true" for digit in (1, 2)]
+    names = ["(as configured)", *names, names[0].replace("=8", "=16")]
+    shuffled = pd.concat([table.assign(setting=name) for name in reversed(names)])
+    (axes,) = draw_results(shuffled).axes
+    assert ticks(axes.xaxis) == [f"Own\n{number}" for number in (1, 2, 3, 4)]
+    bars, *key = axes.figure._supxlabel.get_text().splitlines()
+    assert bars == "bars: ± one standard deviation over the seeds, cut at 0 and 100 %"
+    assert " ".join(key).replace(", ", ",") == " ".join(f"{number}: {name}" for number, name in enumerate(names, 1))
+    axes.figure.draw_without_rendering()
+    assert axes.figure._supxlabel.get_window_extent().x1 < axes.figure.bbox.x1
+    (axes,) = draw_results(table).axes
     assert ticks(axes.xaxis) == ["Own"]
-    # Names that differ in what is left out of the figure are still two settings.
-    names = [f"hidden_dim=16,lr=0.0{digit}3,batch_size=32,num_blocks=6" for digit in (1, 2)]
-    (axes,) = draw_results(pd.concat([table.assign(setting=name) for name in names])).axes
-    assert len(ticks(axes.xaxis)) == 2
+
+
+def test_no_accuracy_above_100_is_shown_and_short_means_are_marked():
+    table = compare(runs_of(["Heartbeat"], ["LinHRU"], ["RHEL"], [1, 2]))
+    (axes,) = draw_results(table.assign(RHEL_mean=97.0, RHEL_std=8.0)).axes
+    assert axes.get_ylim()[1] == 100
+    of_run, _ = axes.containers
+    np.testing.assert_allclose(of_run.lines[2][0].get_segments()[0][:, 1], [89, 100])
+    assert texts(axes) == ["*"]
+    assert axes.figure._supxlabel.get_text().endswith("\n*: fewer seeds or steps than the paper")
 
 
 @pytest.mark.parametrize("seeds", [[2345], [1, 2, 3, 4, 5], list(range(9))])

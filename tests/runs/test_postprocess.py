@@ -12,7 +12,7 @@ from common import tables
 from experiment_configs.published_results import DATASETS, PUBLISHED
 from runs.choosing import by_validation
 from runs.comparison import compare, problems, read_curve, read_runs
-from runs.summary import cells
+from runs.summary import cells, note
 
 
 def put(root, dataset, name, seed, test_metric=0.5, metric="accuracy", **fields):
@@ -55,17 +55,30 @@ def test_mean_and_deviation_of_each_and_the_difference_of_pairs(tmp_path):
     assert (row["RHEL_paper_mean"], row["RHEL_paper_std"]) == (73.5, 1.6)
 
 
-def test_one_pair_has_no_interval_and_equal_pairs_have_one_of_no_width(tmp_path):
-    for name in ("LinHRU_BPTT", "LinHRU_RHEL"):
+def test_one_pair_and_equal_pairs_have_no_interval(tmp_path):
+    for name, more in (("LinHRU_BPTT", 0.0), ("LinHRU_RHEL", 0.2)):
         put(tmp_path, "Heartbeat", name, 1, 0.5)
-        for seed in (1, 2):
-            put(tmp_path, "MotorImagery", name, seed, seed / 10)
+        for seed in (1, 2, 3):  # 0.3 - 0.1 and 0.4 - 0.2 differ in the last bit
+            put(tmp_path, "MotorImagery", name, seed, seed / 10 + more)
     row = compared(tmp_path)
     assert row["difference_mean"] == 0
     assert math.isnan(row["difference_low"])
     assert math.isnan(row["BPTT_std"])
     row = compared(tmp_path, "MotorImagery")
-    assert (row["difference_low"], row["difference_high"], row["pairs"]) == (0, 0, 2)
+    assert row["difference_mean"] == pytest.approx(20)
+    assert math.isnan(row["difference_low"])
+    table = compare(read_runs(tmp_path))
+    assert cells(table)[2][-3:] == ("20.0", "-", "3")
+    assert "A single pair, or equal differences of all pairs, have no interval." in note(table)
+
+
+def test_sets_without_a_common_seed_have_no_average(tmp_path):
+    for seed, dataset in enumerate(("Heartbeat", "MotorImagery")):
+        for algorithm in ("BPTT", "RHEL"):
+            put(tmp_path, dataset, f"LinHRU_{algorithm}", seed, 0.5)
+    table = compare(read_runs(tmp_path))
+    assert table["dataset"].to_list() == ["Heartbeat", "MotorImagery"]
+    assert "Averages" not in note(table)
 
 
 def test_an_algorithm_without_runs_leaves_its_columns_open(tmp_path):
@@ -76,9 +89,26 @@ def test_an_algorithm_without_runs_leaves_its_columns_open(tmp_path):
         assert math.isnan(row[name])
 
 
-def test_errors_are_shown_in_the_unit_of_the_paper(tmp_path):
+def test_errors_of_the_published_set_are_shown_as_in_the_paper_and_others_as_they_are(tmp_path):
     for seed in (1, 2):
         put(tmp_path, "ppg", "NonlinHRU_RHEL", seed, 0.08, metric="mse")
+        outputs = {"speed": 9000.0, "=b": seed / 4}
+        put(tmp_path, "Own", "NonlinHRU_RHEL", seed, 9413.4 * seed, metric="mse", test_mse_of_outputs=outputs)
+    put(tmp_path, "Own", "NonlinHRU_BPTT", 1, 0.00012344, metric="mse", test_mse_of_outputs=["x"])
+    assert postprocess_results.main([str(tmp_path)]) == 0
+    own = cells(compare(read_runs(tmp_path)))[2]
+    assert own[2:4] == ("mse", "0.0001234")
+    assert own[7] == "1.412e+04 ± 6656"
+    with open(tmp_path / "summary" / "results.csv", newline="") as file:
+        ppg, own = csv.DictReader(file)
+    assert (float(ppg["RHEL_mean_mse"]), float(ppg["RHEL_paper_mean_mse"])) == pytest.approx((0.08, 0.084))
+    assert float(own["RHEL_mean_mse"]) == pytest.approx(14120.1)
+    assert not [name for name in own if "percent" in name]
+    with open(tmp_path / "summary" / "runs.csv", newline="") as file:
+        runs = list(csv.DictReader(file))
+    assert [run["test_mse_of_speed"] for run in runs] == ["", "", "", "9000.0", "9000.0"]
+    assert [run["test_mse_of_=b"] for run in runs[-2:]] == ["0.25", "0.5"]
+    assert [run["test_mse"] for run in runs[1:]] == ["0.08", "0.00012344", "9413.4", "18826.8"]
     row = compared(tmp_path, "ppg", "NonlinHRU")
     assert row["RHEL_mean"] == pytest.approx(8.0)
     assert (row["RHEL_paper_mean"], row["metric"]) == (8.4, "mse")
@@ -128,16 +158,37 @@ def test_failed_unfinished_damaged_and_missing_runs_are_listed(tmp_path):
     (put(tmp_path, "Own", "NonlinHRU_RHEL", 5) / "result.json").write_text('{"status": "comp')
     put(tmp_path, "Own", "NonlinHRU_BPTT", 4, math.nan)
     lines = problems(read_runs(tmp_path))
-    assert lines[0] == (
-        "Heartbeat LinHRU RHEL: seed 1 failed (the loss is not finite at step 7); seed 2 unfinished; missing: 3"
+    assert lines[:5] == [
+        "Heartbeat LinHRU RHEL: seed 1 failed: the loss is not finite at step 7",
+        "Heartbeat LinHRU RHEL: seed 2 unfinished",
+        "Heartbeat LinHRU RHEL: seed 3 missing",
+        *(f"Heartbeat NonlinHRU {name}: seeds 1, 2, 3 missing" for name in ("BPTT", "RHEL")),
+    ]
+    assert lines[7].startswith(
+        "Own NonlinHRU BPTT: seed 4 damaged: result.json: ValueError('test_metric nan is no accuracy'"
     )
-    assert lines[1:3] == [f"Heartbeat NonlinHRU {name}: missing: 1, 2, 3" for name in ("BPTT", "RHEL")]
-    assert lines[5].startswith(
-        "Own NonlinHRU BPTT: seed 4 damaged (result.json: ValueError('test_metric nan is no accuracy'"
-    )
-    assert lines[6].startswith("Own NonlinHRU RHEL: seed 5 damaged (result.json: JSONDecodeError")
-    assert len(lines) == 7
+    assert lines[9].startswith("Own NonlinHRU RHEL: seed 5 damaged: result.json: JSONDecodeError")
+    assert len(lines) == 10
     assert compare(read_runs(tmp_path))["RHEL_n"].to_list() == [0, 1]
+
+
+def test_an_algorithm_without_any_run_of_the_set_or_the_model_is_not_missing(tmp_path):
+    put(tmp_path, "Own", "LinHRU_RHEL", 1)
+    put(tmp_path, "Own", "LinHRU_RHEL", 2)
+    put(tmp_path, "Other", "NonlinHRU_BPTT", 1)
+    put(tmp_path, "Other", "NonlinHRU_RHEL", 1)
+    lines = problems(read_runs(tmp_path))
+    assert "Own NonlinHRU BPTT: seeds 1, 2 missing" in lines
+    assert not [line for line in lines if line.startswith("Own LinHRU")]
+
+
+def test_an_error_has_one_line_of_a_readable_length(tmp_path):
+    for seed in (3, 1):
+        put(tmp_path, "Own", "LinHRU_RHEL", seed, None, status="failed", error="first line\n" + 90 * "long ")
+    (line,) = problems(read_runs(tmp_path))
+    assert line.startswith("Own LinHRU RHEL: seeds 1, 3 failed: first line long long")
+    assert line.endswith(" ..")
+    assert len(line) < 200
 
 
 def test_folders_that_are_no_runs_are_passed_over(tmp_path):
@@ -173,10 +224,12 @@ def test_a_damaged_run_never_takes_the_table_away(tmp_path):
         (folder / "result.json").write_text(text)
         (folder / "metrics.jsonl").write_text(text)
     strange = "=a$\\frac$|"
+    fields = {"metric": ["mse"], "val_metric": "x", "test_mse_of_outputs": {"y": [1]}}
+    put(tmp_path, "Own", "LinHRU_RHEL", 99, [1], status="failed", **fields)
     (put(tmp_path, strange, "@m_RHEL", 1, error="-1", steps=10**30) / "metrics.jsonl").write_text(DAMAGED[-1])
     runs = read_runs(tmp_path)
     own = runs[runs["dataset"] == "Own"]
-    assert list(own["status"]) == ["damaged"] * len(DAMAGED)
+    assert list(own["status"]) == [*["damaged"] * len(DAMAGED), "failed"]
     assert "test_metric 7.0 is no accuracy" in own["error"].iloc[0]
     assert postprocess_results.main([str(tmp_path)]) == 0
     summary = tmp_path / "summary"
@@ -222,8 +275,8 @@ def test_runs_of_two_metrics_are_never_averaged(tmp_path):
     assert compare(runs)["dataset"].to_list() == ["Other"]
     why = "other runs of this data set have another metric; keep them in another folder"
     assert problems(runs)[-2:] == [
-        f"Own LinHRU BPTT: seed 1 damaged (metric mse: {why}); missing: 2",
-        f"Own LinHRU RHEL: seed 1 damaged (metric accuracy: {why}); seed 2 damaged (metric mse: {why})",
+        f"Own LinHRU RHEL: seed 1 damaged: metric accuracy: {why}",
+        f"Own LinHRU RHEL: seed 2 damaged: metric mse: {why}",
     ]
 
 
@@ -290,17 +343,25 @@ def test_settings_have_rows_of_their_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert postprocess_results.main([]) == 0
     out = capsys.readouterr().out
-    head, _, *rows = [line for line in out.splitlines() if line.startswith("|")]
+    assert max(map(len, out.splitlines())) <= 100
+    summary = tmp_path / "outputs" / "summary"
+    head, _, *rows = [line for line in (summary / "results.md").read_text().splitlines() if line.startswith("|")]
     assert head.startswith("| data set | model | setting | metric | BPTT | seeds | steps | BPTT, paper | RHEL |")
-    assert [row.split(" | ")[2] for row in rows] == ["lr=a", "lr=b", "lr=c", "lr=d", "outputs"]
-    assert rows[1].startswith("| Own | LinHRU | lr=b | accuracy, % | 60.0 ± 0.0 | 3 | 10 | - | 40.0 ± 0.0 | 3 | 10 |")
-    assert rows[4].startswith("| Own | LinHRU | outputs | accuracy, % | - | 0 | - | - | 30.0 | 1 | 20 |")
+    assert [row.split(" | ")[2] for row in rows] == ["(as configured)", "lr=a", "lr=b", "lr=c", "lr=d"]
+    assert rows[2].startswith("| Own | LinHRU | lr=b | accuracy, % | 60.0 ± 0.0 | 3 | 10 | - | 40.0 ± 0.0 | 3 | 10 |")
+    assert rows[0].startswith("| Own | LinHRU | (as configured) | accuracy, % | - | 0 | - | - | 30.0 | 1 | 20 |")
     assert "- Own LinHRU RHEL lr=c: seed 2 failed" in out
-    assert "- Own LinHRU BPTT outputs: missing: 1" in out
+    assert "- Own LinHRU BPTT (as configured): seed 1 missing" in out
+    table = [" ".join(line.split()) for line in out.splitlines()]
+    assert table[0] == "data set model setting metric BPTT RHEL RHEL - BPTT steps seeds"
+    assert table[1:3] == [
+        "Own LinHRU (as configured) % - 30.0 - 20 1",
+        "Own LinHRU lr=a % 40.0 ± 0.0 60.0 ± 0.0 20.0 10 2",
+    ]
     # Named one by one they are the same, without the runs beside them, and a folder counts once.
     assert postprocess_results.main(["outputs/lr=a", "outputs/lr=b", "outputs/lr=a", "outputs/lr=a/Own"]) == 0
     again = capsys.readouterr()
-    assert [row for row in again.out.splitlines() if row.startswith("|")][2:] == rows[:2]
+    assert [" ".join(line.split()) for line in again.out.splitlines()][1:3] == table[2:4]
     assert again.err.startswith("outputs/lr=a/Own: no runs here\n")
     assert (tmp_path / "outputs" / "summary" / "results.png").exists()
     assert postprocess_results.main(["outputs", "outputz"]) == 2
@@ -311,7 +372,8 @@ def test_the_setting_is_chosen_by_validation_alone(tmp_path, capsys):
     folders = grid(tmp_path)
     assert postprocess_results.main([*map(str, folders), "--select", "validation"]) == 0
     out = capsys.readouterr().out
-    head, _, *rows = [line for line in out.splitlines() if line.startswith("|")]
+    report = (tmp_path / "summary" / "results.md").read_text()
+    head, _, *rows = [line for line in report.splitlines() if line.startswith("|")]
     assert head.startswith(
         "| data set | model | metric | BPTT | seeds | steps | setting | BPTT, paper | RHEL | seeds |"
     )
@@ -320,8 +382,8 @@ def test_the_setting_is_chosen_by_validation_alone(tmp_path, capsys):
     assert row.startswith(
         "| Own | LinHRU | accuracy, % | 40.0 ± 0.0 | 2 | 10 | lr=a (of 4) | - | 40.0 ± 0.0 | 3 | 10 | lr=b (of 4) | - |"
     )
-    assert row.endswith("| 0.0 | [0.0, 0.0] | 2 |")
-    # Seed 3 is better than the others, but the other settings have not begun it.
+    assert row.endswith("| 0.0 | - | 2 |")
+    # Seed 3 is better than the others, but only this setting has it.
     assert "- Own LinHRU RHEL: lr=b (of 4), validation accuracy, % 91.5 over seeds 1, 2; the settings differ in " in out
     assert "the settings differ in steps: 10 and 15; lr=c takes no part: seed 2 failed\n" in out
     with open(tmp_path / "summary" / "runs.csv", newline="") as file:
@@ -335,7 +397,7 @@ def test_the_setting_is_chosen_by_validation_alone(tmp_path, capsys):
 def test_of_equal_settings_the_first_is_chosen_and_the_smallest_error(tmp_path, metric, taken):
     for setting, value in (("w", None), ("x", 0.9), ("y", 0.3), ("z", 0.9 if metric == "accuracy" else 0.3)):
         put(tmp_path / f"lr={setting}", "Own", "LinHRU_RHEL", 1, metric=metric, val_metric=value)
-    chosen, (line,) = by_validation(read_runs(tmp_path))
+    chosen, (line,), _ = by_validation(read_runs(tmp_path))
     assert chosen["taken"].to_list() == [f"lr={taken}"]
     assert chosen["of"].to_list() == [4]
     assert "; equal: lr=z; lr=w takes no part: seed 1 has no finite val_metric" in line
@@ -344,8 +406,8 @@ def test_of_equal_settings_the_first_is_chosen_and_the_smallest_error(tmp_path, 
 @pytest.mark.parametrize(
     ("losses", "taken", "text"),
     [
-        ((2e-5, 1.2346e-5), "lr=b", "loss, 1e-2 0.001235 over seeds 1"),
-        ((2e-5, None), "lr=a", "mse, 1e-2 1.235e-05 over seeds 1"),  # a run of an earlier version
+        ((2e-5, 1.2346e-5), "lr=b", "loss 1.235e-05 over seed 1"),
+        ((2e-5, None), "lr=a", "mse 1.235e-07 over seed 1"),  # a run of an earlier version
     ],
     ids=["loss", "mse"],
 )
@@ -354,25 +416,42 @@ def test_a_regression_is_chosen_by_the_loss_that_the_training_takes(tmp_path, lo
     for setting, mse, loss in zip("ab", (1.2346e-7, 2e-7), losses, strict=True):
         fields = {"metric": "mse", "val_metric": mse} | ({} if loss is None else {"val_loss": loss})
         put(tmp_path / f"lr={setting}", "Own", "LinHRU_RHEL", 1, 5.4321e-8, **fields)
-    chosen, (line,) = by_validation(read_runs(tmp_path))
+    chosen, (line,), _ = by_validation(read_runs(tmp_path))
     assert chosen["taken"].to_list() == [taken]
     assert f"{taken} (of 2), validation {text}" in line
-    assert "5.432e-06" in cells(compare(chosen))[1]
+    assert "5.432e-08" in cells(compare(chosen))[1]
 
 
-def test_settings_below_settings_are_read(tmp_path):
-    for name in (".", "lr=1", "lr=1/dim=2", "lr=1/dim=2/a=b"):
-        put(tmp_path / name, "Own", "LinHRU_RHEL", 1)
-    assert read_runs(tmp_path)["setting"].to_list() == sorted(["lr=1", "lr=1/dim=2", "lr=1/dim=2/a=b", tmp_path.name])
+def test_settings_below_settings_are_read_in_the_order_of_their_numbers(tmp_path):
+    settings = ["lr=1e-4", "lr=0.001,dim=8", "lr=0.001,dim=16", "lr=1", "lr=1/dim=8", "lr=1/dim=16"]
+    for name in (".", *settings):
+        put(tmp_path / name, "Own", f"LinHRU_{'RHEL' if name in settings[2:4] else 'BPTT'}", 1)
+    assert compare(read_runs(tmp_path))["setting"].to_list() == ["(as configured)", *settings]
 
 
-def test_settings_without_a_common_seed_are_not_compared(tmp_path):
+def test_settings_are_compared_over_the_seeds_that_most_of_them_have(tmp_path, capsys):
+    """As after the first command of the docs, whose run has another seed."""
+    for setting, seeds in ((".", (2345,)), ("lr=0.001", (1, 2)), ("lr=0.01", (1, 2)), ("lr=0.1", (1,))):
+        for seed in seeds:
+            fields = {"val_metric": 0.9 if setting == "." else 0.8 if setting == "lr=0.01" else 0.7}
+            put(tmp_path / setting, "Own", "LinHRU_RHEL", seed, **fields)
+    assert postprocess_results.main([str(tmp_path), "--select", "validation"]) == 0
+    out = capsys.readouterr().out
+    assert "Own LinHRU RHEL: lr=0.01 (of 4), validation accuracy, % 80.0 over seed 1; " in out
+    assert "; (as configured) takes no part: it has seed 2345, not 1\n" in out
+
+
+def test_settings_without_a_common_seed_are_not_compared(tmp_path, capsys):
     for seed in (1, 2):
         put(tmp_path / f"lr={seed}", "Own", "LinHRU_RHEL", seed, val_metric=0.5)
-    chosen, lines = by_validation(read_runs(tmp_path))
-    assert chosen.empty
-    assert lines[0].startswith("Own LinHRU RHEL: none: the settings have no seed in common")
-    assert postprocess_results.main([str(tmp_path), "--select", "validation"]) == 0
+    assert postprocess_results.main([str(tmp_path), "--select", "validation"]) == 1
+    printed = capsys.readouterr()
+    assert "none has failed" not in printed.out
+    assert printed.err.splitlines()[-1] == (
+        "postprocess_results.py: error: Own LinHRU RHEL: none can be chosen: no seed belongs to more than half of the "
+        "settings: lr=1 has seed 1, lr=2 has seed 2; train the settings with the same --seeds, or name only the "
+        "folders to compare"
+    )
 
 
 # What is written
@@ -399,23 +478,26 @@ def test_everything_is_written_and_nothing_but_results_and_metrics_is_read(tmp_p
     assert {path: path.read_bytes() for path in before} == before
 
     report = (summary / "results.md").read_text()
-    assert capsys.readouterr().out.rstrip() in report
+    printed = capsys.readouterr().out
+    assert "Heartbeat LinHRU % 65.0 ± 7.1 * 65.0 ± 7.1 * 0.0 100 to 200 2" in " ".join(printed.split())
+    assert printed[printed.index("Runs that are missing") :].rstrip() in report
     row = "| Heartbeat | LinHRU | accuracy, % | 65.0 ± 7.1 * | 2 | 100 to 200 | 73.9 ± 0.6 |"
     row += " 65.0 ± 7.1 * | 2 | 100 to 200 | 73.5 ± 1.6 |"
-    assert f"{row} 0.0 | [0.0, 0.0] | 2 |" in report
+    assert f"{row} 0.0 | - | 2 |" in report
     assert "sample standard deviation" in report
-    assert "- EigenWorms LinHRU RHEL: seed 1 failed (a|b)" in report
+    assert "- EigenWorms LinHRU RHEL: seed 1 failed: a|b" in report
     tex = (summary / "results.tex").read_text()
     assert r"Heartbeat & LinHRU & accuracy, \% & 65.0 $\pm$ 7.1 * & 2 & 100 to 200 &" in tex
     assert len({line.count("&") for line in tex.splitlines() if "&" in line}) == 1
     with open(summary / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["dataset"] for row in rows] == ["Heartbeat", "ppg"]
-    assert float(rows[0]["RHEL_std"]) == pytest.approx(math.sqrt(50))
+    assert float(rows[0]["RHEL_std_accuracy_percent"]) == pytest.approx(math.sqrt(50))
     with open(summary / "runs.csv", newline="") as file:
         runs = list(csv.DictReader(file))
     assert len(runs) == 9
     assert (runs[1]["status"], runs[1]["seconds"]) == ("completed", "1.5")
+    assert (runs[1]["test_accuracy_percent"], runs[1]["test_mse"], runs[-1]["test_mse"]) == ("60.0", "", "0.1")
     assert (int(float(runs[1]["peak_memory_host_bytes"])), runs[1]["peak_memory_device_bytes"]) == (3 * 2**30, "")
 
     # Written again it is the same, and takes no part in what is read.
@@ -427,8 +509,10 @@ def test_everything_is_written_and_nothing_but_results_and_metrics_is_read(tmp_p
 
 def test_only_failed_runs_are_reported_without_a_figure(tmp_path, capsys):
     put(tmp_path, "Own", "LinHRU_RHEL", 1, None, status="failed", error="x")
-    assert postprocess_results.main([str(tmp_path), "--output_dir", str(tmp_path / "there")]) == 0
-    assert "- Own LinHRU RHEL: seed 1 failed (x)" in capsys.readouterr().out
+    assert postprocess_results.main([str(tmp_path), "--output_dir", str(tmp_path / "there")]) == 1
+    printed = capsys.readouterr()
+    assert "- Own LinHRU RHEL: seed 1 failed: x" in printed.out
+    assert "error: no run is completed" in printed.err
     assert not list((tmp_path / "there").rglob("*.png"))
 
 
