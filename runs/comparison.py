@@ -102,11 +102,6 @@ def _parents(folder: Path) -> list[Path]:
     return [folder, *chain.from_iterable(map(_parents, sorted(folder.glob("*=*"))))]
 
 
-def _parents(folder: Path) -> list[Path]:
-    """The folder, and the folders of settings below it."""
-    return [folder, *chain.from_iterable(map(_parents, sorted(folder.glob("*=*"))))]
-
-
 def _rows(parent: Path) -> list[dict]:
     rows = []
     for folder in parent.glob("*/*_*/seed_*"):
