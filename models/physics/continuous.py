@@ -96,10 +96,7 @@ class Problem(eqx.Module):
     - `drive`: the function t -> v(t), of the shape that the potential takes.
     - `loss`: the function (q, t) -> l(q, t), a scalar. Its integral is the loss.
     - `start`: position and momentum at t = 0.
-    - `duration`: T.
-
-    Raises `ValueError` for a duration that is not positive and finite, and for a start, drive, loss or energies whose
-    shapes do not fit together.
+    - `duration`: T. Raises `ValueError` if it is not positive and finite, or if shapes do not fit together.
     """
 
     hamiltonian: AbstractHamiltonian
@@ -112,24 +109,12 @@ class Problem(eqx.Module):
         _require_positive("duration", self.duration)
         shapes = [getattr(x, "shape", None) for x in self.start] if isinstance(self.start, tuple) else []
         if len(shapes) != 2 or shapes[0] is None or shapes[0] != shapes[1]:
-            got = shapes or type(self.start).__name__
-            raise ValueError(f"start must be two arrays (q, p) of the same shape, got {got}")
-        q = self.start[0]
-        for name, function, arguments in (
-            ("drive", self.drive, (0.0,)),
-            ("loss", self.loss, (q, 0.0)),
-            ("the energy", self.energy, (self.start, 0.0)),
-            ("the force", lambda q: self.rate((q, q), 0.0), (q,)),
-        ):
-            try:
-                value = jax.eval_shape(function, *arguments)
-            except (TypeError, ValueError, IndexError, AttributeError) as error:
-                raise ValueError(
-                    f"{name} cannot be evaluated at positions of shape {q.shape} and t = 0: {str(error).rstrip('. ')}. "
-                    "A problem has drive(t) -> v, loss(q, t) -> a scalar, and start (q, p)"
-                ) from error
-            if name in ("loss", "the energy") and getattr(value, "shape", None) != ():
-                raise ValueError(f"{name} must be a scalar, got {value}: sum over the oscillators")
+            raise ValueError(f"start must be two arrays (q, p) of one shape, got {shapes or type(self.start).__name__}")
+        try:
+            jax.eval_shape(jax.grad(lambda q: self.loss(q, 0.0) + self.energy((q, q), 0.0)), self.start[0])
+        except (TypeError, ValueError, IndexError, AttributeError) as error:
+            needed = f"drive(t) -> v, loss(q, t) -> a scalar, scalar energies, at positions of shape {shapes[0]}"
+            raise ValueError(f"a problem needs {needed}, the shape of the start: {error}") from error
 
     def rate(self, state: State, t: Time) -> State:
         """f: the velocities of positions and momenta."""
@@ -162,9 +147,8 @@ class Problem(eqx.Module):
 class Integrator(eqx.Module):
     """How the differential equations are solved. `tolerance` is the absolute and the relative one.
 
-    The default is for float64; float32 reaches 1e-6. Raises `ValueError` if the tolerance is not positive and finite,
-    and in a solve if it is below the rounding of the numbers. A solve raises the error of diffrax if it needs more than
-    `max_steps`.
+    The default is for float64; float32 reaches 1e-6. Raises `ValueError` if the tolerance is not positive and finite; a
+    solve does if it is below the rounding. A solve raises the error of diffrax if it needs more than `max_steps`.
     """
 
     tolerance: float = 1e-11

@@ -206,11 +206,11 @@ def test_sizes_must_be_positive(make, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"start": jnp.zeros(SIZE)}, r"start must be two arrays \(q, p\) of the same shape, got ArrayImpl"),
+        ({"start": jnp.zeros(SIZE)}, r"start must be two arrays \(q, p\) of one shape, got ArrayImpl"),
         ({"start": (jnp.zeros(SIZE), jnp.zeros(2))}, r"start must be two arrays .*, got \[\(\d,\), \(2,\)\]"),
-        ({"drive": jnp.zeros(SIZE)}, r"drive cannot be evaluated .*not callable.* A problem has drive\(t\)"),
-        ({"drive": lambda t: jnp.zeros(2)}, r"the energy cannot be evaluated at positions of shape .* incompatible"),
-        ({"loss": lambda q, t: q}, r"loss must be a scalar, got .*: sum over the oscillators"),
+        ({"drive": jnp.zeros(SIZE)}, r"a problem needs drive\(t\) -> v, .*not callable"),
+        ({"drive": lambda t: jnp.zeros(2)}, r"at positions of shape \(3,\), the shape of the start: .* incompatible"),
+        ({"loss": lambda q, t: q}, r"loss\(q, t\) -> a scalar, .*scalar-output functions"),
     ],
 )
 @pytest.mark.usefixtures("unchecked_types")

@@ -165,6 +165,17 @@ def test_an_error_in_a_method_of_a_unit_is_told_with_its_cause(workplace, capsys
         assert "Traceback" not in error
 
 
+def test_a_run_that_fails_at_once_names_an_echo_that_does_not_return(workplace, capsys):
+    Path("my_unit.py").write_text(UNIT)
+    fields = {**HERE, "model_name": "Springs", "unit": "my_unit.py:Springs", "dataset_name": "Tiny", "seeds": [1]}
+    del fields["complex_ssm"]
+    write_config({**fields, "first": 1e30, "num_blocks": 1}, "Springs")
+    assert run("--dataset_name", "Tiny", "--model_name", "Springs", "--own_units") == 1
+    error = read(Path("outputs", "Tiny", "Springs_RHEL", "seed_1", "result.json"))["error"]
+    assert "not finite at step 1" in error
+    assert error.endswith("its kinetic energy is not even in p: models.check.check_gradient tells")
+
+
 def test_another_class_than_the_one_of_the_run_is_refused():
     record = {"unit_sha256": "1", "config": {"unit": "a.py:Unit"}}
     unit = type("Unit", (load.AbstractHRULayer,), {})
