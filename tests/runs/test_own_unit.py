@@ -101,6 +101,7 @@ def test_a_unit_of_ones_own_through_the_command(workplace, monkeypatch, capsys):
     assert run(*flags, "--own_units", "--overwrite") == 0
     step = load_run(folder, unit=load_unit("my_unit.py:Springs"))[0].blocks[0].unit.hamiltonian().step
     assert np.allclose(step, 0.2)
+    assert (folder / "unit.py").read_bytes() == Path("my_unit.py").read_bytes()
 
 
 def test_the_hash_of_a_unit_in_a_module_is_the_hash_of_its_file(tmp_path, monkeypatch):
