@@ -30,10 +30,11 @@ from common.style import save
 from data_dir.datasets import create_dataset, processed_datasets
 from experiment_configs import MODEL_NAMES
 from models.create import MODELS
-from models.load import load_unit
+from models.layer import AbstractHRULayer, unit_options
+from models.load import error_in_unit, load_unit
 from models.rhel import LEARNING_ALGORITHMS
-from runs import compilation_cache
-from runs.gradient_comparison import compare, make_problem
+from runs import compilation_cache, settings
+from runs.gradient_comparison import compare, doubts, make_problem
 from runs.gradient_tables import by_model, by_parameter, draw_comparison, draw_sweep
 
 DATASET, BUNDLED_DATASET = "SelfRegulationSCP1", "BasicMotions"
@@ -66,7 +67,8 @@ def parse(arguments=None) -> argparse.Namespace:
     add("--num_blocks", type=positive(int), default=6, help="number of blocks")
     add("--hidden_dim", type=positive(int), default=64, help="number of features")
     add("--ssm_dim", type=positive(int), default=64, help="number of oscillators of a unit")
-    add("--step_init", type=positive(float), default=0.1, help="first time step of NonlinHRU")
+    add("--step_init", type=positive(float), help="first time step, as --set step_init=.. (without it: of the unit)")
+    add("--set", nargs="+", metavar="OPTION=VALUE", default=[], help="options of the units, as dt=0.2")
     add("--sequence_length", type=positive(int), help="use the first steps only (without it: all)")
     add("--batch_size", type=positive(int), default=4, help="random training samples")
     add("--seed", type=int, default=2345, help="seed of split, samples and parameters")
@@ -92,7 +94,7 @@ def choose_dataset(options: argparse.Namespace) -> str:
 
 def main(arguments=None) -> int:
     """Run the comparison and return the exit status."""
-    options = parse(arguments)
+    options, own = parse(arguments), None
     # float32 and float64 occur in one process. Everything that is float32 says so.
     with compilation_cache.enabled(options.compilation_cache), jax.enable_x64(True):
         try:
@@ -102,15 +104,18 @@ def main(arguments=None) -> int:
             rows, models = [], {}
             units = {name: MODELS[name] for name in options.model_name or (MODEL_NAMES if options.unit is None else ())}
             if options.unit is not None:
-                unit = load_unit(options.unit)
-                units[unit.__name__] = unit
-            for model_name, unit in units.items():
+                own = load_unit(options.unit)
+                units[own.__name__] = own
+            for (model_name, unit), given in zip(units.items(), options_of(units, options), strict=True):
                 notice(f"{model_name} on {name}")
-                problem = make_problem(options, unit, dataset)
+                problem = make_problem(options, unit, given, dataset)
                 rows_of_model, models[model_name] = compare(options, problem, notice)
                 rows += [{"model": model_name} | row for row in rows_of_model]
-        except (ValueError, OSError) as error:
-            notice(f"error: {error}")
+        except Exception as error:
+            words = error_in_unit(error, own)
+            if words is None and not isinstance(error, ValueError | OSError):
+                raise
+            notice(f"error: {words or error}")
             return 2
     table, shape = pd.DataFrame(rows), list(problem.x.shape)
     title = f"{name}, {' x '.join(map(counted, shape, ('series', 'step', 'channel')))}"
@@ -123,6 +128,8 @@ def main(arguments=None) -> int:
         title_of_model = f"{model_name}, {options.num_blocks} blocks, {title}"
         print(f"\n{title_of_model}: relative error against BPTT float64, largest over blocks")
         print(by_parameter(group).to_string(float_format="{:.1e}".format))
+        for sentence in doubts(group, results["retrace_error_float32"]):
+            print(sentence)
         print("largest error of an echo without nudges, float32:", f"{max(results['retrace_error_float32']):.1e}")
         figures[model_name] = draw_comparison(group, title_of_model)
     if options.epsilon is not None and len(options.epsilon) > 1 and "RHEL" in options.learning_algorithm:
@@ -142,8 +149,26 @@ def main(arguments=None) -> int:
     }
     path = options.output_dir / "gradient_comparison.json"
     path.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
-    print(f"\nwritten: {', '.join(str(options.output_dir / f'{stem}.png') for stem in figures)}, {path}")
+    written = [str(options.output_dir / f"{stem}.{suffix}") for stem in figures for suffix in ("png", "pdf")]
+    print(f"\nwritten: {', '.join([*written, str(path)])}")
     return 0
+
+
+def options_of(
+    units: dict[str, type[AbstractHRULayer]], options: argparse.Namespace
+) -> list[dict[str, bool | float | None]]:
+    """For each unit those of --set and --step_init that it has. Raises `ValueError` for an option that no unit has."""
+    given = {name: values[0] for name, values in settings.parse(options.set).items() if len(values) == 1}
+    if len(given) < len(options.set):
+        raise ValueError(f"--set {' '.join(options.set)}: one value for each option, not a list")
+    if options.step_init is not None:
+        given["step_init"] = options.step_init
+    declared = [unit_options(unit) for unit in units.values()]
+    known = list(dict.fromkeys(name for names in declared for name in names))
+    for name in given.keys() - set(known):
+        way_out = f"the options are {', '.join(known) or 'none'}; sizes have flags, as --ssm_dim"
+        raise ValueError(f"{name} is no option of {' or '.join(units)}: {way_out}")
+    return [{name: value for name, value in given.items() if name in names} for names in declared]
 
 
 def counted(number: int, thing: str) -> str:

@@ -25,7 +25,7 @@ from common.tables import aligned
 from data_dir.datasets import create_dataset
 from experiment_configs.schema import ExperimentConfig, validate
 from models import create_model, load_run
-from models.load import read_record
+from models.load import read_record, unit_of_run
 from models.physics.oscillations import Oscillators
 from models.stack import HRU
 from models.trained import TrainedModel, oscillators_of
@@ -35,7 +35,9 @@ SERIES = 3
 
 def opened(folder: Path, own_units: bool = False) -> tuple[TrainedModel, ExperimentConfig]:
     """The trained model of a run and its config. A unit of your own is Python code: `own_units` allows to import it."""
-    config = validate(read_record(folder)["config"], source=str(folder / "config.json"), own_units=own_units)
+    record = read_record(folder)
+    fields = record["config"] | {"unit": unit_of_run(folder, record)}
+    config = validate(fields, source=str(folder / "config.json"), own_units=own_units)
     return load_run(folder, unit=config.unit_class), config
 
 

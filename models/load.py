@@ -29,10 +29,10 @@ from .layer import AbstractHRULayer, unit_options
 from .stack import HRU
 from .trained import OfRawSeries, TrainedModel
 
-CONFIG, MODEL, RESULT = "config.json", "model.eqx", "result.json"
+CONFIG, MODEL, RESULT, UNIT = "config.json", "model.eqx", "result.json", "unit.py"
 PRECISIONS = ("float32", "float64")
 _COMMON = inspect.signature(create_model).parameters.keys() - {"data_dim", "label_dim", "key", "options"}
-_SHA256: dict[type, str] = {}  # of the content that runs, for the units that `load_unit` imported
+_SOURCES: dict[type, bytes] = {}  # the content that runs, for the units that `load_unit` imported
 _FROM_MODELS = "; in a clone, import from models, not from rhel"
 
 
@@ -58,7 +58,7 @@ def unit_and_sha256(name: str) -> tuple[type[AbstractHRULayer], str]:
     """As `load_unit`, with the sha256 of the file of the unit. It is the hash of the content that runs."""
     source, _, class_name = name.rpartition(":")
     try:
-        module, sha256 = _module_of(Path(source).resolve() if source.endswith(".py") else source)
+        module, content = _module_of(Path(source).resolve() if source.endswith(".py") else source)
         unit = getattr(module, class_name)
     except (Exception, SystemExit) as error:  # the file is code, and may raise anything
         hint = ""
@@ -66,13 +66,35 @@ def unit_and_sha256(name: str) -> tuple[type[AbstractHRULayer], str]:
             hint = "; it is a file or module and a class, as in my_unit.py:MyLayer"
         elif isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] == "rhel":
             hint = _FROM_MODELS
+        elif isinstance(error, ModuleNotFoundError) and source.endswith(".py"):
+            hint = f"; the folder {Path(source).resolve().parent} is not on Python's path: put it into PYTHONPATH"
+            hint *= (Path(source).resolve().parent / f"{error.name}.py").exists()
         raise UnitError(f"unit {name}: cannot be imported ({_in_words(error)}){hint}") from error
     if not (isinstance(unit, type) and issubclass(unit, AbstractHRULayer)):
         of_rhel = isinstance(unit, type) and any(base.__module__.split(".")[0] == "rhel" for base in unit.__mro__)
         hint = _FROM_MODELS if of_rhel else ""
         raise UnitError(f"unit {name}: is not a subclass of models.layer.AbstractHRULayer{hint}")
-    _SHA256[unit] = sha256
-    return unit, sha256
+    _SOURCES[unit] = content
+    return unit, hashlib.sha256(content).hexdigest()
+
+
+def source_of(unit: type[AbstractHRULayer]) -> bytes:
+    """The content of the file of your own unit, as it was imported by `load_unit`. Raises `OSError`, `TypeError`."""
+    return _SOURCES.get(unit) or Path(inspect.getfile(unit)).read_bytes()
+
+
+def unit_of_run(folder: Path, record: dict[str, Any]) -> str | None:
+    """The name by which the unit of a run can be imported: of its file, or of the copy in the folder of the run.
+
+    The copy is named if the file of the unit is missing, or has another content than in the training.
+    """
+    name = record["config"].get("unit")
+    source, _, class_name = str(name).rpartition(":")
+    if source.endswith(".py") and (folder / UNIT).exists():
+        file = Path(source)
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != record.get("unit_sha256"):
+            return f"{folder / UNIT}:{class_name}"
+    return name
 
 
 def error_in_unit(error: Exception, unit: type[AbstractHRULayer] | None) -> str | None:
@@ -96,12 +118,13 @@ def _in_words(error: BaseException) -> str:
 
 
 @lru_cache
-def _module_of(source: Path | str) -> tuple[ModuleType, str]:
-    """The module of a file, or of a name, and the sha256 of its file."""
+def _module_of(source: Path | str) -> tuple[ModuleType, bytes]:
+    """The module of a file, or of a name, and the content of its file."""
     if isinstance(source, str):
         module = importlib.import_module(source)
-        return module, hashlib.sha256(Path(inspect.getfile(module)).read_bytes()).hexdigest()
-    spec = importlib.util.spec_from_file_location(f"unit_{source.stem}", source)
+        return module, Path(inspect.getfile(module)).read_bytes()
+    place = hashlib.sha256(str(source).encode()).hexdigest()[:8]  # every run has a file unit.py
+    spec = importlib.util.spec_from_file_location(f"unit_{source.stem}_{place}", source)
     assert spec is not None  # it is None for a name that does not end in .py
     content = source.read_bytes()
     module = importlib.util.module_from_spec(spec)
@@ -112,7 +135,7 @@ def _module_of(source: Path | str) -> tuple[ModuleType, str]:
     except BaseException:
         del sys.modules[spec.name]
         raise
-    return module, hashlib.sha256(content).hexdigest()
+    return module, content
 
 
 def require_same_unit(folder: Path, record: dict[str, Any], unit: type[AbstractHRULayer]) -> None:
@@ -126,25 +149,26 @@ def require_same_unit(folder: Path, record: dict[str, Any], unit: type[AbstractH
     if unit.__name__ != class_name and getattr(sys.modules[unit.__module__], class_name, None) is not unit:
         raise RunError(f"{folder}: was trained with the unit {name}, not with {unit.__qualname__}: {way_out}")
     try:
-        now = _SHA256.get(unit) or hashlib.sha256(Path(inspect.getfile(unit)).read_bytes()).hexdigest()
+        now = hashlib.sha256(source_of(unit)).hexdigest()
     except (OSError, TypeError):
         raise RunError(
             f"{folder}: was trained with the unit {name}, and {unit.__qualname__} has no file to compare: {way_out}"
         ) from None
     if then != now:
         raise RunError(
-            f"{folder}: was made with {unit_difference(name, then, now)}. A training with --overwrite makes the run "
-            "again"
+            f"{folder}: was made with {unit_difference(folder, name, then, now)}. A training with --overwrite makes "
+            "the run again"
         )
 
 
-def unit_difference(name: str, then: str | None, now: str | None) -> str:
-    """The difference between two files of your own unit, in words."""
+def unit_difference(folder: Path, name: str, then: str | None, now: str | None) -> str:
+    """The difference between two files of your own unit, in words, and where the old one is."""
     then, now = ("not recorded" if sha256 is None else f"{str(sha256)[:12]}.." for sha256 in (then, now))
-    return (
-        f"another content of the file of the unit {name} (sha256 {then}, now {now}; put the old file back to use the "
-        "run)"
-    )
+    copy = folder / UNIT
+    way_out = "put the old file back to use the run"
+    if copy.exists():
+        way_out += f", a copy is {copy}; or open the run with load_unit('{copy}:{name.rpartition(':')[2]}')"
+    return f"another content of the file of the unit {name} (sha256 {then}, now {now}; {way_out})"
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
@@ -187,7 +211,8 @@ def load_run(folder: str | Path, *, unit: type[AbstractHRULayer] | None = None) 
     methods of `TrainedModel` do. The function needs config.json and model.eqx. If the folder has a result.json,
     model.eqx must have the sha256 that it records.
 
-    `unit`: the class, for a run with a unit of your own.
+    `unit`: the class, for a run with a unit of your own. The folder holds a copy of its file, as in the training:
+    `load_run(folder, unit=load_unit(f"{folder}/unit.py:MyLayer"))`.
 
     **Raises:** `RunError` if a file is missing or damaged, if the files do not belong together, if jax has another
     precision than the run, and if the run has a unit of its own that is not given, or whose file has another content.
@@ -271,8 +296,11 @@ def _structure(path: Path, record: dict, unit: type[AbstractHRULayer] | None):
     if config.get("unit") is not None and unit is None:
         raise RunError(
             f"{path}: the run has its own unit, {config['unit']}: this is Python code, which load_run does not run. "
-            "Give the class, load_run(folder, unit=..); models.load.load_unit imports it by this name"
+            f"Give the class, load_run(folder, unit=load_unit({unit_of_run(path.parent, record)!r})), by load_unit of "
+            "models.load"
         )
+    if unit is not None and not isinstance(unit, type):
+        raise RunError(f"{path}: unit is {unit!r}, but a class is needed: unit=models.load.load_unit({str(unit)!r})")
     if config.get("unit") is None and unit is not None:
         raise RunError(f"{path}: the run has no own unit, but {config.get('model_name')!r}: leave unit out")
     if unit is not None:

@@ -5,6 +5,7 @@
     split.json       the stored rows of each part, as an index file (not for data sets that come cut into parts)
     metrics.jsonl    one line per evaluation (the fields of `train.Evaluation`)
     checkpoints/     the state of the training, see `training.checkpoints`: an unfinished run is resumed from it
+    unit.py          the file of your own unit as it ran: to use the run after a change of the file
     model.eqx        the model and its state that were best on the validation set
     curves.png       loss and metric against the step
     confusion.png    classification only: the confusion matrix of the test part
@@ -27,7 +28,7 @@ from typing import Any
 
 from experiment_configs.schema import ConfigError, ExperimentConfig
 
-CONFIG, MODEL, RESULT = "config.json", "model.eqx", "result.json"  # as in `models.load`
+CONFIG, MODEL, RESULT, UNIT = "config.json", "model.eqx", "result.json", "unit.py"  # as in `models.load`
 SPLIT, METRICS = "split.json", "metrics.jsonl"
 CURVES, CONFUSION, PREDICTIONS = "curves.png", "confusion.png", "predictions.png"
 CHECKPOINTS, EVENTS, NONFINITE = "checkpoints", "events", "nonfinite.eqx"
@@ -75,7 +76,7 @@ def _is_number(value: Any) -> bool:
 
 def clear(folder: Path) -> None:
     """Remove the files of a run. result.json goes first: if the process dies halfway, the folder is unfinished."""
-    for name in (*AT_THE_END, OVERWRITE, CONFIG, SPLIT, METRICS):
+    for name in (*AT_THE_END, OVERWRITE, CONFIG, UNIT, SPLIT, METRICS):
         (folder / name).unlink(missing_ok=True)
     for name in (CHECKPOINTS, EVENTS):
         if (folder / name).exists():

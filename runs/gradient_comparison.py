@@ -11,10 +11,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
 from data_dir.datasets import Dataset
 from models import create_model
 from models.check import (
+    RETRACE_TOLERANCE,
     RetraceWarning,
     agreement_by_leaf,
     finite_difference_errors,
@@ -22,12 +24,16 @@ from models.check import (
     retrace_errors,
     rounding_of_constraints,
     to_float64,
+    try_unit,
     with_same_numbers,
 )
+from models.create import MODELS
 from models.layer import AbstractHRULayer
-from models.NonlinHRU import NonlinHRULayer
 from models.rhel import BPTT, RHEL, make_learning_algorithm, with_learning_algorithm
 from train import sample_loss
+
+DIFFERENCES_AGREE = 1e-2
+"""Errors of finite differences up to this size are of their own: sound gradients show up to a few 1e-3."""
 
 
 class Problem(NamedTuple):
@@ -41,8 +47,10 @@ class Problem(NamedTuple):
     rounding: list | None = None  # in float64: see `models.check.with_same_numbers`
 
 
-def make_problem(options: argparse.Namespace, unit: type[AbstractHRULayer], dataset: Dataset) -> Problem:
-    """A model and a random batch of training samples, all float32."""
+def make_problem(
+    options: argparse.Namespace, unit: type[AbstractHRULayer], given: dict[str, Any], dataset: Dataset
+) -> Problem:
+    """A model with the given options of its unit, and a random batch of training samples, all float32."""
     rng = np.random.default_rng(options.seed)
     rows = rng.choice(dataset.train.size, min(options.batch_size, dataset.train.size), replace=False)
     model, state = create_model(
@@ -55,8 +63,10 @@ def make_problem(options: argparse.Namespace, unit: type[AbstractHRULayer], data
         classification=dataset.classification,
         dropout_rate=0.0,
         key=jax.random.PRNGKey(options.seed),
-        **({"step_init": options.step_init} if unit is NonlinHRULayer else {}),
+        **given,
     )
+    if unit not in MODELS.values():
+        try_unit(model.blocks[0].unit, options.hidden_dim)
     x, labels = (jnp.asarray(array[rows], jnp.float32) for array in (dataset.train.data, dataset.train.labels))
     return Problem(*_cast((model, state), jnp.float32), x[:, : options.sequence_length], labels, dataset.classification)
 
@@ -111,6 +121,23 @@ def compare(options: argparse.Namespace, problem: Problem, notice: Callable[[str
     for warning in caught:
         notice(f"warning: {warning.message}")
     return rows, {"retrace_error_float32": retrace.tolist()}
+
+
+def doubts(rows: pd.DataFrame, retrace: list[float]) -> Iterator[str]:
+    """Sentences about a reference that finite differences do not confirm, and about an echo that does not return."""
+    worst = rows.loc[rows.finite_differences.idxmax()]
+    if not worst.finite_differences <= DIFFERENCES_AGREE:
+        yield (
+            f"The gradient of BPTT itself is doubtful: finite differences of {worst.parameter} differ by "
+            f"{100 * worst.finite_differences:.2g} %. An index beyond an array, a corner, a stop_gradient or chaotic "
+            "dynamics may be the cause; models.check.check_gradient tells more"
+        )
+    if not max(retrace) <= RETRACE_TOLERANCE:
+        yield (
+            f"An echo without nudges misses its start by {max(retrace):.1e} of the largest state: the kinetic energy "
+            "is not even in p, or the dynamics are unstable at this step or precision; models.check.check_gradient "
+            "tells more"
+        )
 
 
 def _algorithms(options: argparse.Namespace) -> Iterator[tuple[str, float | None, str]]:

@@ -29,7 +29,7 @@ def by_parameter(rows: pd.DataFrame) -> pd.DataFrame:
     table["1 - cosine, worst run"] = 1 - rows.groupby("parameter").cosine.min()
     table["one rounding"] = rows.groupby("parameter").one_rounding.max()
     table["finite differences"] = rows.groupby("parameter").finite_differences.max()
-    return table
+    return table.rename_axis(index=None, columns=None)
 
 
 def by_model(rows: pd.DataFrame) -> pd.DataFrame:

@@ -95,7 +95,7 @@ def require_same_run(folder: Path, now: dict[str, Any]) -> None:
         reasons = [] if more else [f"with more steps ({fields[0]}): a run continues to more steps, never to fewer"]
     reasons += data
     if now.get("unit") is not None and then.get("unit") == now["unit"] and unit != now["unit_sha256"]:
-        reasons.append(f"with {unit_difference(now['unit'], unit, now['unit_sha256'])}")
+        reasons.append(f"with {unit_difference(folder, now['unit'], unit, now['unit_sha256'])}")
     if reasons:
         raise _refused(folder, reasons)
 

@@ -24,7 +24,7 @@ from data_dir.processing.tables import SUFFIXES, Columns, read_table, stacked, t
 from data_dir.scaling import output_names
 from data_dir.storage import DataError
 from experiment_configs.schema import ExperimentConfig, validate
-from models.load import RunError, load_run, read_record
+from models.load import RunError, load_run, read_record, unit_of_run
 from models.trained import SeriesError, TrainedModel
 from runs import folder as files
 from runs.identity import data_differences, data_identity
@@ -142,7 +142,8 @@ def _kept_run(folder: str | Path, own_units: bool = False) -> Iterator[KeptRun]:
     """Within the block jax has the precision of the run."""
     folder = Path(folder)
     record = read_record(folder)
-    config = validate(record["config"], source=str(folder / files.CONFIG), own_units=own_units)
+    fields = record["config"] | {"unit": unit_of_run(folder, record)}
+    config = validate(fields, source=str(folder / files.CONFIG), own_units=own_units)
     with jax.enable_x64(record["precision"] == "float64"):
         loaded = load_run(folder, unit=config.unit_class)
         yield KeptRun(**vars(loaded), config=config)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import equinox as eqx
-import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
@@ -18,7 +17,8 @@ from data_dir.scaling import output_names
 from data_dir.splits import write_index_file
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
-from models.load import error_in_unit
+from models.check import try_unit
+from models.load import error_in_unit, source_of
 from models.stack import HRU
 from runs import folder as files
 from runs.figures import draw_confusion, draw_curves, draw_predictions
@@ -46,8 +46,8 @@ def make_model(config: ExperimentConfig, data_dim: int, label_dim: int, key: PRN
     """
     try:
         model, state = create_model(data_dim=data_dim, label_dim=label_dim, key=key, **config.model_options())
-        if config.unit_class is not None:  # its energies are traced, so that an error in them comes before any run
-            eqx.filter_eval_shape(model.blocks[0].unit, jax.ShapeDtypeStruct((1, config.hidden_dim), float))
+        if config.unit_class is not None:
+            try_unit(model.blocks[0].unit, config.hidden_dim)
         return model, state
     except Exception as error:
         words = error_in_unit(error, config.unit_class) or (str(error) if isinstance(error, ValueError) else None)
@@ -194,6 +194,9 @@ class _Run:
         if self.begun:
             return
         self.begun = True
+        if self.config.unit_class is not None:
+            with replacing(self.folder / files.UNIT) as path:
+                path.write_bytes(source_of(self.config.unit_class))
         write_json(self.folder / files.CONFIG, run_record(self.config, self.seed, self.dataset))
         for name in files.AT_THE_END:
             (self.folder / name).unlink(missing_ok=True)
@@ -260,9 +263,18 @@ class _Run:
             **dict.fromkeys(("best_step", *_MEASURES)),
             "steps": failure.step,
             "stop_reason": "non_finite_loss",
-            "error": str(failure),
+            "error": str(failure) + self._hint_on_echo(),
             "rows": failure.rows,
         }
+
+    def _hint_on_echo(self) -> str:
+        """What else may end a run with your own unit before its first evaluation."""
+        if self.config.unit_class is None or self.config.learning_algorithm == "BPTT" or self.progress.history:
+            return ""
+        return (
+            ". Or the echo of the unit does not return, for instance because its kinetic energy is not even in p: "
+            "models.check.check_gradient tells"
+        )
 
 
 def baseline(dataset: Dataset) -> float:

@@ -170,8 +170,8 @@ def _config_file(arguments: argparse.Namespace, model: str, dataset_name: str) -
             return beside
         place = f"{processed_folder(data_dir)}/*/{dataset_name}/configs/{model}/{dataset_name}.json"
         raise ConfigError(
-            f"{error}. Nor is there a config beside the data, {place}; data_dir/import_arrays.py writes it for your "
-            "own data"
+            f"{error}. Nor is there a config beside the data, {place}; data_dir/import_arrays.py writes those "
+            f"of {' and '.join(MODEL_NAMES)} for your own data; for your own unit, copy one and add its field unit"
         ) from None
 
 

@@ -16,6 +16,7 @@ from .admissible import (
     InadmissibleSystem,
     check_hamiltonian,
     check_system,
+    try_unit,
 )
 from .precision import (
     Agreement,
@@ -47,6 +48,7 @@ __all__ = [
     "retrace_errors",
     "rounding_of_constraints",
     "to_float64",
+    "try_unit",
     "with_same_numbers",
 ]
 

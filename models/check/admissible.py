@@ -4,16 +4,19 @@ This file reads the form from the fields and from traces of the energies. `model
 """
 
 import inspect
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import checkify
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ..layer import AbstractHRULayer
 from ..rhel.hamiltonian import AbstractHamiltonian
-from ..rhel.system import AbstractSystem, BareSystem, require_admissible, rest_state
+from ..rhel.system import AbstractSystem, BareSystem, position_like, require_admissible, rest_state
 from .precision import to_float64
 from .sampled import AGREES, CHECKS, first, not_finite, sampled, worst
 
@@ -42,8 +45,8 @@ def check_hamiltonian(
 
     First the form: parameters that would get no gradient (Python numbers, integers, arrays that the energies take from
     outside) or are complex, drives that are not floating-point, energies that cannot be evaluated or are not real
-    scalars. Then energies, slopes and trajectory that are not finite. Then `models.check.sampled.CHECKS`. `n_osc` as
-    in `models.evolve`; `key` draws the samples.
+    scalars, indices beyond an array. Then energies, slopes and trajectory that are not finite. Then
+    `models.check.sampled.CHECKS`. `n_osc` as in `models.evolve`; `key` draws the samples.
     """
     system, key = BareSystem(hamiltonian, n_osc), jax.random.PRNGKey(0) if key is None else key
     if reasons := _wrong_form(system, drives) or _wrong_numbers(system, drives, key):
@@ -52,7 +55,7 @@ def check_hamiltonian(
 
 def _wrong_form(system: AbstractSystem, inputs: Array) -> list[str]:
     """The violations of the first check that fails. The later checks rely on the earlier ones."""
-    for look in (_fields, _drives, _energies, _captured, _finite_drives):
+    for look in (_fields, _drives, _energies, _indices, _captured, _finite_drives):
         if reasons := list(look(system.hamiltonian, system, inputs)):
             return reasons
     return []
@@ -127,6 +130,48 @@ def _energies(hamiltonian: AbstractHamiltonian, system: AbstractSystem, inputs: 
         if not jnp.issubdtype(dtype, jnp.floating):
             where = f"{_name(hamiltonian)}.{part}"
             yield f"{where} must return a real floating-point number, got {dtype}: an energy is real and has a slope"
+
+
+def _indices(_: AbstractHamiltonian, system: AbstractSystem, inputs: Array) -> Iterator[str]:
+    try:
+        _require_indices(lambda system: system, system, inputs)
+    except ValueError as error:
+        yield str(error)
+
+
+def _require_indices(system_of: Callable, module: PyTree, inputs: Array | jax.ShapeDtypeStruct) -> None:
+    """Raises `ValueError` if the system of a module uses an index beyond an array, in its energies or ports.
+
+    jax itself reads another element, and drops the gradient. Needs the shapes only: every parameter and input is 0.
+    """
+
+    def evaluated(arrays, inputs, position):
+        system = system_of(eqx.combine(arrays, static))
+        hamiltonian, drives = system.hamiltonian, system.drive(inputs)
+        energies = hamiltonian.kinetic(position), hamiltonian.potential(position, drives[0])
+        return energies, system.readout(position[None], inputs)
+
+    arrays, static = eqx.partition(module, eqx.is_array)
+    inputs = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
+    name, position = _name(system_of(module).hamiltonian), position_like(system_of(module), inputs)
+    # A model may be made for its shapes alone. checkify warns of indices of int64.
+    with jax.ensure_compile_time_eval(), warnings.catch_warnings(action="ignore"):
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (arrays, inputs, position))
+        error, _ = jax.jit(checkify.checkify(evaluated, errors=checkify.index_checks))(*zeros)
+        message = error.get()
+    if message is not None:
+        raise ValueError(
+            f"an index in the energies or ports of {name} is beyond its array "
+            f"({message.strip().rstrip('.')}). jax does not stop there: it reads another element and drops its "
+            "gradient. Mend the index, or the number of oscillators"
+        )
+
+
+def try_unit(unit: AbstractHRULayer, hidden_dim: int) -> None:
+    """Traces a unit at one step, and raises what its methods raise; `ValueError` for an index beyond an array."""
+    inputs = jax.ShapeDtypeStruct((1, hidden_dim), float)
+    eqx.filter_eval_shape(unit, inputs)
+    _require_indices(lambda unit: unit.system(), unit, inputs)
 
 
 def _captured(hamiltonian: AbstractHamiltonian, system: AbstractSystem, inputs: Array) -> Iterator[str]:

@@ -96,7 +96,7 @@ class Problem(eqx.Module):
     - `drive`: the function t -> v(t), of the shape that the potential takes.
     - `loss`: the function (q, t) -> l(q, t), a scalar. Its integral is the loss.
     - `start`: position and momentum at t = 0.
-    - `duration`: T. Raises `ValueError` if it is not positive and finite.
+    - `duration`: T. Raises `ValueError` if it is not positive and finite, or if shapes do not fit together.
     """
 
     hamiltonian: AbstractHamiltonian
@@ -107,6 +107,14 @@ class Problem(eqx.Module):
 
     def __check_init__(self):
         _require_positive("duration", self.duration)
+        shapes = [getattr(x, "shape", None) for x in self.start] if isinstance(self.start, tuple) else []
+        if len(shapes) != 2 or shapes[0] is None or shapes[0] != shapes[1]:
+            raise ValueError(f"start must be two arrays (q, p) of one shape, got {shapes or type(self.start).__name__}")
+        try:
+            jax.eval_shape(jax.grad(lambda q: self.loss(q, 0.0) + self.energy((q, q), 0.0)), self.start[0])
+        except (TypeError, ValueError, IndexError, AttributeError) as error:
+            needed = f"drive(t) -> v, loss(q, t) -> a scalar, scalar energies, at positions of shape {shapes[0]}"
+            raise ValueError(f"a problem needs {needed}, the shape of the start: {error}") from error
 
     def rate(self, state: State, t: Time) -> State:
         """f: the velocities of positions and momenta."""
@@ -139,8 +147,8 @@ class Problem(eqx.Module):
 class Integrator(eqx.Module):
     """How the differential equations are solved. `tolerance` is the absolute and the relative one.
 
-    The default is for float64; float32 reaches 1e-6. Raises `ValueError` if the tolerance is not positive and finite.
-    A solve raises the error of diffrax if it needs more than `max_steps`.
+    The default is for float64; float32 reaches 1e-6. Raises `ValueError` if the tolerance is not positive and finite; a
+    solve does if it is below the rounding. A solve raises the error of diffrax if it needs more than `max_steps`.
     """
 
     tolerance: float = 1e-11
@@ -161,6 +169,12 @@ class Integrator(eqx.Module):
         adjoint: diffrax.AbstractAdjoint,
     ) -> diffrax.Solution:
         """From time 0 to the duration; `rate(t, state, args)` is the time derivative of the state."""
+        dtype = jnp.result_type(float, *jax.tree.leaves(start))
+        if not isinstance(self.tolerance, jax.core.Tracer) and self.tolerance < jnp.finfo(dtype).eps:
+            raise ValueError(
+                f"the tolerance {self.tolerance:g} is below the rounding of {dtype}: compute in float64 (arrays and "
+                "calls inside `with jax.enable_x64(True):`), or give another one, as Integrator(1e-5) for float32"
+            )
         return diffrax.diffeqsolve(
             diffrax.ODETerm(rate),
             self.solver,

@@ -24,8 +24,26 @@ def make_learning_algorithm(name: str, epsilon: float | None = None) -> Abstract
     raise ValueError(f"unknown learning_algorithm {name!r}; one of {', '.join(LEARNING_ALGORITHMS)}")
 
 
-def with_learning_algorithm(model: PyTree, algorithm: AbstractLearningAlgorithm) -> PyTree:
-    """The model with this learning algorithm in every unit. Its parameters and its forward pass stay as they are."""
+def _algorithm(given: str | AbstractLearningAlgorithm, epsilon: float | None = None) -> AbstractLearningAlgorithm:
+    """A learning algorithm that is given by name, or as it is."""
+    if isinstance(given, str):
+        return make_learning_algorithm(given, epsilon)
+    if not isinstance(given, AbstractLearningAlgorithm):
+        raise TypeError(
+            f"{given!r} is no learning algorithm: give {', '.join(LEARNING_ALGORITHMS)} or an object of one. An "
+            "EchoImperfection belongs into physics.imperfect.ImperfectRHEL(EchoImperfection(..), epsilon)"
+        )
+    if epsilon is not None:
+        raise ValueError("epsilon belongs to the learning algorithm that was given: RHEL(epsilon)")
+    return given
+
+
+def with_learning_algorithm(model: PyTree, algorithm: str | AbstractLearningAlgorithm) -> PyTree:
+    """The model with this learning algorithm, or one by its name, in every unit.
+
+    Its parameters and its forward pass stay as they are.
+    """
+    algorithm = _algorithm(algorithm)
 
     def is_algorithm(node):
         return isinstance(node, AbstractLearningAlgorithm)
@@ -48,10 +66,9 @@ def evolve(
     of another shape acts on the oscillators. Raises `ValueError` for an empty sequence, an unknown algorithm and
     energies that are not scalars or cannot be evaluated; `TypeError` for a Hamiltonian that is no
     `AbstractHamiltonian`, for drives that are not one floating-point array, and for a parameter that is no field.
+
+    An index beyond an array is no error here: jax reads the last element and drops its gradient. `models.check` sees
+    it.
     """
     require_hamiltonian(hamiltonian)
-    if isinstance(learning_algorithm, str):
-        learning_algorithm = make_learning_algorithm(learning_algorithm, epsilon)
-    elif epsilon is not None:
-        raise ValueError("epsilon belongs to the learning algorithm that was given: RHEL(epsilon)")
-    return learning_algorithm(BareSystem(hamiltonian, n_osc), drives)
+    return _algorithm(learning_algorithm, epsilon)(BareSystem(hamiltonian, n_osc), drives)

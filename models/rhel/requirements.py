@@ -49,19 +49,27 @@ def require_admissible(system: System, inputs: Float[Array | jax.ShapeDtypeStruc
             energies = _traced(getattr(type(hamiltonian), name), hamiltonian, *arguments)
         except CapturedTracer:
             raise
-        except (TypeError, ValueError) as error:
-            hint = "A position has the shape of a drive; for another number of oscillators, give it to evolve as n_osc"
-            if "int32" in str(error) and "int64" in str(error):  # jax remembers the type that it gave to an array
-                hint = "An index of whole numbers works in both precisions as a NumPy array of int32"
+        except (TypeError, ValueError, IndexError) as error:
             raise ValueError(
                 f"{where} cannot be evaluated at positions and momenta of shape {state.shape} and a drive of shape "
-                f"{drive.shape}. {hint}. The error: {error}"
+                f"{drive.shape}: {str(error).rstrip('. ')}. {_way_out(system, error)}"
             ) from error
         shapes = [energy.shape for energy in energies]
         if shapes != [()]:
             got = f"shape {shapes[0]}" if len(shapes) == 1 else f"{len(shapes)} arrays"
             raise ValueError(f"{where} must return a scalar, got {got}: sum over the oscillators")
     _traced(type(system).readout, system, jax.ShapeDtypeStruct((1, *state.shape), state.dtype), inputs)
+
+
+def _way_out(system: System, error: Exception) -> str:
+    """What may mend an energy that cannot be evaluated."""
+    if "int32" in str(error) and "int64" in str(error):  # jax remembers the type that it gave to an array
+        return "An index of whole numbers works in both precisions as a NumPy array of int32"
+    if getattr(system, "n_osc", None) is not None:
+        return f"Positions have the shape ({system.n_osc},), from n_osc; drives are (time, number of drives)"
+    if hasattr(system, "n_osc"):
+        return "A position has the shape of a drive; for another number of oscillators, give it as n_osc"
+    return "A position has the shape of a drive, unless position_shape of the ports of the unit says another one"
 
 
 def require_hamiltonian(hamiltonian: object) -> None:

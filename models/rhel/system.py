@@ -50,6 +50,12 @@ class BareSystem(AbstractSystem):
     hamiltonian: AbstractHamiltonian
     n_osc: int | None = eqx.field(default=None, static=True)
 
+    def __check_init__(self):
+        n_osc = self.n_osc
+        if n_osc is None or (isinstance(n_osc, int | np.integer) and not isinstance(n_osc, bool) and n_osc > 0):
+            return
+        raise ValueError(f"n_osc must be a whole number of at least 1, the number of oscillators, got {n_osc!r}")
+
     @override
     def position_shape(self, drive_shape):
         return drive_shape if self.n_osc is None else (self.n_osc,)

@@ -1,9 +1,13 @@
 import json
+import re
 from pathlib import Path
 
+import jax
+import pandas as pd
 import pytest
 
 from gradient_comparison_bptt_rhel import main, parse
+from runs.gradient_comparison import doubts
 
 TINY = ["--num_blocks", "2", "--hidden_dim", "4", "--ssm_dim", "3", "--sequence_length", "40", "--batch_size", "2"]
 
@@ -18,6 +22,7 @@ def test_sweep_on_the_bundled_set_end_to_end(tmp_path, capsys):
     arguments = [*TINY, "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
     assert main([*arguments, "--epsilon", "0.01", "0.1"]) == 0
     captured = capsys.readouterr()
+    assert "epsilon.pdf" in captured.out
     assert "SelfRegulationSCP1 is not processed" in captured.err
     for stem in ("LinHRU", "NonlinHRU", "epsilon"):
         assert (tmp_path / "out" / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
@@ -42,7 +47,7 @@ def test_sweep_on_the_bundled_set_end_to_end(tmp_path, capsys):
         if line.startswith("NonlinHRU, 2 blocks, BasicMotions, 2 series x 40 steps x 7 channels")
     )
     errors_of_reference = ["one rounding", "finite differences"]
-    assert columns_of(lines[heading + 1]) == ["run", *runs, "1 - cosine, worst run", *errors_of_reference]
+    assert columns_of(lines[heading + 1]) == [*runs, "1 - cosine, worst run", *errors_of_reference]
     errors = report["models"]["NonlinHRU"]["largest_relative_error"]
     assert set(errors) == set(runs)
     assert errors["RHEL float64 0.1"] == pytest.approx(100 * errors["RHEL float64 0.01"], rel=0.1)
@@ -72,6 +77,24 @@ def test_one_model_at_the_default_nudge_and_an_echo_that_does_not_return(tmp_pat
     assert list(report["models"]["NonlinHRU"]["largest_relative_error"]) == ["RHEL float32", "RHEL float64"]
 
 
+def test_an_error_in_an_energy_of_your_own_unit_is_told_with_its_line(tmp_path, capsys):
+    path = Path(__file__).parents[2] / "examples" / "custom_hamiltonian.py"
+    (tmp_path / "unit.py").write_text(path.read_text().replace("jnp.sum(1 - jnp.cos(q)", "absent(1 - jnp.cos(q)"))
+    arguments = [*TINY, "--dataset_name", "ACSF1", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    assert main([*arguments, "--unit", f"{tmp_path}/unit.py:PendulumLayer"]) == 2
+    assert re.search(r"error: .*unit.py, line \d+: NameError: name 'absent' is not defined", capsys.readouterr().err)
+
+
+def test_a_doubtful_reference_and_an_echo_that_does_not_return_have_a_sentence():
+    def sentences(differences, retrace):
+        rows = pd.DataFrame({"parameter": ["a", "b"], "finite_differences": [1e-6, differences]})
+        return "\n".join(doubts(rows, [1e-7, retrace]))
+
+    assert sentences(2e-3, 1e-4) == ""
+    assert "finite differences of b differ by 3 %. An index beyond an array" in sentences(0.03, 1e-4)
+    assert "misses its start by 5.0e-01 of the largest state: the kinetic energy is not even" in sentences(1e-6, 0.5)
+
+
 def test_the_default_is_a_batch_of_four_and_the_automatic_nudge():
     options = parse([])
     assert options.batch_size == 4
@@ -89,14 +112,24 @@ def test_your_own_unit_is_compared_in_place_of_the_models(tmp_path, capsys, monk
     compared = []
 
     def compare(options, problem, notice):
+        assert float(jax.nn.softplus(problem.model.blocks[0].unit.step)) == pytest.approx(0.3)
         compared.extend(type(block.unit).__name__ for block in problem.model.blocks)
         raise ValueError("enough")
 
     monkeypatch.setattr("gradient_comparison_bptt_rhel.compare", compare)
     unit = f"{Path(__file__).parents[2] / 'examples' / 'custom_hamiltonian.py'}:PendulumLayer"
     arguments = [*TINY, "--dataset_name", "ACSF1", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
-    assert main([*arguments, "--unit", unit]) == 2
+    assert main([*arguments, "--unit", unit, "--set", "step_init=0.3"]) == 2
     assert compared == ["PendulumLayer"] * 2
     assert capsys.readouterr().err == "PendulumLayer on ACSF1\nerror: enough\n"
+    for wrong, message in (
+        (("--set", "dt=0.1"), "dt is no option of PendulumLayer: the options are step_init; sizes have flags"),
+        (("--set", "step_init=0.1,0.2"), "--set step_init=0.1,0.2: one value for each option, not a list"),
+        (("--set", "step_init=-1"), "step_init must be a number above 0, got -1"),
+        (("--model_name", "LinHRU", "--step_init", "0.1"), "step_init is no option of LinHRU"),
+    ):
+        unit_too = [] if "LinHRU" in wrong else ["--unit", unit]
+        assert main([*arguments, *unit_too, *wrong]) == 2
+        assert f"error: {message}" in capsys.readouterr().err
     assert main([*arguments, "--unit", "absent.py:Unit"]) == 2
     assert "error: unit absent.py:Unit: cannot be imported" in capsys.readouterr().err

@@ -144,7 +144,11 @@ VIOLATIONS = {
     ),
     "another size": (
         springs(jnp.ones(5)),
-        r"Own.potential cannot be evaluated at .* of shape \(8,\)\. A position has",
+        r"Own.potential cannot be evaluated at .* of shape \(8,\): .*\. A position has",
+    ),
+    "index beyond the chain": (
+        springs(potential=lambda self, q, drive: jnp.sum(self.k * q**2) - q[np.array([0, SIZE])] @ drive[:2]),
+        r"an index in the energies or ports of Own is beyond its array .*index 8 is out of bounds .*Mend the index",
     ),
     "another precision": (
         stiffer(lambda k, q, v: jax.lax.mul(q, CONSTANT)),

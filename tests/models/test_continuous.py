@@ -203,6 +203,28 @@ def test_sizes_must_be_positive(make, value):
         make(value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"start": jnp.zeros(SIZE)}, r"start must be two arrays \(q, p\) of one shape, got ArrayImpl"),
+        ({"start": (jnp.zeros(SIZE), jnp.zeros(2))}, r"start must be two arrays .*, got \[\(\d,\), \(2,\)\]"),
+        ({"drive": jnp.zeros(SIZE)}, r"a problem needs drive\(t\) -> v, .*not callable"),
+        ({"drive": lambda t: jnp.zeros(2)}, r"at positions of shape \(3,\), the shape of the start: .* incompatible"),
+        ({"loss": lambda q, t: q}, r"loss\(q, t\) -> a scalar, .*scalar-output functions"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked_types")
+def test_parts_of_a_problem_that_do_not_fit_are_named(change, message):
+    parts = {"hamiltonian": linear(SIZE), "drive": drive, "loss": loss, "start": REST, "duration": 1.0}
+    with pytest.raises(ValueError, match=message):
+        Problem(**{**parts, **change})
+
+
+def test_a_tolerance_below_the_rounding_names_double_precision():
+    with pytest.raises(ValueError, match=r"tolerance 1e-11 is below the rounding of float32: compute in float64"):
+        free_pass(problem_of(linear(SIZE, dt=1.0)), Integrator())
+
+
 def test_too_few_steps_are_an_error(x64):
     with pytest.raises(RuntimeError, match=r"maximum number of solver steps"):
         free_pass(problem_of(linear(SIZE, dt=1.0)), Integrator(max_steps=4))

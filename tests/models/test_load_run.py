@@ -74,13 +74,18 @@ class OwnUnit(LinHRULayer):
     """A unit of the user's own, in a file that a run names."""
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_a_unit_of_ones_own_is_given_and_never_imported(tmp_path):
     changes = {"model_name": OwnUnit, "gate": False, "train_steps": False}
     folder = tmp_path / "run"
     saved = keep(folder, record={"model_name": "Own", "unit": "evil.py:OwnUnit"}, **changes)
     change(folder, unit_sha256=hashlib.sha256(Path(__file__).read_bytes()).hexdigest())
-    with pytest.raises(RunError, match=r"config.json: the run has its own unit, evil.py:OwnUnit: .* unit=\.\.\)"):
+    with pytest.raises(
+        RunError, match=r"config.json: the run has its own unit, evil.py:OwnUnit: .*load_unit\('evil.py:OwnUnit'\)\)"
+    ):
         models.load_run(folder)
+    with pytest.raises(RunError, match=r"unit is 'evil.py:OwnUnit', but a class is needed: .*load_unit\('evil.py:Own"):
+        models.load_run(folder, unit="evil.py:OwnUnit")  # pyright: ignore[reportArgumentType]
     assert eqx.tree_equal(tuple(models.load_run(folder, unit=OwnUnit)), saved)
     keep(tmp_path / "ordinary")
     with pytest.raises(RunError, match=r"the run has no own unit, but 'NonlinHRU': leave unit out"):

@@ -11,7 +11,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from systems import assert_close, linear, pendulums, saturating
 
 from models import evolve
+from models.layer import LinearPorts
 from models.LinHRU import LinearOscillators, LinHRULayer
+from models.physics.imperfect import EchoImperfection
 from models.rhel import BPTT, RHEL, AbstractSystem, BareSystem, ReversibleBPTT, with_learning_algorithm
 from models.rhel.hamiltonian import AbstractHamiltonian
 from models.rhel.requirements import CapturedTracer
@@ -363,7 +365,7 @@ class NoHamiltonian:
             jnp.ones((5, 2)),
             ValueError,
             r"LinearOscillators.kinetic cannot be evaluated at positions and momenta of shape \(2,\) and a drive of "
-            r"shape \(2,\). A position has the shape of a drive; .* n_osc",
+            r"shape \(2,\): .*. A position has the shape of a drive; .* n_osc",
         ),
     ],
 )
@@ -371,6 +373,37 @@ class NoHamiltonian:
 def test_what_evolve_cannot_run_is_named(hamiltonian, drives, error, message, algorithm):
     with pytest.raises(error, match=message):
         evolve(hamiltonian, drives, learning_algorithm=algorithm)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("n_osc", [(3,), 3.0, True, 0])
+def test_another_n_osc_than_a_number_is_refused(n_osc):
+    for use in (lambda: evolve(linear(3), jnp.ones((5, 3)), n_osc=n_osc), lambda: BareSystem(linear(3), n_osc)):
+        with pytest.raises(ValueError, match=r"n_osc must be a whole number of at least 1, .*, got [(3.T0]"):
+            use()
+
+
+def test_the_cause_of_another_shape_comes_first_with_its_way_out():
+    inputs = jnp.ones((5, 4))
+    with pytest.raises(
+        ValueError, match=r"drive of shape \(5,\): .*incompatible shapes.*have the shape \(3,\), from n"
+    ):
+        evolve(linear(3), jnp.ones((3, 5)), n_osc=3)
+    layer = LinearPorts(linear(3), jnp.ones((2, 4)), jnp.ones((4, 3)), jnp.ones(4))
+    with pytest.raises(ValueError, match=r"shape \(2,\): .*incompatible shapes.*unless position_shape of the ports"):
+        BPTT()(layer, inputs)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_learning_algorithm_is_given_by_name_or_as_an_object():
+    model = (BPTT(), jnp.ones(2))
+    assert isinstance(with_learning_algorithm(model, "RHEL")[0], RHEL)
+    for use in (
+        lambda: with_learning_algorithm(model, EchoImperfection(noise=1e-3)),
+        lambda: evolve(linear(3), jnp.ones((5, 3)), learning_algorithm=EchoImperfection(noise=1e-3)),
+    ):
+        with pytest.raises(TypeError, match=r"no learning algorithm: .*ImperfectRHEL\(EchoImperfection"):
+            use()
 
 
 def test_numpy_drives_are_taken():

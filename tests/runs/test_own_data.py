@@ -118,6 +118,7 @@ def test_a_table_of_words_is_trained_on_and_predicted(tmp_path, monkeypatch, cap
     error = capsys.readouterr().err
     assert "repeats/LinHRU: no config for the data set 'gait'" in error
     assert "beside the data, data_dir/processed/*/gait/configs/LinHRU/gait.json" in error
+    assert "writes those of LinHRU and NonlinHRU for your own data; for your own unit, copy one" in error
     assert command("--dataset_name", "gait", "--data_dir", "elsewhere") == 0
     # New rows in another order, with columns in another order and without labels.
     new = pd.DataFrame(rows)[["a", "t", "who", "b"]].sample(frac=1, random_state=0)

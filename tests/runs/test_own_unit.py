@@ -83,18 +83,25 @@ def test_a_unit_of_ones_own_through_the_command(workplace, monkeypatch, capsys):
     with pytest.raises(RunError, match=r"seed_1: was made with another content of the file .*; put the old file back"):
         load_run(folder, unit=load_unit("my_unit.py:Springs"))
     changed = r"Springs_RHEL/seed_1: was made with another content of the file of the unit my_unit.py:Springs \(sha256 "
-    for use in (["--evaluate", str(folder)], [*predict, "--output", "other.csv"]):
-        assert run_experiment.main([*use, "--own_units"]) == 2
-        assert re.search(changed + r".*; put the old file back to use the run\)\. A training", capsys.readouterr().err)
+    # The run has a copy of the file that it was trained with.
+    copy = f"{folder / 'unit.py'}:Springs"
+    assert run_experiment.main(["--evaluate", str(folder)]) == 2
+    assert f'unit is "{copy}": this is Python code' in capsys.readouterr().err
+    assert run_experiment.main(["--evaluate", str(folder), "--own_units"]) == 0
+    assert "equal" in capsys.readouterr().out
+    assert np.allclose(load_run(folder, unit=load_unit(copy)).units[0].hamiltonian().step, 0.1)
     for use in ([], ["--plan"]):
         assert run(*flags, *use, "--own_units") == 2
-        assert re.search(changed + r".*; put the old file back to use the run\)\. --over", capsys.readouterr().err)
+        assert re.search(
+            changed + r".*; put the old file back .*, a copy is .*unit.py; .*\)\. --over", capsys.readouterr().err
+        )
     (folder / "result.json").unlink()  # unfinished: to resume
     assert run(*flags, "--own_units") == 2
     assert re.search(changed, capsys.readouterr().err)
     assert run(*flags, "--own_units", "--overwrite") == 0
     step = load_run(folder, unit=load_unit("my_unit.py:Springs")).units[0].hamiltonian().step
     assert np.allclose(step, 0.2)
+    assert (folder / "unit.py").read_bytes() == Path("my_unit.py").read_bytes()
 
 
 def test_the_hash_of_a_unit_in_a_module_is_the_hash_of_its_file(tmp_path, monkeypatch):
@@ -115,27 +122,41 @@ def test_the_hash_of_a_unit_in_a_module_is_the_hash_of_its_file(tmp_path, monkey
         ("from pathlib import Path", "raise SystemExit(3)", r"my_unit.py, line 2: SystemExit: 3\)"),
         ("from pathlib import Path", "def f(:", r"invalid syntax \(my_unit.py, line 2\)\)"),
         ("from pathlib import Path", "import absent", r"my_unit.py, line 2: ModuleNotFoundError: No module named 'ab"),
+        (
+            "from pathlib import Path",
+            "import beside",
+            r"No module named 'beside'\); the folder .* is not on Python's path",
+        ),
     ],
 )
 def test_an_error_in_the_file_of_a_unit_is_told_with_its_line(tmp_path, monkeypatch, old, new, message):
     monkeypatch.chdir(tmp_path)
     Path("my_unit.py").write_text(UNIT.replace(old, new))
+    Path("beside.py").touch()
     with pytest.raises(UnitError, match=rf"unit my_unit.py:Springs: cannot be imported \(.*{message}"):
         load_unit("my_unit.py:Springs")
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "line"),
-    [("jnp.full(ssm_dim, first)", "undefined", 19), ("A=self.A, step", "A=undefined, step", 22)],
+    ("old", "new", "message"),
+    [
+        ("jnp.full(ssm_dim, first)", "undefined", ".*my_unit.py, line 19: NameError: name 'undefined' is not defined"),
+        ("A=self.A, step", "A=undefined, step", ".*my_unit.py, line 22: NameError: name 'undefined' is not defined"),
+        (
+            "A=self.A,",
+            "A=self.A[jnp.arange(1, 4)],",
+            "an index in .* of LinearOscillators is beyond its array .*index 3 is out of",
+        ),
+    ],
 )
-def test_an_error_in_a_method_of_a_unit_is_told_with_its_line(workplace, capsys, old, new, line):
+def test_an_error_in_a_method_of_a_unit_is_told_with_its_cause(workplace, capsys, old, new, message):
     Path("my_unit.py").write_text(UNIT.replace(old, new))
     fields = {**HERE, "model_name": "Springs", "unit": "my_unit.py:Springs", "dataset_name": "Tiny", "seeds": [1]}
     del fields["complex_ssm"]
     write_config(fields, "Springs")
     assert run("--dataset_name", "Tiny", "--model_name", "Springs", "--own_units") == 1
     printed = capsys.readouterr()
-    message = rf"Springs on Tiny: .*my_unit.py, line {line}: NameError: name 'undefined' is not defined"
+    message = f"Springs on Tiny: {message}"
     assert re.search(f"FAILED, {message}", printed.out)
     assert "Traceback" not in printed.err
     for use in ("--plan", "--overwrite"):
@@ -143,6 +164,17 @@ def test_an_error_in_a_method_of_a_unit_is_told_with_its_line(workplace, capsys,
         error = capsys.readouterr().err
         assert re.search(f"error: {message}", error)
         assert "Traceback" not in error
+
+
+def test_a_run_that_fails_at_once_names_an_echo_that_does_not_return(workplace, capsys):
+    Path("my_unit.py").write_text(UNIT)
+    fields = {**HERE, "model_name": "Springs", "unit": "my_unit.py:Springs", "dataset_name": "Tiny", "seeds": [1]}
+    del fields["complex_ssm"]
+    write_config({**fields, "first": 1e30, "num_blocks": 1}, "Springs")
+    assert run("--dataset_name", "Tiny", "--model_name", "Springs", "--own_units") == 1
+    error = read(Path("outputs", "Tiny", "Springs_RHEL", "seed_1", "result.json"))["error"]
+    assert "not finite at step 1" in error
+    assert error.endswith("its kinetic energy is not even in p: models.check.check_gradient tells")
 
 
 def test_another_class_than_the_one_of_the_run_is_refused():
