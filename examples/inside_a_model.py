@@ -107,10 +107,12 @@ def main(arguments=None):
     parser.add_argument("--output", type=Path, default=picture, help="the PNG to write")
     options = parser.parse_args(arguments)
     if options.run is None:
+        parent = Path("outputs", "examples", "inside_a_model")  # the runs of the user stay as they are
         flags = ["--dataset_name", "BasicMotions", "--model_name", options.model_name, "--seeds", "2345"]
+        flags += ["--output_parent_dir", str(parent)]
         if status := run_experiment.main(flags):
             sys.exit(status)
-        options.run = Path("outputs", "BasicMotions", f"{options.model_name}_RHEL", "seed_2345")
+        options.run = parent / "BasicMotions" / f"{options.model_name}_RHEL" / "seed_2345"
     try:
         run, config = opened(options.run, options.own_units)
         series = raw_series(run, config, SERIES)

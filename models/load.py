@@ -163,10 +163,11 @@ def require_same_unit(folder: Path, record: dict[str, Any], unit: type[AbstractH
 
 def unit_difference(folder: Path, name: str, then: str | None, now: str | None) -> str:
     """The difference between two files of your own unit, in words, and where the old one is."""
-    then, now = ("not recorded" if sha256 is None else f"{str(sha256)[:12]}.." for sha256 in (then, now))
     copy = folder / UNIT
+    sound = copy.is_file() and hashlib.sha256(copy.read_bytes()).hexdigest() == then
+    then, now = ("not recorded" if sha256 is None else f"{str(sha256)[:12]}.." for sha256 in (then, now))
     way_out = "put the old file back to use the run"
-    if copy.exists():
+    if sound:
         way_out += f", a copy is {copy}; or open the run with load_unit('{copy}:{name.rpartition(':')[2]}')"
     return f"another content of the file of the unit {name} (sha256 {then}, now {now}; {way_out})"
 

@@ -6,7 +6,6 @@ import math
 import sys
 import time
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import jax
 
@@ -129,7 +128,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         arguments.evaluate, part=part, data_dir=getattr(arguments, "data_dir", None), own_units=arguments.own_units
     )
     run, then, now, differences = result.run, result.recorded, result.recomputed, result.differences()
-    _note_unchecked(arguments.evaluate)
+    _note_what_was_used(run)
     equal = then == now
     print(
         f"{title(run.config)} seed {run.record['seed']}, {part} {run.config.metric}: recorded {then.metric}, "
@@ -148,14 +147,16 @@ def _predict(arguments: argparse.Namespace) -> int:
     written = prediction.predict_file(
         arguments.run, arguments.predict, output, overwrite=arguments.overwrite, own_units=arguments.own_units
     )
-    _note_unchecked(arguments.run)
+    _note_what_was_used(written.run)
     print(f"{written.path}: {written.series} series, by {title(written.run.config)} ({arguments.run})")
     if written.ignored:
         print(f"the labels in {arguments.predict}, {', '.join(written.ignored)}, were not used")
     return 0
 
 
-def _note_unchecked(folder: Path) -> None:
-    result = finished_result(folder)
+def _note_what_was_used(run: prediction.KeptRun) -> None:
+    result, unit = finished_result(run.folder), run.record["config"].get("unit")
     if result is not None and "model_sha256" not in result:
-        print(f"{folder / RESULT} {UNCHECKED}", file=sys.stderr)
+        print(f"{run.folder / RESULT} {UNCHECKED}", file=sys.stderr)
+    if run.config.unit != unit:
+        print(f"{unit} is gone or was changed after the training; {run.config.unit} is used", file=sys.stderr)

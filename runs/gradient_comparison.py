@@ -125,7 +125,7 @@ def compare(options: argparse.Namespace, problem: Problem, notice: Callable[[str
 
 def doubts(rows: pd.DataFrame, retrace: list[float]) -> Iterator[str]:
     """Sentences about a reference that finite differences do not confirm, and about an echo that does not return."""
-    worst = rows.loc[rows.finite_differences.idxmax()]
+    worst = rows.loc[rows.finite_differences.fillna(np.inf).idxmax()]
     if not worst.finite_differences <= DIFFERENCES_AGREE:
         yield (
             f"The gradient of BPTT itself is doubtful: finite differences of {worst.parameter} differ by "

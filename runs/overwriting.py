@@ -20,12 +20,18 @@ class Overwriting:
 
     def __init__(self, identities: dict[Path, dict]):
         """`identities` of the runs, by folder. Together with the commit of the program, they identify the command."""
-        self.folders = list(identities)
+        self.folders, self._identities = list(identities), list(identities.values())
         self.key = sha256_of_json([*map(key, identities.values()), commit()])
         self.to_clear = [folder for folder in self.folders if self.key != _key_in(folder)]
 
     def begin(self) -> None:
-        """Remove the earlier runs. If another process is at work in any of their folders, no file is removed."""
+        """Remove the earlier runs. If another process is at work in any of their folders, no file is removed.
+
+        **Raises:** `RunRefused`, also if the file of your own unit is one that would be removed.
+        """
+        for unit in filter(None, {identity.get("unit") for identity in self._identities}):
+            if Path(unit.rpartition(":")[0]).resolve().parent in {folder.resolve() for folder in self.to_clear}:
+                raise RunRefused(f"unit {unit}: --overwrite would remove this file. Copy it to another folder first")
         for folder in self.to_clear:
             folder.mkdir(parents=True, exist_ok=True)
         with _all_locked(self.to_clear):

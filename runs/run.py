@@ -69,7 +69,8 @@ def run_seed(
     """Train and test one seed, write its files into its folder, and return the content of result.json.
 
     An unfinished run is resumed from its newest sound checkpoint, and ends as if it had never stopped. So does a run of
-    fewer steps, finished or not; its result, model and figures are removed after the first new checkpoint.
+    fewer steps, finished or not; its result, model and figures are removed after the first new checkpoint, or when the
+    run fails.
     `on_start(dataset, parameters)` gets the data and the number of parameters, `on_resume(step, damaged)` the step of
     the checkpoint, and the problems of the checkpoints after it. A loss or
     gradient that is not finite ends the run; it is not raised, and result.json has the status "failed". `train.train`
@@ -180,7 +181,7 @@ class _Run:
             )
         restored = self.checkpoints.restore(fresh.arrays(), self._usable)
         self.progress = fresh if restored is None else fresh.restored(restored.arrays, restored.json_part)
-        if earlier is None or restored is None:
+        if earlier is None:
             self._replace_files()
         if saved and self.on_resume is not None:
             self.on_resume(self.progress.step, {} if restored is None else restored.damaged)
@@ -236,7 +237,7 @@ class _Run:
             **{"status": "completed", "seed": self.seed, "metric": config.metric},
             **{name: getattr(trained, name) for name in ("best_step", *_MEASURES, "steps", "stop_reason")},
             "test_outputs_sha256": sha256_of_array(outputs),
-            "test_baseline": baseline(dataset),
+            "test_baseline": float(np.mean(without_model := baseline(dataset))),
         }
         if config.classification:
             result["test_confusion"] = confusion(outputs, np.asarray(dataset.test.labels))
@@ -251,6 +252,7 @@ class _Run:
                 errors = np.mean((shown[0] - shown[1]) ** 2, axis=(0, 1), dtype=float).tolist()
                 names = dataset.output_names or output_names(dataset.label_dim)
                 result["test_mse_of_outputs"] = dict(zip(names, errors, strict=True))
+                result["test_baseline_of_outputs"] = dict(zip(names, without_model.tolist(), strict=True))
             options = {"title": self.title, "names": dataset.output_names, "output_step": dataset.output_step}
             save(draw_predictions(*shown, **options), self.folder / files.PREDICTIONS)
         _save_model(path, trained.model, trained.state)
@@ -277,16 +279,17 @@ class _Run:
         )
 
 
-def baseline(dataset: Dataset) -> float:
+def baseline(dataset: Dataset) -> np.ndarray:
     """The test metric without a model: predicting the largest class, or the mean label, of the training part.
 
-    Each output of a regression has its own mean, over all label steps. The metric is as in `train.evaluate`.
+    The mse of each output of a regression, with its own mean over all label steps; their mean is the metric as in
+    `train.evaluate`. Of a classification one number.
     """
     labels, test = (np.asarray(part.labels, dtype=float) for part in (dataset.train, dataset.test))
     if dataset.classification:
-        return float(np.mean(test[:, labels.sum(axis=0).argmax()]))
+        return np.asarray(np.mean(test[:, labels.sum(axis=0).argmax()]))
     errors = np.mean((test - labels.mean(axis=(0, 1))) ** 2, axis=(0, 1))
-    return float(np.mean(errors * np.square(dataset.test.label_unit)))
+    return errors * np.square(dataset.test.label_unit)
 
 
 def confusion(outputs: np.ndarray, labels: np.ndarray) -> list[list[int]]:

@@ -85,7 +85,7 @@ def _attempt(config: ExperimentConfig, seed: int, arguments: argparse.Namespace,
         print(f"{name}: kept, {_outcome(config, finished)} ({folder}){unsure}")
         return {**finished, "kept": True}
     if (earlier := finished_result(folder)) is not None:
-        kept = "its result and model are kept until the first new checkpoint"
+        kept = "its result and model are kept until the first new checkpoint or a failure"
         print(f"{name}: continues the finished run of {earlier['steps']} steps; {kept}", file=sys.stderr)
     try:
         with RunProgress(name, config, folder / EVENTS if arguments.tensorboard else None) as progress:
@@ -117,12 +117,16 @@ def _attempt(config: ExperimentConfig, seed: int, arguments: argparse.Namespace,
 
 
 def _outcome(config: ExperimentConfig, result: dict) -> str:
-    beside = [f"{name} {mse:.4g}" for name, mse in (result.get("test_mse_of_outputs") or {}).items()]
-    if "test_baseline" in result:
+    of_outputs, of_means = result.get("test_mse_of_outputs", {}), result.get("test_baseline_of_outputs", {})
+    beside = [
+        f"{name} {mse:.4g}" + (f", predicting its mean: {of_means[name]:.4g}" if name in of_means else "")
+        for name, mse in of_outputs.items()
+    ]
+    if "test_baseline" in result and not of_means:
         what = "the largest class" if config.metric == "accuracy" else "the mean"
         beside.append(f"predicting {what}: {tables.metric_text(result['test_baseline'], config.metric)}")
     test, validation = (tables.metric_text(result[f"{part}_metric"], config.metric) for part in ("test", "val"))
-    of_test = f" ({', '.join(beside)})" * bool(beside)
+    of_test = f" ({'; '.join(beside) if of_means else ', '.join(beside)})" * bool(beside)
     return (
         f"test {config.metric} {test}{of_test}, validation {validation} at step {result['best_step']} of"
         f" {result['steps']}"

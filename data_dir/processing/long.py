@@ -9,7 +9,8 @@ from data_dir.storage import DataError
 
 # Time steps of a series may differ by these factors from the usual one: clocks jitter.
 _LEAST_STEP, _LARGEST_STEP = 0.5, 1.5
-# The mean steps of two series may differ by this share: jitter averages out, another clock does not.
+# The mean steps of two series may differ by this share, or by one step over the whole series: jitter averages out,
+# another clock does not.
 _CLOCKS_DIFFER = 0.05
 
 
@@ -92,7 +93,8 @@ def _require_one_clock(rows: Rows, times: np.ndarray) -> None:
     series = [values for values in enumerate(rows.split(times)) if len(values[1]) > 1]
     means = np.array([(values[-1] - values[0]) / (len(values) - 1) for _, values in series])
     usual = np.median(means)
-    bad = np.flatnonzero(np.abs(means - usual) > _CLOCKS_DIFFER * usual)
+    lengths = np.array([len(values) - 1 for _, values in series])
+    bad = np.flatnonzero(np.abs(means - usual) > usual * np.maximum(_CLOCKS_DIFFER, 1 / lengths))
     if len(bad):
         raise DataError(
             f"series {shown(rows.ids[series[bad[0]][0]])}: a step is {means[bad[0]]:g} on average, but {usual:g} in "

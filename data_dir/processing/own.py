@@ -103,7 +103,7 @@ def import_arrays(
         raise DataError("y_test without x_test: the labels of no series.")
     rows, lengths, imputed = join([part.series for part in parts], unequal_length=unequal_length, missing=missing)
     padded = bool(lengths.min() < rows.shape[1])
-    names = tuple(output_names) or parts[0].names
+    names = ((output_names,) if isinstance(output_names, str) else tuple(output_names)) or parts[0].names
     labels = _labels(parts, rows.shape[1], task, label_axis or (OUTPUTS if len(names) > 1 else None))
     if padded and labels.class_names is None and labels.stored.shape[1] > 1:
         raise DataError("series of unequal length with several labels each: the padding has no labels.")
@@ -113,7 +113,7 @@ def import_arrays(
     findings = [*_findings(merged, labels, padded, coarse, channels_first), *_column_findings(parts[0].columns)]
     splits = _splits(name, len(rows), merged.original, split)
     kept = edited_configs(target)
-    findings += [{"kind": "configs", "text": f"{path} was edited: it stays as it is"} for path in kept]
+    findings += [{"kind": "configs", "text": f"{path} is no starter config: it stays as it is"} for path in kept]
     info = {
         "name": name,
         "source": "your own arrays",
@@ -279,7 +279,7 @@ def _findings(merged: MergedSet, labels: Labels, padded: bool, coarse: list[int]
 def _column_findings(columns: Columns | None):
     """Columns of a wide table that may be no time steps."""
     if columns is not None and (unlike := unlike_columns(columns)):
-        text = f"the columns {listed(unlike)} are time steps, but are not named as the others. --ignore leaves them out"
+        text = f"not named as the other time steps: {listed(unlike)}. --ignore leaves columns out"
         yield {"kind": "columns", "text": text, "columns": unlike}
 
 

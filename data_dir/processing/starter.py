@@ -66,12 +66,12 @@ def starter_configs(name: str, **sizes: Any) -> dict[str, dict[str, Any]]:
 
 
 def edited_configs(folder: Path) -> dict[str, bytes]:
-    """The configs in the folder of a set that are no starter configs, by path; none without the folder."""
+    """The configs in the folder of a set that are not its starter configs, by path; none without the folder."""
     try:
         starters = read_json(folder / "dataset.json").get("starter_configs", {})
     except DataError:
         starters = {}
-    paths = {str(path.relative_to(folder)): path for path in sorted(folder.glob("configs/*/*.json"))}
+    paths = {str(path.relative_to(folder)): path for path in sorted(folder.glob("configs/**/*.json"))}
     return {name: path.read_bytes() for name, path in paths.items() if sha256_of(path) != starters.get(name)}
 
 

@@ -157,7 +157,7 @@ def labels_of(
     frame = _named(frame)
     by_step = by_step and ids is not None and columns.id in frame.columns
     if by_step and columns.time in frame.columns:
-        frame = frame.sort_values(columns.time, kind="stable")
+        frame = frame.iloc[rows_of(frame, columns.id, columns.time).order]
     names = [name for name in frame.columns if name not in {columns.id, *columns.ignored}]
     names = [name for name in names if not (by_step and name == columns.time)]
     if not names:

@@ -163,7 +163,8 @@ def _require_indices(system_of: Callable, module: PyTree, inputs: Array | jax.Sh
         raise ValueError(
             f"an index in the energies or ports of {name} is beyond its array "
             f"({message.strip().rstrip('.')}). jax does not stop there: it reads another element and drops its "
-            "gradient. Mend the index, or the number of oscillators"
+            "gradient. Mend the index, or the number of oscillators. At the ends of a chain use jnp.pad or jnp.clip: a "
+            "mode of the indexing is not seen"
         )
 
 

@@ -197,6 +197,14 @@ def test_labels_in_a_table_belong_to_the_series_by_id(tmp_path):
     np.testing.assert_array_equal(
         np.load(Path(info["folder"]) / "labels.npy").reshape(-1, 2), steps[["heat", "angle"]].astype(np.float32)
     )
+    clock = steps.assign(time=[f"2024-01-01 {9 + step}:00" for step in steps.time])  # as texts, 10:00 is before 9:00
+    info = own.import_arrays("clock", LONG.drop(columns="label"), clock, label_axis="steps", data_dir=tmp_path)
+    np.testing.assert_array_equal(
+        np.load(Path(info["folder"]) / "labels.npy").reshape(-1, 2), steps[["heat", "angle"]].astype(np.float32)
+    )
+    twice = steps.assign(time=np.where(steps.time == 1, 0, steps.time))
+    with pytest.raises(DataError, match=r"^y: series 's0', rows 0 and 1: the time 0 occurs twice"):
+        own.import_arrays("twice", LONG.drop(columns="label"), twice, label_axis="steps", data_dir=tmp_path)
     with pytest.raises(DataError, match=r"^y: 's11' has 4 label steps, the first id 5"):
         own.import_arrays("toy", LONG, steps[:-1], label_axis="steps", data_dir=tmp_path)
     for index in ("Unnamed: 0", "n"):
@@ -225,7 +233,7 @@ def test_columns_taken_as_time_steps_are_named(tmp_path, monkeypatch, capsys):
     assert main(["toy", "--x", "x.csv", "--data_dir", "."]) == 0
     out = capsys.readouterr().out
     assert "\n    time steps: the columns age to t9\n" in out
-    assert "columns: the columns age are time steps, but are not named as the others. --ignore leaves them out" in out
+    assert "columns: not named as the other time steps: age. --ignore leaves columns out" in out
     LONG.to_csv("x.csv", index=False)
     assert main(["long", "--x", "x.csv", "--data_dir", "."]) == 0
     out = capsys.readouterr().out
@@ -424,7 +432,9 @@ def test_a_set_is_written_whole_and_never_over_another(tmp_path, monkeypatch, ca
     edited.write_text("{}")
     info = own.import_arrays("toy", X[:10], np.arange(10) / 3, overwrite=True, data_dir=tmp_path)
     assert edited.read_text() == "{}"
-    assert {"kind": "configs", "text": "configs/LinHRU/toy.json was edited: it stays as it is"} in info["findings"]
+    assert {"kind": "configs", "text": "configs/LinHRU/toy.json is no starter config: it stays as it is"} in info[
+        "findings"
+    ]
     assert not load_config(folder / "configs" / "NonlinHRU" / "toy.json").classification
     regression = create_dataset(tmp_path, "toy", seed=1, time=False, classification=False)
     assert "2 channels; one label a series, mapped" in regression.describe()

@@ -13,7 +13,9 @@ from experiment_configs.schema import validate
 from models import load, load_run
 from models.load import RunError, UnitError, load_unit
 from runs import actions
+from runs.folder import RunRefused
 from runs.identity import identity
+from runs.overwriting import Overwriting
 
 UNIT = """
 from pathlib import Path
@@ -88,7 +90,9 @@ def test_a_unit_of_ones_own_through_the_command(workplace, monkeypatch, capsys):
     assert run_experiment.main(["--evaluate", str(folder)]) == 2
     assert f'unit is "{copy}": this is Python code' in capsys.readouterr().err
     assert run_experiment.main(["--evaluate", str(folder), "--own_units"]) == 0
-    assert "equal" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "equal" in told.out
+    assert f"my_unit.py:Springs is gone or was changed after the training; {copy} is used" in told.err
     assert np.allclose(load_run(folder, unit=load_unit(copy)).units[0].hamiltonian().step, 0.1)
     for use in ([], ["--plan"]):
         assert run(*flags, *use, "--own_units") == 2
@@ -102,6 +106,10 @@ def test_a_unit_of_ones_own_through_the_command(workplace, monkeypatch, capsys):
     step = load_run(folder, unit=load_unit("my_unit.py:Springs")).units[0].hamiltonian().step
     assert np.allclose(step, 0.2)
     assert (folder / "unit.py").read_bytes() == Path("my_unit.py").read_bytes()
+    # --overwrite does not remove the file that it needs.
+    with pytest.raises(RunRefused, match=r"unit.py:Springs: --overwrite would remove this file\. Copy it to another"):
+        Overwriting({folder: {"unit": copy, "data": {}}}).begin()
+    assert (folder / "unit.py").exists()
 
 
 def test_the_hash_of_a_unit_in_a_module_is_the_hash_of_its_file(tmp_path, monkeypatch):

@@ -321,13 +321,17 @@ def test_the_baseline_is_the_largest_class_or_the_mean_of_each_output():
         return SimpleNamespace(classification=classification, **parts)
 
     assert baseline(data(True, [[1, 0], [0, 1], [0, 1]], [[1, 0], [1, 0], [0, 1], [1, 0]])) == 0.25
-    assert baseline(data(False, [[[0, 0]], [[2, 4]]], [[[1, 0]], [[2, 2]]])) == np.mean([0, 4, 4 * 1, 0])
+    of_outputs = baseline(data(False, [[[0, 0]], [[2, 4]]], [[[1, 0]], [[2, 4]]]))
+    np.testing.assert_array_equal(of_outputs, [4 * np.mean([0, 1]), np.mean([4, 4])])
     result = {"test_metric": 0.5, "val_metric": 0.5, "best_step": 1, "steps": 1, "test_baseline": 0.25}
     told = train_all._outcome(SimpleNamespace(metric="accuracy"), result)
     assert told.startswith("test accuracy 0.5000 (predicting the largest class: 0.2500), validation")
-    result |= {"test_mse_of_outputs": {"x": 0.2}, "test_baseline": 1e-6}
+    told = train_all._outcome(SimpleNamespace(metric="mse"), result | {"test_baseline": 1e-6})
+    assert told.startswith("test mse 0.5 (predicting the mean: 1e-06), validation")
+    result |= {"test_mse_of_outputs": {"x": 0.2, "y": 3}, "test_baseline_of_outputs": {"x": 0.1, "y": 40}}
     told = train_all._outcome(SimpleNamespace(metric="mse"), result)
-    assert told.startswith("test mse 0.5 (x 0.2, predicting the mean: 1e-06), validation")
+    means = "x 0.2, predicting its mean: 0.1; y 3, predicting its mean: 40"
+    assert told.startswith(f"test mse 0.5 ({means}), validation")
 
 
 def test_class_labels_keep_their_values(work):

@@ -320,6 +320,15 @@ def test_a_continuation_that_was_killed_has_the_old_result_or_none_and_ends_with
     assert outcome(long) == whole(num_steps=20)
 
 
+def test_a_continuation_from_the_first_step_keeps_the_old_result_until_its_checkpoint(workplace):
+    short, long = (config_of(num_steps=number, output_parent_dir="again") for number in (3, 20))
+    result = run(short)
+    with pytest.raises(Killed):
+        run(long, **at(1))
+    assert run(short) == result
+    assert (run_folder(short, 1) / "model.eqx").exists()
+
+
 def test_a_run_that_early_stopping_ended_is_finished_for_more_steps_too(workplace, monkeypatch):
     monkeypatch.setattr("training.loop.evaluate", lambda *_, **__: (0.5, 0.5))
     early = config_of(num_steps=400, patience=2, output_parent_dir="early")
