@@ -125,8 +125,8 @@ def test_a_grid_has_a_folder_for_each_setting(workplace, capsys):
     assert run_experiment.main(["--evaluate", str(places[1])]) == 0
     # Another value meets neither; the setting of the config is the run without --set.
     assert run(*command, "--num_steps", "6", "--set", "lr=0.01", "split=original") == 0
-    note = "continues the finished run of 4 steps; its result and model are kept until the first new checkpoint or a failure"
-    assert f"Tiny LinHRU BPTT lr=0.01,split=original seed 1: {note}\n" in capsys.readouterr().err
+    note = "continues the finished run of 4 steps; its result and model are kept until the first new checkpoint or a "
+    assert f"Tiny LinHRU BPTT lr=0.01,split=original seed 1: {note}failure\n" in capsys.readouterr().err
     assert [read(place / "result.json")["steps"] for place in places] == [4, 6]
     assert run(*command, "--set", "lr=0.01", "split=seed", "--overwrite") == 0
     assert (places[0] / "model.eqx").read_bytes() == models[0]
