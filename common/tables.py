@@ -51,6 +51,11 @@ def mean_and_std(values: Sequence[float], digits: str) -> str:
     return f"{mean} ± {statistics.stdev(values):{digits}}" if len(values) > 1 else mean
 
 
+def is_number(value: object) -> bool:
+    """Whether this is a number that a table can hold: not nan, not infinite, not a truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
 def span(numbers: Sequence[int]) -> str:
     """The smallest and the largest number, as in "120 to 240"."""
     least, most = min(numbers, default="-"), max(numbers, default="-")

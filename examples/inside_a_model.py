@@ -1,8 +1,9 @@
 """Inside a trained model: python examples/inside_a_model.py [--run outputs/BasicMotions/LinHRU_RHEL/seed_2345]
 
-Without --run, the script first trains LinHRU (or --model_name) by RHEL on BasicMotions, as `make run` does. It prints
-how fast the oscillators of every block are, before and after the training, and draws a figure: the period of each
-oscillator before and after, and the energy of each block along some series of the test part.
+Without --run, the script first trains LinHRU (or --model_name) by RHEL on BasicMotions, with the config of `make run`,
+below outputs/examples/inside_a_model. It prints how fast the oscillators of every block are, before and after the
+training, and draws a figure: the period of each oscillator before and after, and the energy of each block along some
+series of the test part.
 
     period    steps per cycle of a small oscillation; for LinHRU of any oscillation. A series has L steps: oscillators
               with a much longer period hardly move, those with a much shorter one forget less than they could

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from runs.comparison import Unit, is_number, numbered, steps_text, unit_of
+from common import tables
+from runs.comparison import Unit, numbered, steps_text, unit_of
 
 RULE = (
     "Selected by validation: of each data set, model and algorithm, the setting with the best mean over the seeds that "
@@ -73,7 +74,7 @@ def _gap(runs: pd.DataFrame, shared: pd.DataFrame, seeds: list[int]) -> str:
     for run in shared.to_dict("records"):
         if run["status"] != "completed":
             return f"seed {run['seed']} {run['status']}"
-        if not is_number(run["val_metric"]):
+        if not tables.is_number(run["val_metric"]):
             return f"seed {run['seed']} has no finite val_metric"
     return ""
 
@@ -84,6 +85,6 @@ def _criterion(runs: pd.DataFrame) -> tuple[str, Unit, Callable]:
     The training takes the model of the smallest validation loss. Of several outputs the mse may have another order.
     """
     dataset, metric = runs[["dataset", "metric"]].iloc[0]
-    if metric == "mse" and all(map(is_number, runs["val_loss"])):
+    if metric == "mse" and all(map(tables.is_number, runs["val_loss"])):
         return "val_loss", Unit(1, "loss", ".4g"), min
     return "val_metric", unit_of(dataset, metric), min if metric == "mse" else max

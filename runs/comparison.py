@@ -61,11 +61,6 @@ def unit_of(dataset: str, metric: str) -> Unit:
     return Unit(100, "mse, 1e-2", ".2f") if dataset in DATASETS else Unit(1, "mse", ".4g")
 
 
-def is_number(value: object) -> bool:
-    """Whether a value of result.json is a finite number that is not absurd."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-
-
 def setting_order(name: str) -> list:
     """A key that sorts the names of settings by the numbers in them: 8 before 16, and 1e-4 before 0.001."""
     parts = re.split(r"((?:(?<==)-)?\d+(?:\.\d+)?(?:e[+-]?\d+)?)", name)
@@ -214,7 +209,7 @@ def _compare(completed: pd.DataFrame) -> tuple[list[dict], list[dict]]:
 
 def steps_text(values: pd.Series) -> str:
     """The steps of some runs, as "240" or "120 to 240"; "" if there is none, or if one is no number."""
-    sound = [is_number(value) and 0 <= value < 1e15 for value in values]
+    sound = [tables.is_number(value) and 0 <= value < 1e15 for value in values]
     return tables.span([int(value) for value in values]) if sound and all(sound) else ""
 
 
@@ -277,9 +272,10 @@ def problems(runs: pd.DataFrame) -> list[str]:
     """The seeds of each data set, model, algorithm and setting that failed, are unfinished, damaged or missing.
 
     Every model must have every seed that any run of the data set and setting has, by each algorithm that the model or
-    the data set has runs of. A line has the seeds with the same status and error.
+    the data set has runs of. Of settings chosen by validation (column "taken") none is missing: the choice says which
+    seeds it compared. A line has the seeds with the same status and error.
     """
-    lines = []
+    lines, chosen = [], "taken" in runs
     groups = list(runs.groupby(["dataset", "setting"], sort=False))
     for (dataset, setting), of_set in sorted(groups, key=lambda group: _order({**group[1].iloc[0], "model": ""})):
         for model, algorithm in product(sorted(set(runs.loc[runs["setting"] == setting, "model"])), ALGORITHMS):
@@ -291,7 +287,7 @@ def problems(runs: pd.DataFrame) -> list[str]:
                 seeds.setdefault(f"{run['status']}: {text}" if text else run["status"], []).append(run["seed"])
             tried = (runs["algorithm"] == algorithm) & ((runs["model"] == model) | (runs["dataset"] == dataset))
             missing = sorted(set(of_set["seed"]) - set(own["seed"]))
-            if tried.any() and missing:
+            if tried.any() and missing and not chosen:
                 seeds["missing"] = missing
             name = " ".join([dataset, model, algorithm, setting]).strip()
             lines += [f"{name}: {numbered('seed', numbers)} {text}" for text, numbers in seeds.items()]

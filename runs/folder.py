@@ -24,8 +24,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from common import tables
 from experiment_configs.schema import ConfigError, ExperimentConfig
 
 CONFIG, MODEL, RESULT, UNIT = "config.json", "model.eqx", "result.json", "unit.py"  # as in `models.load`
@@ -65,13 +65,9 @@ def finished_result(folder: Path, num_steps: int = 0) -> dict | None:
     if not isinstance(result, dict) or result.get("status") != "completed":
         return None
     numbers = (result.get(name) for name in ("best_step", "steps", "val_metric", "test_metric"))
-    if not all(_is_number(number) for number in numbers):
+    if not all(tables.is_number(number) for number in numbers):
         return None
     return result if result["steps"] >= num_steps or result.get("stop_reason") == "early_stopping" else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def clear(folder: Path) -> None:

@@ -35,7 +35,6 @@ from runs.comparison import (
     SHORT,
     Unit,
     compare,
-    is_number,
     problems,
     read_curve,
     setting_order,
@@ -65,7 +64,7 @@ def write(runs: pd.DataFrame, folder: Path, *, select: bool = False) -> tuple[st
         *(
             []
             if gaps or failures
-            else [f"No run{' of these settings' if select else ''} is missing, and none has failed."]
+            else ["No run of these settings has failed." if select else "No run is missing, and none has failed."]
         ),
     ]
     report = "\n".join(["# RHEL and BPTT", "", tables.markdown(rows), "", *([text, ""] if text else []), *notes])
@@ -162,7 +161,7 @@ def _runs_in_units(runs: pd.DataFrame) -> pd.DataFrame:
     outputs = pd.DataFrame(outputs, index=runs.index).add_prefix("test_mse_of_")
     runs = runs.drop(columns="test_mse_of_outputs")
     for name in ("test_metric", "val_metric"):
-        runs[name] = [value if is_number(value) else math.nan for value in runs[name]]
+        runs[name] = [value if tables.is_number(value) else math.nan for value in runs[name]]
     return pd.concat(
         [_by_metric(runs, ["test_metric", "val_metric"], {"accuracy": 100.0, "mse": 1.0}), outputs], axis=1
     )
