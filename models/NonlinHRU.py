@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, PRNGKeyArray
 from typing_extensions import override
 
@@ -23,29 +24,67 @@ log_cosh.defjvps(lambda x_dot, _, x: x_dot * jnp.tanh(x))
 
 
 @jax.custom_jvp
-def log_cosh_contrast(x: Array, y: Array) -> Array:
-    """log cosh(x + y) - log cosh(x - y), to full relative precision for small y and finite for every y.
+def saturation(W: Array, q: Array, c: Array) -> Array:
+    """log cosh(W q + c) / W. Its slope by q is tanh(W q + c), without the factor W / W of the chain rule.
 
-    It is 2 artanh(tanh x tanh y), which overflows where both tanh round to 1. For large y the subtraction loses no
-    digits, with log cosh x = |x| - log(1 + tanh |x|). The slopes, tanh(x + y) -+ tanh(x - y), use the same two forms.
+    With that factor, the derivative of the slope by W has two large terms that cancel, and a rest of order q: at a time
+    step of 1e-4 the gradient of W had a relative error of 3e-4 in float32.
     """
-    product, small = jnp.tanh(x) * jnp.tanh(y), jnp.abs(y) < 1
-    ahead, behind = jnp.abs(x + y), jnp.abs(x - y)
-    tanh_ahead, tanh_behind = jnp.tanh(ahead), jnp.tanh(behind)
-    closed = 2 * product / (1 - jnp.where(small, product, 0))
-    apart = (tanh_behind - tanh_ahead) / (1 + tanh_ahead)
-    return jnp.where(small, 0, ahead - behind) + jnp.log1p(jnp.where(small, closed, apart))
+    return log_cosh(W * q + c) / W
 
 
-@log_cosh_contrast.defjvp
-def _log_cosh_contrast_jvp(primals, tangents):
-    (x, y), (x_dot, y_dot) = primals, tangents
-    tanh_x, tanh_y, small = jnp.tanh(x), jnp.tanh(y), jnp.abs(y) < 1
-    ahead, behind = jnp.tanh(x + y), jnp.tanh(x - y)
-    scale = 2 / (1 - jnp.where(small, tanh_x * tanh_y, 0) ** 2)
-    x_slope = jnp.where(small, scale * tanh_y * (1 - tanh_x**2), ahead - behind)
-    y_slope = jnp.where(small, scale * tanh_x * (1 - tanh_y**2), ahead + behind)
-    return log_cosh_contrast(x, y), x_slope * x_dot + y_slope * y_dot
+@partial(saturation.defjvp, symbolic_zeros=True)
+def _saturation_jvp(primals, tangents):
+    (W, q, c), (W_dot, q_dot, c_dot) = primals, tangents
+    value, slope = saturation(W, q, c), jnp.tanh(W * q + c)
+    terms = ((q_dot, slope), (c_dot, slope / W), (W_dot, (q * slope - value) / W))
+    # The echo differentiates along q alone; products with zeros would stay in its loop.
+    return value, sum(dot * by for dot, by in terms if not isinstance(dot, SymbolicZero))
+
+
+@jax.custom_jvp
+def saturation_contrast(W: Array, q: Array, dq: Array, c: Array) -> Array:
+    """saturation(W, q + dq, c) - saturation(W, q - dq, c), to full relative precision for small dq; always finite.
+
+    With x = W q + c and y = W dq it is 2 artanh(tanh x tanh y) / W, which overflows where both tanh round to 1. For
+    large y the subtraction loses no digits, with log cosh x = |x| - log(1 + tanh |x|). The slopes use the same two
+    forms. Each form takes two tanh, of arguments chosen beforehand: value and slopes together take no more.
+    """
+    x, y = W * q + c, W * dq
+    small, a, b = _tanh_of_pair(x, y)
+    product = jnp.where(small, a * b, 0)
+    closed, apart = 2 * product / (1 - product), (jnp.abs(b) - jnp.abs(a)) / (1 + jnp.abs(a))
+    large = jnp.where(small, 0, jnp.abs(x + y) - jnp.abs(x - y))
+    return (large + jnp.log1p(jnp.where(small, closed, apart))) / W
+
+
+@saturation_contrast.defjvp
+def _saturation_contrast_jvp(primals, tangents):
+    (W, q, dq, c), (W_dot, q_dot, dq_dot, c_dot) = primals, tangents
+    value, (x, y) = saturation_contrast(W, q, dq, c), (W * q + c, W * dq)
+    small, a, b = _tanh_of_pair(x, y)
+    product = jnp.where(small, a * b, 0)
+    scale = 2 / (1 - product**2)
+    difference = jnp.where(small, scale * b * (1 - a**2), a - b)  # tanh(x + y) - tanh(x - y)
+    total = jnp.where(small, scale * a * (1 - b**2), a + b)  # tanh(x + y) + tanh(x - y)
+    # y total - W value is of third order in y.
+    closed = scale * a * (_excess(y, b) - b**2 * (y - a * product)) - 2 * _excess(0.5 * W * value, product)
+    rest = jnp.where(small, closed, y * total - W * value)
+    along = q_dot + (q * W_dot + c_dot) / W
+    return value, difference * along + total * dq_dot + rest / W**2 * W_dot
+
+
+def _tanh_of_pair(x, y):
+    """Whether y is small. Then tanh x and tanh y, which give tanh(x +- y); otherwise tanh(x + y) and tanh(x - y)."""
+    small = jnp.abs(y) < 1
+    return small, jnp.tanh(jnp.where(small, x, x + y)), jnp.tanh(jnp.where(small, y, x - y))
+
+
+def _excess(artanh, z):
+    """artanh z - z, to full relative precision also for small z, where the given artanh z is not used."""
+    square = z**2
+    series = z * square * (1 / 3 + square * (1 / 5 + square * (1 / 7 + square * (1 / 9 + square / 11))))
+    return jnp.where(square < 1e-3, series, artanh - z)
 
 
 class SaturatingOscillators(AbstractHamiltonian):
@@ -66,7 +105,7 @@ class SaturatingOscillators(AbstractHamiltonian):
     @override
     def potential(self, q, drive):
         well = 0.5 * self.alpha * q**2
-        return jnp.sum(self.step * (well + log_cosh(self.W_diag * q + drive + self.b) / self.W_diag))
+        return jnp.sum(self.step * (well + saturation(self.W_diag, q, drive + self.b)))
 
     @override
     def kinetic_contrast(self, p, dp):
@@ -74,8 +113,8 @@ class SaturatingOscillators(AbstractHamiltonian):
 
     @override
     def potential_contrast(self, q, dq, drive):
-        saturated = log_cosh_contrast(self.W_diag * q + drive + self.b, self.W_diag * dq)
-        return jnp.sum(self.step * (2 * self.alpha * q * dq + saturated / self.W_diag))
+        saturated = saturation_contrast(self.W_diag, q, dq, drive + self.b)
+        return jnp.sum(self.step * (2 * self.alpha * q * dq + saturated))
 
 
 def _inverse_softplus(x):
