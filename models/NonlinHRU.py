@@ -1,6 +1,6 @@
 """The nonlinear Hamiltonian recurrent unit (Eq. 18): independent oscillators with a saturating force, UnICORNN-like."""
 
-from functools import partial
+from functools import partial, reduce
 from typing import Annotated, Any
 
 import jax
@@ -39,7 +39,7 @@ def _saturation_jvp(primals, tangents):
     value, slope = saturation(W, q, c), jnp.tanh(W * q + c)
     terms = ((q_dot, slope), (c_dot, slope / W), (W_dot, (q * slope - value) / W))
     # The echo differentiates along q alone; products with zeros would stay in its loop.
-    return value, sum(dot * by for dot, by in terms if not isinstance(dot, SymbolicZero))
+    return value, reduce(jnp.add, (dot * by for dot, by in terms if not isinstance(dot, SymbolicZero)))
 
 
 @jax.custom_jvp

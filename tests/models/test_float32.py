@@ -9,10 +9,10 @@ parameters included. Of every array the relative error and the cosine are bounde
 What float32 can determine is measured beside: the error of BPTT in float32, and `one_rounding`, how far the reference
 moves, in float64, with inputs and constrained parameters moved by 2^-24 of themselves. An array for which either is
 beyond the bound has no such answer in float32; there the error of RHEL is bounded by 3 times the larger of the two.
-With the draws of this file no array needs that, but four of NonlinHRU on SelfRegulationSCP1 at a step of 0.1, the steps
-of two blocks on the walks at 0.01, and the cases in `CHAOTIC`: NonlinHRU at a step of 0.3 (896 steps) and from 0.1 on
-(17,984 steps), whose trajectories part from their neighbours so fast that BPTT in float32 is as wrong as RHEL, or not
-finite. It is just these of which the retrace check warns.
+With the draws of this file no array needs that, but four of NonlinHRU on SelfRegulationSCP1 at a step of 0.1, one step
+on the walks at 0.01, and the cases in `CHAOTIC`: NonlinHRU at a step of 0.3 (896 steps) and from 0.1 on (17,984 steps),
+whose trajectories part from their neighbours so fast that BPTT in float32 is as wrong as RHEL, or not finite. It is
+just these of which the retrace check warns.
 
 Other draws of parameters and samples have an array beyond the bound here and there, mostly the one number `step`, or A
 where a nearly free oscillator outweighs all others: on SelfRegulationSCP1 in 2 of 8 draws of LinHRU and in 8 of 8 of
