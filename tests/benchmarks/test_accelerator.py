@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from small_experiments import write_dataset
 
 from benchmarks import accelerator, on_gpu
 from benchmarks.accelerator import TINY, lowered_step
@@ -15,6 +16,7 @@ from benchmarks.gpus import GPUS, PluginError, library, tracing_for
 from benchmarks.step import problem
 from models.create import MODELS
 from models.rhel import RHEL
+from runs import command
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = type("Device", (), {"platform": "gpu"})()
@@ -155,8 +157,25 @@ def test_all_of_on_gpu_runs_in_tiny_on_a_cpu_and_continues(monkeypatch, tmp_path
     assert "at most" in out
     assert "training: the command ended with status 3" in out
     assert "scans: Heartbeat" not in out
+    saved = tmp_path / "out" / "on_gpu.json"
+    saved.write_text(saved.read_text().replace('"errors"', '"attempts": 2, "lost"'))
+    assert on_gpu.main([*flags, "--part", "gradients"]) == 1
+    assert "LinHRU BPTT float32: largest relative" in capsys.readouterr().out
     assert on_gpu.main([*flags, "--part", "training", "--minutes", "0.1"]) == 0
     assert "training: not started" in capsys.readouterr().out
+
+
+def test_training_names_the_processed_sets_alone(tmp_path):
+    options = on_gpu.parser().parse_args(["--data_dir", str(tmp_path)])
+    assert on_gpu.training_command(options) == []
+    write_dataset(tmp_path, "SelfRegulationSCP2")
+    options = on_gpu.parser().parse_args(["--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path)])
+    script, *flags = on_gpu.training_command(options)[1:]
+    named = command.parser().parse_args(flags)
+    assert Path(script).is_file()
+    assert named.dataset_name == ["SelfRegulationSCP2"]
+    assert named.model_name == list(MODELS)
+    assert named.learning_algorithm == ["RHEL", "BPTT"]
 
 
 def test_errors_over_their_limit():
