@@ -28,13 +28,13 @@ def test_the_training_step_is_lowered_for_cuda_with_the_program_for_a_gpu(model_
     """It needs no plugin."""
     step, *arguments = lowered_step(problem(model_name, "SelfRegulationSCP1", **TINY), RHEL())
 
-    def program(platform):
-        return jax.jit(step).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+    def program():
+        return jax.jit(step).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
 
-    on_cpu = program("cpu")
+    of_cpu = program()
     with tracing_for(DEVICE):
-        on_gpu = program("cuda")
-    assert operations(on_gpu) != operations(on_cpu)
+        on_gpu = program()
+    assert operations(on_gpu) != operations(of_cpu)
     assert all("f64" not in line and "bf16" not in line for line in on_gpu.splitlines() if "dot_general" in line)
     assert jax.devices()[0].platform == "cpu"
 
