@@ -2,6 +2,8 @@
 # make test   the tests; `make test-fast` leaves out the slow ones, `make test-all` takes in those that take minutes
 # make data   fetches and processes SelfRegulationSCP1, without which a few of the tests are skipped
 # make faults seeds faults in a copy of the code, and shows that the tests see each
+# make gpu-counts   compiles training steps for an H100, without a GPU, and holds kernels, bytes and memory to bounds;
+#             FLAGS=--record records the bounds
 # make lint   ruff; `make types` basedpyright
 # make wheel-test   installs the package `rhel` into an empty environment and uses it;
 #             CONSTRAINTS=requirements-lowest.txt takes the oldest versions
@@ -22,7 +24,11 @@ define tested
 	XLA_FLAGS= $(TESTS:loadfile=load) -m "$(1)" $(OPTIMISED)
 endef
 
-.PHONY: run test test-all test-fast faults data lint types wheel-test clean
+# XLA's compiler for CUDA, 182 MB: the wheels of the version of jax, beside the environment and not in it.
+PLUGIN := .cuda_plugin
+JAX = $(shell sed -n 's/^jax==//p' requirements.txt)
+
+.PHONY: run test test-all test-fast faults data gpu-counts lint types wheel-test clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run_experiment.py --dataset_name BasicMotions
@@ -42,6 +48,9 @@ faults: $(VENV)/.installed-dev
 data: $(VENV)/.installed
 	$(BIN)/python data_dir/download_uea.py --datasets SelfRegulationSCP1
 	$(BIN)/python data_dir/process_uea.py --datasets SelfRegulationSCP1
+
+gpu-counts: $(VENV)/.installed $(PLUGIN)/.fetched
+	$(BIN)/python benchmarks/accelerator.py --check --plugin $(PLUGIN) --output_dir outputs/gpu_counts $(FLAGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -66,5 +75,10 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	@touch $@
 
+$(PLUGIN)/.fetched: requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(PLUGIN) \
+		jax-cuda12-plugin==$(JAX) jax-cuda12-pjrt==$(JAX)
+	@touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(PLUGIN)

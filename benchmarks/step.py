@@ -20,7 +20,6 @@ from typing import Any
 if not __package__:  # Run as a script: the imports below need the repository on the path, not this folder.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +37,7 @@ from models import create_model
 from models.create import MODELS
 from models.rhel import BPTT, RHEL, ReversibleBPTT, with_learning_algorithm
 from train import TrainingState, adam, train_step
+from training.steps import initial_state
 
 CONFIGS = Path(__file__).resolve().parent.parent / "experiment_configs" / "repeats"
 
@@ -80,26 +80,26 @@ def problem(model_name: str, dataset_name: str, **changes: Any) -> dict:
     return options | changes
 
 
+def prepared(options: dict, algorithm: Any) -> tuple[TrainingState, tuple, tuple]:
+    """The training state, the batch (x, y, key) of random data, and the other arguments of a training step."""
+    options = dict(options)
+    length, batch = options.pop("length"), options.pop("batch_size")
+    model, state = create_model(**options, key=jax.random.PRNGKey(0))
+    optimiser = adam(1e-4)
+    training = initial_state(with_learning_algorithm(model, algorithm), state, optimiser)
+    x = jax.random.normal(jax.random.PRNGKey(1), (batch, length, options["data_dim"]))
+    if options["classification"]:
+        y = jax.nn.one_hot(jnp.arange(batch) % options["label_dim"], options["label_dim"])
+    else:
+        y = jnp.zeros((batch, length // options["output_step"]))
+    return training, (x, y, jax.random.PRNGKey(2)), (optimiser, options["classification"])
+
+
 class Program:
     """A compiled training step with its state."""
 
     def __init__(self, options: dict, algorithm: Any):
-        options = dict(options)
-        length, batch = options.pop("length"), options.pop("batch_size")
-        model, state = create_model(**options, key=jax.random.PRNGKey(0))
-        model = with_learning_algorithm(model, algorithm)
-        optimiser = adam(1e-4)
-        training = TrainingState(
-            model, state, optimiser.init(eqx.filter(model, eqx.is_inexact_array)), jnp.array(0, jnp.int32)
-        )
-        self.training = jax.tree.map(lambda x: jnp.array(x, x.dtype, copy=True) if eqx.is_array(x) else x, training)
-        x = jax.random.normal(jax.random.PRNGKey(1), (batch, length, options["data_dim"]))
-        if options["classification"]:
-            y = jax.nn.one_hot(jnp.arange(batch) % options["label_dim"], options["label_dim"])
-        else:
-            y = jnp.zeros((batch, length // options["output_step"]))
-        self.batch = (x, y, jax.random.PRNGKey(2))
-        self.rest = (optimiser, options["classification"])
+        self.training, self.batch, self.rest = prepared(options, algorithm)
         start = time.perf_counter()
         self.compiled = train_step.lower(self.batch, self.training, *self.rest).compile()
         self.compile_seconds = time.perf_counter() - start
