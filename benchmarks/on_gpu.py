@@ -154,7 +154,7 @@ def scans(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict]
 def _time_of_scan(settings: dict, scan) -> dict:
     try:
         table = measure({"step": Program(settings, RHEL(scan=scan))}, 3)
-    except ValueError as error:  # the associative scan of a nonlinear system
+    except ValueError as error:  # the parallel scan of a nonlinear system
         return {"shown": "does not apply", "failure": str(error)}
     except jax.errors.JaxRuntimeError as error:
         return {"shown": "failed", "failure": str(error).splitlines()[0]}

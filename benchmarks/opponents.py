@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from models.rhel.hamiltonian import leapfrog
-from models.rhel.linear import linear_step
+from models.rhel.linear import step_map
 from models.rhel.system import AbstractLearningAlgorithm, drives_of, outputs_of, rest_state
 
 
@@ -47,9 +47,9 @@ class Straightforward(AbstractLearningAlgorithm):
             return jnp.einsum("tijp,tjkp->tikp", c, a), jnp.einsum("tijp,tjp->tip", c, b) + d
 
         def flow(drives):
-            step_map, by_drive = linear_step(system.hamiltonian, rest_state(system, inputs[:, 0]))
-            matrices = jnp.broadcast_to(jnp.array(step_map), (len(drives), 2, 2, drives.shape[1]))
-            forces = jnp.stack([column[None] * drives for column in by_drive], axis=1)
+            matrix, by_drive = step_map(system.hamiltonian, rest_state(system, inputs[:, 0])[0])
+            matrices = jnp.broadcast_to(jnp.moveaxis(matrix, 0, 2), (len(drives), 2, 2, drives.shape[1]))
+            forces = by_drive.T * drives[:, None]
             return jax.lax.associative_scan(combine, (matrices, forces))[1][:, 0]
 
         return outputs_of(system, jax.vmap(flow, 1, 1)(drives_of(system, inputs)), inputs)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from ..rhel.hamiltonian import AbstractHamiltonian, leapfrog
-from ..rhel.linear import linear_step
+from ..rhel.linear import step_map
 
 STATES = 32
 """Samples in each group of states."""
@@ -323,9 +323,10 @@ def _not_linear(samples: Samples) -> Iterator[str]:
     if not samples.hamiltonian.linear or samples.drive.shape != samples.q.shape:
         return  # without a drive for each oscillator the scan is sequential
     q, p, drive = samples.q, samples.p, samples.drive
-    step_map = linear_step(samples.hamiltonian, (jnp.asarray(q[0]), jnp.asarray(p[0])))
-    (((qq, qp), (pq, pp)), (qv, pv)) = jax.tree.map(lambda x: np.asarray(x)[None], step_map)
-    by_map = np.stack([qq * q + qp * p + qv * drive, pq * q + pp * p + pv * drive], 1)
+    matrix, by_drive = step_map(samples.hamiltonian, jnp.asarray(q[0]))
+    state = np.stack([q, p], -1).reshape(len(q), -1, 2)
+    by_map = np.einsum("pab,npb->nap", matrix, state) + np.asarray(by_drive).T * drive.reshape(len(q), 1, -1)
+    by_map = by_map.reshape(len(q), 2, *q.shape[1:])
     error, at = worst(by_map, np.stack(samples.stepped(q, p), 1))
     if not error <= AGREES:
         yield (
@@ -364,7 +365,7 @@ CHECKS = (
     Check(_no_return, "the step must be reversible: energies without memory or chance, and a time step that is stable"),
     Check(
         _not_linear,
-        "the associative scan would give other results than the sequential one; remove `linear`, which is for "
+        "the parallel scan would give other results than the sequential one; remove `linear`, which is for "
         "independent oscillators with energies quadratic in q and p and linear in the drive",
     ),
 )

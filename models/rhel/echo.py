@@ -47,8 +47,9 @@ from typing_extensions import override
 from . import reference
 from .free_pass import Schedule
 from .hamiltonian import AbstractHamiltonian, leapfrog
-from .linear import affine_scan, linear_step
+from .linear_echo import LinearEcho
 from .nudges import finite_nudges, per_sequence
+from .pair import MeanAndHalfDifference, MeanAndTangent
 from .requirements import require_force_of_energies
 from .way_back import AbstractRetracing, AbstractWayBack
 
@@ -82,74 +83,15 @@ class RHEL(AbstractRetracing):
     @override
     def way_back(self, hamiltonian, positions_grad, steps, size, schedule):
         if not self.literal and (self.epsilon is None or hamiltonian.linear):
-            pair, weight = MeanAndTangent(hamiltonian), jnp.full_like(size, -0.5)
-            return Echo(pair, weight, schedule), positions_grad
+            pair = MeanAndTangent(hamiltonian)
+            if schedule.scan == "parallel":
+                return LinearEcho(pair), positions_grad
+            return Echo(pair, jnp.full_like(size, -0.5), schedule), positions_grad
         epsilon = 1e-2 if self.epsilon is None else self.epsilon
         nudges, weight = finite_nudges(positions_grad, steps, size, epsilon, schedule.stretch)
         if self.literal:
             return LiteralEcho(hamiltonian, weight), nudges
         return Echo(MeanAndHalfDifference(hamiltonian), weight, schedule), nudges
-
-
-class MeanAndHalfDifference(eqx.Module):
-    """(m, d): the echoes are m + d and m - d. No digits are lost, however small d is."""
-
-    hamiltonian: AbstractHamiltonian
-
-    def kinetic_contrast(self, hamiltonian, p):
-        """Kinetic energy of the plus echo minus kinetic energy of the minus echo."""
-        return hamiltonian.kinetic_contrast(*p)
-
-    def potential_contrast(self, hamiltonian, q, drive):
-        """Potential energy of the plus echo minus potential energy of the minus echo."""
-        return hamiltonian.potential_contrast(*q, drive)
-
-    def velocity(self, p):
-        """Mean and half-difference of the velocities of the echoes."""
-        d_mean, d_half = jax.grad(partial(self.kinetic_contrast, self.hamiltonian))(p)
-        return 0.5 * d_half, 0.5 * d_mean
-
-    def force(self, q, drive):
-        """Mean and half-difference of the forces on the echoes."""
-        d_mean, d_half = jax.grad(partial(self.potential_contrast, self.hamiltonian))(q, drive)
-        return -0.5 * d_half, -0.5 * d_mean
-
-    def contrast(self, hamiltonian, drive, trace):
-        """Energy of one echo minus the energy of the other in a step. Its gradient at a fixed trace, times the weight,
-        is the gradient of the loss."""
-        p_before, q_half, p_after = trace
-        kinetic = 0.5 * self.kinetic_contrast(hamiltonian, p_before) + 0.5 * self.kinetic_contrast(hamiltonian, p_after)
-        return kinetic + self.potential_contrast(hamiltonian, q_half, drive)
-
-
-class MeanAndTangent(MeanAndHalfDifference):
-    """(m, d) in the limit of infinitesimal nudges: m retraces the free pass, d is a tangent of it, of any size."""
-
-    @override
-    def kinetic_contrast(self, hamiltonian, p):
-        return 2 * jax.jvp(hamiltonian.kinetic, p[:1], p[1:])[1]
-
-    @override
-    def potential_contrast(self, hamiltonian, q, drive):
-        return 2 * jax.jvp(lambda q: hamiltonian.potential(q, drive), q[:1], q[1:])[1]
-
-    @override
-    def velocity(self, p):
-        return self._tangent(self.hamiltonian.velocity, p)
-
-    @override
-    def force(self, q, drive):
-        return self._tangent(lambda q: self.hamiltonian.force(q, drive), q)
-
-    def _tangent(self, slope, x):
-        try:
-            return jax.jvp(slope, x[:1], x[1:])
-        except (NotImplementedError, TypeError) as error:
-            raise ValueError(
-                f"infinitesimal nudges need the forward derivative of the slopes of {type(self.hamiltonian).__name__}, "
-                f"which jax does not have ({error}). Write a derivative of your own as a jax.custom_jvp instead of a "
-                "jax.custom_vjp, or use finite nudges, epsilon=1e-3, or BPTT"
-            ) from error
 
 
 class Echo(AbstractWayBack):
@@ -174,9 +116,7 @@ class Echo(AbstractWayBack):
 
     @override
     def stretch(self, moving, drives, nudges):
-        if self.schedule.scan == "associative":
-            return self._states_first(self._states_by_associative_scan, moving, drives, nudges)
-        if self.schedule.scan == "unrolled" or self._has_matrices(drives):
+        if self._has_matrices(drives):
             return self._states_first(self._states_by_sequential_scan, moving, drives, nudges)
         return self._step_by_step(moving, drives, nudges)
 
@@ -207,7 +147,7 @@ class Echo(AbstractWayBack):
         parameters = eqx.filter(self.pair.hamiltonian, eqx.is_inexact_array)
         zero = jax.vmap(lambda _: jax.tree.map(jnp.zeros_like, parameters))(self.weight)
         (moving, total), (positions, drives_grad) = jax.lax.scan(
-            jax.vmap(step), (moving, zero), (drives, nudges), reverse=True
+            jax.vmap(step), (moving, zero), (drives, nudges), reverse=True, unroll=self.schedule.unroll
         )
         total = jax.tree.map(lambda x: jnp.sum(jax.vmap(jnp.multiply)(self.weight, x), axis=0), total)
         return moving, positions, total, per_sequence(jnp.multiply)(drives_grad, self.weight)
@@ -250,13 +190,6 @@ class Echo(AbstractWayBack):
             return state, state
 
         return jax.lax.scan(step, state, (drives, nudges), reverse=True, unroll=self.schedule.unroll)[1]
-
-    def _states_by_associative_scan(self, state, drives, nudges):
-        """The same for a linear Hamiltonian, whose map of a step acts on mean and half-difference alike."""
-        (q, _), (p, _) = state
-        step_map, _ = linear_step(self.pair.hamiltonian, (q, p))
-        states = affine_scan(self._step, step_map, state, (drives[::-1], nudges[::-1]))
-        return jax.tree.map(lambda x: x[::-1], states)
 
 
 def _each_step(function):

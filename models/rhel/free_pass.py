@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from typing_extensions import override
 
 from .hamiltonian import State, flow
-from .linear import linear_flow
+from .linear import apart, cut, even_stretch, flow_in_segments, together, with_room
 from .requirements import position_like
 from .stretches import (
     SEGMENT,
@@ -27,7 +27,7 @@ from .stretches import (
 )
 from .system import AbstractLearningAlgorithm, AbstractSystem, drives_of, one_sequence, outputs_of, rest_state
 
-Scan = Literal["auto", "sequential", "unrolled", "associative"]
+Scan = Literal["auto", "sequential", "unrolled", "parallel"]
 SCANS = get_args(Scan)
 
 
@@ -42,13 +42,17 @@ class Schedule(NamedTuple):
         """The steps in one iteration of a loop over steps."""
         return 1 if self.scan == "sequential" else UNROLLED
 
+    def kept(self, steps: int) -> int:
+        """States that the free pass keeps of a stretch of so many steps."""
+        return sum(segments for _, segments, _ in cut(steps)) if self.scan == "parallel" else 1
+
 
 class AbstractScanned(AbstractLearningAlgorithm):
     """A learning algorithm that scans over the steps of a sequence.
 
     - `scan`: how the steps are computed. "sequential": one after the other. "unrolled": the same, with `UNROLLED` steps
-      in an iteration of the loop, which a GPU computes in a few kernels. "associative": many steps at the same time,
-      linear Hamiltonians only. "auto", the default: sequential on a CPU; elsewhere associative for a linear
+      in an iteration of the loop, which a GPU computes in a few kernels. "parallel": many steps at the same time,
+      linear Hamiltonians only. "auto", the default: sequential on a CPU; elsewhere parallel for a linear
       Hamiltonian, and unrolled for others.
     - `chunk`: steps computed at a time. By default the sizes and the platform decide. It changes results by rounding.
     """
@@ -78,19 +82,19 @@ def _schedules(scan, chunk, system, inputs) -> tuple[Schedule, Schedule]:
         raise ValueError(f"chunk must be at least 1 step, got {chunk!r}")
     if scan not in SCANS:
         raise ValueError(f"unknown scan {scan!r}; one of {', '.join(SCANS)}")
-    if scan == "associative" and not linear:
+    if scan == "parallel" and not linear:
         raise ValueError(
-            "the associative scan needs a linear system with a drive for each oscillator; "
+            "the parallel scan needs a linear system with a drive for each oscillator; "
             f"{type(system.hamiltonian).__name__} is not"
         )
     values = inputs.shape[1] * state.size
     by_scan = {
         "sequential": Schedule("sequential", chunk or stretch_length(values, SEGMENT)),
         "unrolled": Schedule("unrolled", chunk or SEGMENT),
-        "associative": Schedule("associative", chunk or accelerated_length(values)),
+        "parallel": Schedule("parallel", chunk or even_stretch(len(inputs), accelerated_length(values))),
     }
     if scan == "auto":
-        return by_scan["sequential"], by_scan["associative" if linear else "unrolled"]
+        return by_scan["sequential"], by_scan["parallel" if linear else "unrolled"]
     return by_scan[scan], by_scan[scan]
 
 
@@ -102,20 +106,32 @@ def free_pass(
     The size is the largest of all positions and of the momenta at the ends of the segments.
     """
 
-    def stretch(carry, inputs):
+    def sequential(carry, inputs):
         state, size = carry
-        run = linear_flow if schedule.scan == "associative" else partial(flow, unroll=schedule.unroll)
-        run = jax.vmap(partial(run, system.hamiltonian), (0, 1), (0, 1))
+        run = jax.vmap(partial(flow, system.hamiltonian, unroll=schedule.unroll), (0, 1), (0, 1))
         state, positions = run(state, drives_of(system, inputs))
         return (state, jnp.maximum(size, _largest(positions, 1))), outputs_of(system, positions, inputs)
 
     def segment(carry, inputs):
-        (state, size), outputs = scan_stretches(stretch, carry, inputs, schedule.stretch)
+        (state, size), outputs = scan_stretches(sequential, carry, inputs, schedule.stretch)
         return (state, jnp.maximum(size, _largest(state[1], 0))), (outputs, jax.tree.map(lambda x: x[None], state))
+
+    def segments(carry, inputs):
+        """All segments of a stretch at the same time."""
+        (state, size), pieces = carry, []
+        for first, count, steps in cut(len(inputs)):
+            piece = apart(inputs[first : first + count * steps], count)
+            state, positions, ends = flow_in_segments(
+                system.hamiltonian, state, drives_of(system, with_room(piece)), count
+            )
+            size = jnp.maximum(size, jnp.max(_largest(positions, 1).reshape(count, len(size)), axis=0))
+            pieces.append((together(outputs_of(system, positions, piece), count), ends))
+        return (state, jnp.maximum(size, _largest(state[1], 0))), jax.tree.map(lambda *x: jnp.concatenate(x), *pieces)
 
     rest = jax.vmap(lambda x: rest_state(system, x), 1)(inputs)
     size = jnp.max(jnp.zeros_like(rest[0]), axis=range(1, rest[0].ndim))
-    (_, size), (outputs, ends) = scan_stretches(segment, (rest, size), inputs, segment_length(schedule.stretch))
+    of_stretch = segments if schedule.scan == "parallel" else segment
+    (_, size), (outputs, ends) = scan_stretches(of_stretch, (rest, size), inputs, segment_length(schedule.stretch))
     return outputs, ends, size
 
 

@@ -38,7 +38,7 @@ class AbstractHamiltonian(eqx.Module):
     `velocity` and `force` are derivatives of the energies. Do not override them: RHEL refuses it.
 
     `linear` says that the oscillators are independent and harmonic, so that a step is one linear map of (q, p) for each
-    of them: the energies are quadratic in q and p, and linear in the drive. Such a system can run by associative scan.
+    of them: the energies are quadratic in q and p, and linear in the drive. Such a system can run by parallel scan.
     """
 
     linear: ClassVar[bool] = False

@@ -1,145 +1,228 @@
-"""The flow of a linear Hamiltonian with many steps at the same time, for devices other than a CPU."""
+"""The flow of a linear Hamiltonian with many steps at the same time, for devices other than a CPU.
 
-from collections.abc import Callable
-from functools import partial
+A step of a linear Hamiltonian is one affine map for each oscillator, the same at every step: x_{t+1} = M x_t + f v_t,
+with x = (q, p), a 2x2 matrix M and a vector f. So the states of a segment of K steps are a product of two matrices:
+
+    x_k = M^k x_0 + sum_{s < k} M^(k - 1 - s) f v_s
+
+One matrix holds the powers of M (`Responses`), the other one, (K + 2, sequences), the drives of the steps and, in two
+more rows, the state at the start. The sequences of a batch and the segments of each are the columns. The starts of the
+segments follow from what every segment does from rest (`linked`).
+"""
+
+import math
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
+from .batching import as_varying
 from .hamiltonian import AbstractHamiltonian, State, leapfrog
-from .stretches import UNROLLED
+
+ROOM = 2
+"""Rows of a segment beside its steps: position and momentum at its start."""
+
+LONGEST, LINKED = 32, 64
+"""Steps of a segment, and segments that one product links, at most."""
 
 
-def linear_flow(
-    hamiltonian: AbstractHamiltonian, state: State, drives: Float[Array, "time osc"]
-) -> tuple[State, Float[Array, "time osc"]]:
-    """`rhel.hamiltonian.flow` of a linear Hamiltonian: the final state, and the position after every step.
+def cut(steps: int) -> list[tuple[int, int, int]]:
+    """The pieces of a sequence: first step, number of segments, steps of a segment.
 
-    State and drives have one number for each oscillator. If an oscillator diverges so far that the map of 16 steps is
-    beyond the range of the numbers, its states are NaN, also where the sequential scan would stay at rest.
-
-    Its derivative obeys the same recurrence, with a force for what the parameters and the drives change in a step. So
-    reverse mode keeps the states, and not what the chunks compute on the way to them.
+    One piece if a number from 16 to 32 divides the steps. If none does, the remaining steps are a second piece.
     """
-    parameters, static = eqx.partition(hamiltonian, eqx.is_inexact_array)
-
-    def step_of(parameters):
-        hamiltonian = eqx.combine(parameters, static)
-        return lambda state, drive: leapfrog(hamiltonian.velocity, hamiltonian.force, state, drive)[0]
-
-    def step_map(parameters, state):
-        return linear_step(eqx.combine(parameters, static), state)[0]
-
-    @jax.custom_jvp
-    def states(parameters, state, drives):
-        return affine_scan(step_of(parameters), step_map(parameters, state), state, drives)
-
-    @states.defjvp
-    def derivative(primals, tangents):
-        (parameters, state, drives), (parameters_dot, state_dot, drives_dot) = primals, tangents
-        x = states(*primals)
-        before = jax.tree.map(lambda first, after: jnp.concatenate([first[None], after[:-1]]), state, x)
-        _, forces = jax.jvp(
-            lambda parameters, drives: jax.vmap(step_of(parameters))(before, drives),
-            (parameters, drives),
-            (parameters_dot, drives_dot),
-        )
-        step, no_drive = step_of(parameters), jnp.zeros_like(drives[0])
-
-        def forced(x, force):
-            return jax.tree.map(jnp.add, step(x, no_drive), force)
-
-        return x, affine_scan(forced, step_map(parameters, state), state_dot, forces)
-
-    q, p = states(parameters, state, drives)
-    return (q[-1], p[-1]), q
+    length = next((n for n in range(LONGEST, LONGEST // 2 - 1, -1) if steps % n == 0), min(LONGEST, steps))
+    whole = steps // length * length
+    return [(0, whole // length, length), *([(whole, 1, steps - whole)] if whole < steps else [])]
 
 
-def linear_step(hamiltonian: AbstractHamiltonian, like: State) -> tuple[tuple, tuple]:
-    """The map ((qq, qp), (pq, pp)), (qv, pv) of one step of a linear Hamiltonian, each of the shape of a position.
+def even_stretch(steps: int, longest: int) -> int:
+    """Steps of a stretch of whole segments: all stretches have the same number, if about `longest` allows it."""
+    _, segments, length = cut(steps)[0]
+    fewest = max(1, -(-segments * length // longest))
+    stretches = next((n for n in range(fewest, 2 * fewest) if segments % n == 0), fewest)
+    return -(-segments // stretches) * length
 
-    q' = qq q + qp p + qv v and p' = pq q + pp p + pv v, oscillator by oscillator.
+
+def apart(x: Float[Array, "time batch ..."], segments: int) -> Float[Array, "steps sequences ..."]:
+    """The segments of a batch as further sequences. The sequences of the first segment come first."""
+    x = jnp.moveaxis(x.reshape(segments, len(x) // segments, *x.shape[1:]), 0, 1)
+    return x.reshape(len(x), segments * x.shape[2], *x.shape[3:])
+
+
+def together(x: Float[Array, "steps sequences ..."], segments: int) -> Float[Array, "time batch ..."]:
+    """The inverse of `apart`."""
+    x = jnp.moveaxis(x.reshape(len(x), segments, x.shape[1] // segments, *x.shape[2:]), 0, 1)
+    return x.reshape(segments * x.shape[1], *x.shape[2:])
+
+
+def with_room(x: Float[Array, "steps ..."]) -> Float[Array, "rows ..."]:
+    """The steps of a segment, and room for the state at its start."""
+    return jnp.pad(x, ((0, ROOM), *[(0, 0)] * (x.ndim - 1)))
+
+
+class Responses(NamedTuple):
+    """What a segment of K steps answers to its rows: the drive of every step, and position and momentum at its start.
+
+    In float64, also where jax is set to float32, and rounded then: a rounded M has another frequency, so that the
+    states drift in phase from step to step and from segment to segment.
     """
 
-    def image(q, p, drive):
-        at = [jnp.full_like(like[0], value) for value in (q, p, drive)]
-        (q, p), _ = leapfrog(hamiltonian.velocity, hamiltonian.force, (at[0], at[1]), at[2])
-        return q, p
+    driven: Float[Array, "osc 2 states rows"]
+    """(q, p) before every step, and after the last one: K + 1 states, by K + 2 rows."""
+    kicked: Float[Array, "osc 2 states rows"]
+    """The same, if the rows are kicks of the momentum before every step; the states of the steps follow the kick."""
+    links: list[Float[Array, "osc n 2 2"]]
+    """For every level of `linked`: the maps of 0, 1, .., n - 1 segments, or groups of segments."""
 
-    by_q, by_p, by_drive = image(1, 0, 0), image(0, 1, 0), image(0, 0, 1)
-    return tuple(zip(by_q, by_p, strict=True)), by_drive
+
+def responses(hamiltonian: AbstractHamiltonian, like: Array, steps: int, segments: int) -> Responses:
+    """`like`: a position, which varies over the devices of `jax.shard_map` as the drives do."""
+    with jax.enable_x64(True):
+
+        def wide(x):
+            return x.astype(jnp.float64) if eqx.is_inexact_array(x) else x
+
+        step, drive = step_map(jax.tree.map(wide, hamiltonian), wide(like))
+        powers = _powers(step, steps + 1)
+        before = jnp.concatenate([jnp.zeros_like(drive)[:, None], product("pnab,pb->pna", powers, drive)], axis=1)
+        links, count, link = [], segments + 1, powers[:, steps]
+        while count > LINKED:
+            size = _group(count)
+            maps = _powers(link, size + 1)
+            links.append(maps)
+            count, link = -(-count // size), maps[:, size]
+        links.append(_powers(link, count))
+        driven = _rows_to_states(before[:, : steps + 1], powers)
+        kicked = _rows_to_states(powers[..., 1], powers)
+        return jax.tree.map(lambda x: x.astype(like.dtype), Responses(driven, kicked, links))
 
 
-def affine_scan(step: Callable, step_map: tuple, state: State, xs: PyTree, *, refine: bool = True) -> State:
-    """The states x_{t+1} = step(x_t, xs_t), in the order of time, for a step whose derivative by x_t is `step_map`.
+def step_map(hamiltonian: AbstractHamiltonian, like: Array) -> tuple[Float[Array, "osc 2 2"], Float[Array, "osc 2"]]:
+    """M and f of one step x' = M x + f v, for each oscillator. `like`: an array of the shape and type of a position."""
 
-    `step_map` is a 2x2 matrix M per oscillator, constant in time. The steps are cut into chunks of `UNROLLED`:
+    def image(*q_p_drive):
+        q, p, drive = (jnp.full_like(like, value) for value in q_p_drive)
+        (q, p), _ = leapfrog(hamiltonian.velocity, hamiltonian.force, (q, p), drive)
+        return jnp.stack([q.ravel(), p.ravel()], axis=-1)
 
-    1. the end of every chunk that starts from rest, all chunks at the same time;
-    2. the starts of all chunks, from these ends and M^UNROLLED;
-    3. with `refine`, the ends again, from these starts: what they miss of the next start corrects the starts;
-    4. all states, from the starts.
+    return jnp.stack([image(1, 0, 0), image(0, 1, 0)], axis=-1), image(0, 0, 1)
 
-    M rounds the frequency of an oscillator, so that the starts of the second part drift in phase. Without the third
-    part the error in float32 is 40 times the error of the sequential scan at 18,000 steps; with it, less than twice.
+
+def _powers(step: Float[Array, "osc 2 2"], count: int) -> Float[Array, "osc count 2 2"]:
+    """M^0, M^1, .."""
+    powers = jnp.broadcast_to(jnp.eye(2, dtype=step.dtype), step.shape)[:, None]
+    while powers.shape[1] < count:
+        powers = jnp.concatenate([powers, _times(powers, step[:, None])], axis=1)
+        step = _times(step, step)
+    return powers[:, :count]
+
+
+def _times(a, b):
+    """The product of small matrices, without a kernel of its own."""
+    return jnp.sum(a[..., :, :, None] * b[..., None, :, :], axis=-2)
+
+
+def _rows_to_states(by_lag: Float[Array, "osc lags 2"], powers: Float[Array, "osc lags 2 2"]):
+    """(q, p) before step k, for k = 0 .. K: `by_lag[k - s]` of row s, and `powers[k]` of the start."""
+    rows = _toeplitz(jnp.moveaxis(by_lag, 2, 1))[..., :-1]
+    return jnp.concatenate([rows, jnp.moveaxis(powers, 2, 1)], axis=-1)
+
+
+def _toeplitz(x: Float[Array, "... n"]) -> Float[Array, "... n n"]:
+    """The lower triangular matrix with x_{i - j} at row i and column j.
+
+    Written without a gather, whose derivative would add up in no fixed order on a GPU.
     """
-    chunks, rest = divmod(jax.tree.leaves(xs)[0].shape[0], UNROLLED)
-    if chunks < 2:
-        return _sequence(step, state, xs)[1]
-    whole, remaining = _cut(xs, chunks * UNROLLED)
-    whole = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(chunks, UNROLLED, *x.shape[1:]), 1, 0), whole)
-    power = _power(step_map)
-
-    def ends_and_states(starts):
-        return _sequence(jax.vmap(step), starts, whole)
-
-    def starts_of(first, ends):
-        ends = jax.tree.map(lambda end: end[:-1], ends)
-        later = affine_scan(partial(_forced, power), power, first, ends, refine=False)
-        return jax.tree.map(lambda first, later: jnp.concatenate([first[None], later]), first, later)
-
-    at_rest = jax.tree.map(lambda x: jnp.zeros((chunks, *x.shape), x.dtype), state)
-    starts = starts_of(state, ends_and_states(at_rest)[0])
-    if refine:
-        ends, _ = ends_and_states(starts)
-        missed = jax.tree.map(lambda end, start: end - jnp.roll(start, -1, axis=0), ends, starts)
-        starts = jax.tree.map(jnp.add, starts, starts_of(jax.tree.map(jnp.zeros_like, state), missed))
-    ends, states = ends_and_states(starts)
-    states = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), states)
-    if rest == 0:
-        return states
-    _, more = _sequence(step, jax.tree.map(lambda end: end[-1], ends), remaining)
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), states, more)
+    n = x.shape[-1]
+    x = jnp.concatenate([jnp.zeros_like(x), x, jnp.zeros_like(x[..., :1])], axis=-1)
+    width = x.shape[-1]
+    x = jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], n + 1, width)).reshape(*x.shape[:-1], -1)
+    x = x[..., : n * (width + 1)].reshape(*x.shape[:-1], n, width + 1)  # row i begins i elements later
+    return x[..., 1 : n + 1][..., ::-1]
 
 
-def _cut(xs, at):
-    return jax.tree.map(lambda x: x[:at], xs), jax.tree.map(lambda x: x[at:], xs)
+def product(how: str, a: Array, b: Array) -> Array:
+    """An `einsum` in full precision: no TF32, which has 10 bits."""
+    return jnp.einsum(how, a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def _sequence(step, state, xs):
-    """The last state, and the state after every step: one step after the other, without a loop on the device."""
-
-    def with_output(state, x):
-        state = step(state, x)
-        return state, state
-
-    return jax.lax.scan(with_output, state, xs, unroll=True)
+def rows_of(x: Float[Array, "rows sequences *osc"]) -> Float[Array, "osc rows sequences"]:
+    """Oscillators first: each has a product of its own."""
+    return jnp.moveaxis(x.reshape(*x.shape[:2], math.prod(x.shape[2:])), 2, 0)
 
 
-def _forced(step_map, state, force):
-    return jax.tree.map(jnp.add, _apply(step_map, state), force)
+def with_start(rows: Float[Array, "osc rows sequences"], start: Float[Array, "osc 2 segments batch"]) -> Array:
+    """The rows of a segment, with the state that it starts from."""
+    return rows.at[:, -ROOM:].set(start.reshape(*start.shape[:2], rows.shape[2]))
 
 
-def _power(step_map):
-    """M^UNROLLED."""
-    power = step_map
-    for _ in range(UNROLLED - 1):
-        columns = [_apply(step_map, column) for column in zip(*power, strict=True)]
-        power = tuple(zip(*columns, strict=True))
-    return power
+def states_of(
+    responses: Float[Array, "osc steps rows"], rows: Float[Array, "osc rows sequences"], shape: tuple[int, ...]
+) -> Array:
+    """(steps, sequences, *shape), with the shape of a position."""
+    return product("pks,psb->kbp", responses, rows).reshape(responses.shape[1], rows.shape[2], *shape)
 
 
-def _apply(step_map, state):
-    return tuple(jax.tree.map(lambda q, p, row=row: row[0] * q + row[1] * p, *state) for row in step_map)
+def ends_from_rest(
+    responses: Float[Array, "osc 2 rows"], rows: Float[Array, "osc rows sequences"], segments: int
+) -> Float[Array, "osc 2 segments batch"]:
+    """Where segments end that start from rest. What the rows of the start hold does not matter."""
+    ends = product("pcs,psb->pcb", responses.at[..., -ROOM:].set(0), rows)
+    return ends.reshape(*ends.shape[:2], segments, ends.shape[2] // segments)
+
+
+def linked(links: list[Array], first: Float[Array, "osc 2 batch"], ends: Float[Array, "osc 2 segments batch"]) -> Array:
+    """The states (osc, 2, segments + 1, batch) between the segments, from their ends from rest and the first start."""
+    return _accumulated(links, jnp.concatenate([first[:, :, None], ends], axis=2))
+
+
+def _accumulated(links, x):
+    """s_0 = x_0 and s_{i+1} = M s_i + x_{i+1}."""
+    (oscillators, _, count, batch), (maps, *farther) = x.shape, links
+    if not farther:
+        return product("pabij,pbjn->pain", _toeplitz(jnp.moveaxis(maps, 1, 3)), x)
+    size = maps.shape[1] - 1
+    groups = -(-count // size)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, groups * size - count), (0, 0))).reshape(oscillators, 2, groups, size, batch)
+    inside = product("pabij,pbgjn->pagin", _toeplitz(jnp.moveaxis(maps[:, :size], 1, 3)), x)
+    before = jnp.pad(_accumulated(farther, inside[:, :, :, -1])[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0)))
+    inside = inside + product("piab,pbgn->pagin", maps[:, 1:], before)
+    return inside.reshape(oscillators, 2, groups * size, batch)[:, :, :count]
+
+
+def _group(count: int) -> int:
+    """Neighbours that are linked first, so that at most `LINKED` groups remain where that is possible."""
+    return min(LINKED, -(-count // LINKED))
+
+
+def stacked(state: State, axes: int) -> Float[Array, "osc 2 ..."]:
+    """Position and momentum, whose first `axes` axes are not those of the oscillators, as rows."""
+    q, p = (jnp.moveaxis(x.reshape(*x.shape[:axes], math.prod(x.shape[axes:])), -1, 0) for x in state)
+    return jnp.stack([q, p], axis=1)
+
+
+def unstacked(x: Float[Array, "osc 2 ..."], shape: tuple[int, ...]) -> State:
+    """The inverse of `stacked`, for positions of this shape."""
+    q, p = (jnp.moveaxis(x[:, i], 0, -1).reshape(*x.shape[2:], *shape) for i in (0, 1))
+    return q, p
+
+
+def flow_in_segments(
+    hamiltonian: AbstractHamiltonian, state: State, drives: Float[Array, "rows sequences *osc"], segments: int
+) -> tuple[State, Float[Array, "steps sequences *osc"], State]:
+    """`rhel.hamiltonian.flow` of a linear Hamiltonian for a batch, from states (batch, *osc).
+
+    The drives are in segments (`apart`), `with_room`. Returns the final states, the position after every step, and the
+    states at the ends of the segments, (segments, batch, *osc). If an oscillator diverges so far that the map of a
+    segment is beyond the range of the numbers, its states are NaN, also where the sequential scan would stay at rest.
+    """
+    like = as_varying(jnp.zeros(state[0].shape[1:], state[0].dtype), drives)
+    by = responses(hamiltonian, like, len(drives) - ROOM, segments)
+    rows = rows_of(drives)
+    between = linked(by.links, stacked(state, 1), ends_from_rest(by.driven[:, :, -1], rows, segments))
+    rows = with_start(rows, between[:, :, :-1])
+    end, ends = (unstacked(x, like.shape) for x in (between[:, :, -1], between[:, :, 1:]))
+    return end, states_of(by.driven[:, 0, 1:], rows, like.shape), ends

@@ -1,6 +1,7 @@
 """A scan over a long sequence, one stretch of steps at a time."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,26 +14,33 @@ SEGMENT = 128
 CACHED = 2**18
 """On a CPU a stretch holds at most so many values of one quantity, so that the quantity stays in cache."""
 
-ACCELERATED = 2**22
-"""On other devices it holds about so many. Fewer stretches launch fewer kernels; 16 MiB are little memory."""
+ACCELERATED = 2**24
+"""On other devices it holds about so many, 64 MiB in float32. Fewer stretches launch fewer kernels."""
 
-UNROLLED = 16
+UNROLLED = 32
 """On other devices one kernel computes so many steps. More steps would need fewer kernels, and longer to compile."""
 
 
 def scan_stretches(
-    body: Callable, carry: PyTree, steps: PyTree, length: int, *, per_stretch: PyTree = (), reverse: bool = False
+    body: Callable,
+    carry: PyTree,
+    steps: PyTree,
+    length: int,
+    *,
+    per_stretch: PyTree = (),
+    rows: Callable[[int], int] = lambda steps: 1,
+    reverse: bool = False,
 ) -> tuple[PyTree, PyTree]:
     """`jax.lax.scan` over stretches of `length` steps. The remaining steps, if any, are one last, shorter stretch.
 
-    `body(carry, steps of the stretch) -> carry, outputs`; with `per_stretch`, arrays with one row for each stretch,
-    `body(carry, steps of the stretch, its row)`. The outputs of the stretches are concatenated along their first axis.
-    With `reverse` the last stretch comes first, and the steps inside each keep their order.
+    `body(carry, steps of the stretch) -> carry, outputs`; with `per_stretch`, arrays with `rows(number of its steps)`
+    rows for each stretch, `body(carry, steps of the stretch, its rows)`. The outputs of the stretches are concatenated
+    along their first axis. With `reverse` the last stretch comes first, and the steps inside each keep their order.
     """
     time = jax.tree.leaves(steps)[0].shape[0]
     whole, rest = divmod(time, length)
-    # start and number of steps, start and number of stretches
-    cuts = [(0, whole * length, 0, whole), (whole * length, rest, whole, 1)]
+    # start and number of steps, first row, number of stretches
+    cuts = [(0, whole * length, 0, whole), (whole * length, rest, whole * rows(length), 1)]
     cuts = [cut for cut in cuts if cut[1] > 0]
     pieces = []
     for first, size, row, stretches in reversed(cuts) if reverse else cuts:
@@ -40,8 +48,10 @@ def scan_stretches(
         def stacked(x, first=first, size=size, stretches=stretches):
             return x[first : first + size].reshape(stretches, size // stretches, *x.shape[1:])
 
-        rows = jax.tree.map(lambda x, row=row, stretches=stretches: x[row : row + stretches], per_stretch)
-        xs = (jax.tree.map(stacked, steps),) if not jax.tree.leaves(rows) else (jax.tree.map(stacked, steps), rows)
+        xs = (jax.tree.map(stacked, steps),)
+        if jax.tree.leaves(per_stretch):
+            count = stretches * rows(size // stretches)
+            xs = (*xs, jax.tree.map(partial(stacked, first=row, size=count), per_stretch))
         carry, outputs = jax.lax.scan(lambda carry, xs: body(carry, *xs), carry, xs, reverse=reverse)
         pieces.append(jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), outputs))
     return carry, jax.tree.map(lambda *xs: jnp.concatenate(xs), *(pieces[::-1] if reverse else pieces))
@@ -63,13 +73,10 @@ def stretch_length(values: Any, longest: int | None = None) -> int:
 
 
 def accelerated_length(values: Any) -> int:
-    """Steps of a stretch on a device other than a CPU, if a step has so many values: a multiple of `UNROLLED`.
-
-    At most 4,096: a state is kept after every stretch, and a sum over more steps loses digits.
-    """
+    """Steps of a stretch on a device other than a CPU, if a step has so many values: a multiple of `UNROLLED`."""
     if not isinstance(values, int):
         return SEGMENT
-    return UNROLLED * max(1, min(4096, ACCELERATED // max(1, values)) // UNROLLED)
+    return UNROLLED * max(1, ACCELERATED // max(1, values) // UNROLLED)
 
 
 def segment_length(stretch: int) -> int:

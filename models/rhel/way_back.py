@@ -16,15 +16,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 from typing_extensions import override
 
+from .batching import as_varying
 from .free_pass import AbstractScanned, Schedule, free_pass
 from .hamiltonian import AbstractHamiltonian, State
+from .linear import apart, cut, together, with_room
 from .requirements import require_linear_readout
 from .stretches import scan_stretches, segment_length
 from .system import drives_of, one_sequence, outputs_of
 
 
 class AbstractWayBack(eqx.Module):
-    """Three methods, each for a batch. `moving`, any pytree, is what a way back carries from stretch to stretch."""
+    """Three methods, each for a batch. `moving`, any pytree, is what a way back carries from stretch to stretch.
+
+    `in_segments`: `stretch` gets drives and `incoming` in segments, `with_room`, and `rejoin` the ends of all of them,
+    (segments, batch, *osc), see `rhel.linear`.
+    """
+
+    @property
+    def in_segments(self) -> bool:
+        """Whether the segments of a stretch run at the same time."""
+        return False
 
     @abstractmethod
     def begin(self, end: State) -> PyTree:
@@ -89,13 +100,13 @@ class AbstractRetracing(AbstractScanned):
 def _gradients(algorithm, system, steps, ends, size, schedule):
     """Gradients of the system, summed over the batch, and of the inputs (time, batch, in)."""
     end = jax.tree.map(lambda x: x[-1], ends)
-    positions_grad = partial(_positions_grad, system, end[0])
+    positions_grad = partial(_positions_grad, system, jax.ShapeDtypeStruct(end[0].shape[1:], end[0].dtype))
     way, incoming_of = algorithm.way_back(system.hamiltonian, positions_grad, steps, size, schedule)
 
-    def stretch(carry, steps):
+    def stretch(carry, steps, room=lambda x: x):
         moving, total = carry
         inputs, outputs_grad = steps
-        drives, incoming = drives_of(system, inputs), incoming_of(inputs, outputs_grad)
+        drives, incoming = drives_of(system, room(inputs)), incoming_of(*map(room, steps))
         moving, positions, hamiltonian_grad, drives_grad = way.stretch(moving, drives, incoming)
 
         def ports(system, inputs):
@@ -105,21 +116,48 @@ def _gradients(algorithm, system, steps, ends, size, schedule):
         system_grad, inputs_grad = pull_back((outputs_grad, drives_grad))
         return (moving, jax.tree.map(jnp.add, total, (system_grad, hamiltonian_grad))), inputs_grad
 
-    def segment(carry, steps, end):
+    def segment(carry, steps, ends):
         moving, total = carry
-        return scan_stretches(stretch, (way.rejoin(moving, end), total), steps, schedule.stretch, reverse=True)
+        carry = (way.rejoin(moving, jax.tree.map(lambda x: x[-1], ends)), total)
+        return scan_stretches(stretch, carry, steps, schedule.stretch, reverse=True)
 
+    def segments(carry, steps, ends):
+        inputs_grad = []
+        for first, count, length in reversed(cut(len(steps[0]))):
+            piece = [apart(x[first : first + count * length], count) for x in steps]
+            ends, piece_ends = _split(ends, -count)
+            carry, grad = stretch((way.rejoin(carry[0], piece_ends), carry[1]), piece, with_room)
+            inputs_grad.insert(0, together(grad, count))
+        return carry, jnp.concatenate(inputs_grad)
+
+    if way.in_segments:
+        # Without a loop over stretches, XLA merges the drives of both passes, and keeps them.
+        steps = jax.lax.optimization_barrier(steps)
     parameters = eqx.filter(system, eqx.is_inexact_array)
     zero = jax.tree.map(jnp.zeros_like, (parameters, parameters.hamiltonian))
     (_, (system_grad, hamiltonian_grad)), inputs_grad = scan_stretches(
-        segment, (way.begin(end), zero), steps, segment_length(schedule.stretch), per_stretch=ends, reverse=True
+        segments if way.in_segments else segment,
+        (way.begin(end), zero),
+        steps,
+        segment_length(schedule.stretch),
+        per_stretch=ends,
+        rows=schedule.kept,
+        reverse=True,
     )
     hamiltonian_grad = jax.tree.map(jnp.add, system_grad.hamiltonian, hamiltonian_grad)
     return eqx.tree_at(lambda system: system.hamiltonian, system_grad, hamiltonian_grad), inputs_grad
 
 
+def _split(tree, at):
+    return jax.tree.map(lambda x: x[:at], tree), jax.tree.map(lambda x: x[at:], tree)
+
+
 def _positions_grad(system, position, inputs, outputs_grad):
-    """The gradient through the readout of the positions, (time, batch, osc). `position`: one of every sequence."""
-    zeros = jnp.broadcast_to(jnp.zeros_like(position), (len(inputs), *position.shape))
+    """The gradient through the readout of the positions, (time, batch, osc). `position`: shape and type of one."""
+
+    def at_rest(inputs):
+        return as_varying(jnp.zeros((len(inputs), *position.shape), position.dtype), inputs)
+
+    zeros = jax.vmap(at_rest, 1, 1)(inputs)
     _, pull_back = jax.vjp(lambda positions: outputs_of(system, positions, inputs), zeros)
     return pull_back(outputs_grad)[0]

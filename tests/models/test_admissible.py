@@ -268,7 +268,7 @@ VIOLATIONS = {
     # Linear systems
     "coupled, said to be linear": (
         stiffer(lambda k, q, v: 0.05 * (q - jnp.roll(q, 1)) ** 2, linear=True),
-        r"Own says linear = True, but a step is not one linear map .*: the associative scan would .*; remove `linear`",
+        r"Own says linear = True, but a step is not one linear map .*: the parallel scan would .*; remove `linear`",
     ),
     "pendulums, said to be linear": (
         springs(potential=lambda self, q, v: -jnp.sum(jnp.cos(q) + 0.1 * q * v), linear=True),

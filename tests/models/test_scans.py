@@ -1,5 +1,6 @@
 """Scans, stretches and batches: ways of computing one and the same thing, and what they cost in memory."""
 
+import re
 from functools import cache
 
 import equinox as eqx
@@ -40,15 +41,20 @@ def finite(**options):
     return RHEL(1e-6, **options)
 
 
-# With chunks of 4 steps, 300 steps are chunks of chunks of chunks and a remainder, and 5 are one chunk and a step.
-@pytest.mark.parametrize(("kind", "length"), [(BPTT, 300), (RHEL, 1), (RHEL, 5), (RHEL, 300)])
-def test_associative_scan_is_the_sequential_one(x64, monkeypatch, kind, length):
-    monkeypatch.setattr("models.rhel.linear.UNROLLED", 4)
+# One step; a segment; a prime number of steps: segments and a remainder; 600: segments in one group, and, with few that
+# a product links, in groups of groups; two stretches and a shorter one.
+@pytest.mark.parametrize(
+    ("kind", "length", "chunk", "together"),
+    [(RHEL, 1, None, 64), (RHEL, 151, None, 64), (RHEL, 600, None, 2), (RHEL, 600, 256, 64), (BPTT, 151, None, 2)],
+)
+def test_parallel_scan_is_the_sequential_one(x64, monkeypatch, kind, length, chunk, together):
+    monkeypatch.setattr("models.rhel.linear.LINKED", together)
     arguments, incoming = problem(linear, length)
-    sequential, associative = (
-        positions_and_gradient(arguments, incoming, kind(scan=scan)) for scan in ("sequential", "associative")
+    sequential, parallel = (
+        positions_and_gradient(arguments, incoming, algorithm)
+        for algorithm in (kind(scan="sequential"), kind(scan="parallel", chunk=chunk))
     )
-    assert_close(associative, sequential, 1e-11, floor=1e-3)
+    assert_close(parallel, sequential, 1e-11, floor=1e-3)
 
 
 @pytest.mark.parametrize(("kind", "system"), [(RHEL, pendulums), (RHEL, saturating), (BPTT, saturating)])
@@ -60,10 +66,10 @@ def test_unrolled_scan_is_the_sequential_one(x64, kind, system):
     assert_close(unrolled, sequential, 1e-11, floor=1e-3)
 
 
-def test_associative_scan_rounds_as_the_sequential_one():
+def test_parallel_scan_rounds_as_the_sequential_one():
     """Errors in float32 against float64 backpropagation, of the positions and of every array."""
     arguments, incoming = problem(linear, 896)
-    values = [positions_and_gradient(arguments, incoming, RHEL(scan=scan)) for scan in ("sequential", "associative")]
+    values = [positions_and_gradient(arguments, incoming, RHEL(scan=scan)) for scan in ("sequential", "parallel")]
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: x.astype(jnp.float64), (arguments, incoming))
         reference = list(map(np.asarray, jax.tree.leaves(positions_and_gradient(*wide, BPTT()))))
@@ -72,9 +78,9 @@ def test_associative_scan_rounds_as_the_sequential_one():
         leaves = zip(map(np.asarray, jax.tree.leaves(value)), reference, strict=True)
         return np.array([np.linalg.norm(x - exact) / np.linalg.norm(exact) for x, exact in leaves])
 
-    sequential, associative = map(errors, values)
-    print(f"sequential {sequential}, associative {associative}")
-    np.testing.assert_array_less(associative, 2 * sequential + 2e-6)
+    sequential, parallel = map(errors, values)
+    print(f"sequential {sequential}, parallel {parallel}")
+    np.testing.assert_array_less(parallel, 2 * sequential + 2e-6)
 
 
 # One step, a remainder, no remainder, and one stretch for all. Pendulums have a matrix of parameters, which the echo
@@ -121,7 +127,7 @@ def test_reversible_backpropagation_in_float32():
     assert_close(value, reference, 1e-4)
 
 
-@pytest.mark.parametrize(("system", "chosen"), [(linear, "associative"), (saturating, "unrolled")])
+@pytest.mark.parametrize(("system", "chosen"), [(linear, "parallel"), (saturating, "unrolled")])
 def test_auto_is_sequential_on_a_cpu_and_settled_when_lowering_elsewhere(monkeypatch, system, chosen):
     arguments, incoming = problem(system, length=200)
 
@@ -136,24 +142,29 @@ def test_auto_is_sequential_on_a_cpu_and_settled_when_lowering_elsewhere(monkeyp
     monkeypatch.setattr(jax, "devices", lambda: [type("Device", (), {"platform": "cuda"})])
     assert size(program("auto", ("cpu",))) == size(alone)
     on_gpu = size(program("auto", ("cuda",)))
-    assert on_gpu == size(program(chosen, ("cuda",))) > size(alone)
+    of_gpu = program(chosen, ("cuda",))
+    assert on_gpu == size(of_gpu) > size(alone)
+    # XLA would compute products of lower precision in TF32.
+    products = re.findall(r"stablehlo.dot_general.*batching_dims.*", of_gpu)
+    assert all("precision = [HIGHEST, HIGHEST]" in product for product in products)
+    assert bool(products) == (chosen == "parallel")
     assert size(program("auto", ("cpu", "cuda"))) == size(alone) + on_gpu
 
 
 def size(program):
-    """The number of products in a program: an unrolled loop has many."""
-    return program.count("stablehlo.multiply")
+    """The number of products and calls in a program: an unrolled loop calls its step many times."""
+    return program.count("stablehlo.multiply") + program.count(" call @closed_call")
 
 
 @pytest.mark.usefixtures("unchecked_types")
 def test_bad_choices_are_named():
     (hamiltonian, drives), _ = problem(saturating)
-    with pytest.raises(ValueError, match=r"unknown scan 'fast'; one of auto, sequential, unrolled, associative"):
+    with pytest.raises(ValueError, match=r"unknown scan 'fast'; one of auto, sequential, unrolled, parallel"):
         evolve(hamiltonian, drives, learning_algorithm=RHEL(scan="fast"))
     with pytest.raises(
-        ValueError, match=r"associative scan needs a linear system with a drive .*; SaturatingOscillators is not"
+        ValueError, match=r"parallel scan needs a linear system with a drive .*; SaturatingOscillators is not"
     ):
-        evolve(hamiltonian, drives, learning_algorithm=BPTT(scan="associative"))
+        evolve(hamiltonian, drives, learning_algorithm=BPTT(scan="parallel"))
     with pytest.raises(ValueError, match=r"chunk must be at least 1 step, got 0"):
         evolve(hamiltonian, drives, learning_algorithm=RHEL(chunk=0))
 

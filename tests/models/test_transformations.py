@@ -48,7 +48,7 @@ def case(name):
 SHARDED = [(RHEL(), "pendulums"), (RHEL(), "layer"), (ReversibleBPTT(), "layer"), (BPTT(), "layer")]
 
 
-@pytest.mark.parametrize(("algorithm", "name"), [*SHARDED, (RHEL(scan="associative"), "linear")])
+@pytest.mark.parametrize(("algorithm", "name"), [*SHARDED, (RHEL(scan="parallel"), "linear")])
 def test_shard_map_with_and_without_its_check(x64, algorithm, name):
     loss, module, x = case(name)
     mesh = jax.make_mesh((2,), ("device",), axis_types=(AxisType.Auto,))
@@ -84,7 +84,7 @@ def test_explicit_sharding(x64, algorithm, name):
         assert_close(gradient(module, x, algorithm), reference, 1e-9)
 
 
-@pytest.mark.parametrize("algorithm", [RHEL(), RHEL(scan="associative"), BPTT(scan="associative")])
+@pytest.mark.parametrize("algorithm", [RHEL(), RHEL(scan="parallel"), BPTT(scan="parallel")])
 def test_second_derivatives(x64, algorithm):
     """Also of a sequence without gradient, and through a matrix with a column of zeros."""
     module, x = layer(), batch(FEATURES)
@@ -244,7 +244,7 @@ def test_a_linear_system_with_fewer_drives_runs_sequentially():
     hamiltonian, x = TwoDriven(**vars(linear(SIZE))), batch(2)[0]
     assert evolve(hamiltonian, x, n_osc=SIZE).shape == (LENGTH, SIZE)
     with pytest.raises(ValueError, match="needs a linear system with a drive for each oscillator; TwoDriven is not"):
-        evolve(hamiltonian, x, n_osc=SIZE, learning_algorithm=RHEL(scan="associative"))
+        evolve(hamiltonian, x, n_osc=SIZE, learning_algorithm=RHEL(scan="parallel"))
 
 
 def test_one_oscillator_without_an_axis(x64):
