@@ -87,7 +87,8 @@ def responses(hamiltonian: AbstractHamiltonian, like: Array, steps: int, segment
 
         step, drive = step_map(jax.tree.map(wide, hamiltonian), wide(like))
         powers = _powers(step, steps + 1)
-        before = jnp.concatenate([jnp.zeros_like(drive)[:, None], product("pnab,pb->pna", powers, drive)], axis=1)
+        driven = _times(powers, drive[:, None, :, None])[..., 0]
+        before = jnp.concatenate([jnp.zeros_like(drive)[:, None], driven], axis=1)
         links, count, link = [], segments + 1, powers[:, steps]
         while count > LINKED:
             size = _group(count)
@@ -95,9 +96,8 @@ def responses(hamiltonian: AbstractHamiltonian, like: Array, steps: int, segment
             links.append(maps)
             count, link = -(-count // size), maps[:, size]
         links.append(_powers(link, count))
-        driven = _rows_to_states(before[:, : steps + 1], powers)
-        kicked = _rows_to_states(powers[..., 1], powers)
-        return jax.tree.map(lambda x: x.astype(like.dtype), Responses(driven, kicked, links))
+        by_drive, by_kick = (_rows_to_states(x, powers) for x in (before[:, : steps + 1], powers[..., 1]))
+        return jax.tree.map(lambda x: x.astype(like.dtype), Responses(by_drive, by_kick, links))
 
 
 def step_map(hamiltonian: AbstractHamiltonian, like: Array) -> tuple[Float[Array, "osc 2 2"], Float[Array, "osc 2"]]:
