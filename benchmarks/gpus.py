@@ -112,7 +112,7 @@ def tracing_for(*devices: Any) -> Iterator[None]:
     """Programs that are traced in the block see these devices alone.
 
     The models ask `jax.devices()` how to compute a step, and trace only the program of the platforms that they see. jax
-    keeps what it has traced, so that is forgotten first.
+    keeps what it has traced, so that is forgotten before and after.
     """
     jax.clear_caches()
     present = jax.devices
@@ -121,6 +121,7 @@ def tracing_for(*devices: Any) -> Iterator[None]:
         yield
     finally:
         jax.devices = present
+        jax.clear_caches()
 
 
 def compiled_for(device: Any, function: Callable, donated: Any, *arguments: Any) -> jax.stages.Compiled:

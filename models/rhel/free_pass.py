@@ -124,7 +124,7 @@ def free_pass(
             state, positions, ends = flow_in_segments(
                 system.hamiltonian, state, drives_of(system, with_room(piece)), count
             )
-            size = jnp.maximum(size, jnp.max(_largest(positions, 1).reshape(count, len(size)), axis=0))
+            size = jnp.maximum(size, jnp.max(_largest(positions, 1).reshape(count, size.shape[0]), axis=0))
             pieces.append((together(outputs_of(system, positions, piece), count), ends))
         return (state, jnp.maximum(size, _largest(state[1], 0))), jax.tree.map(lambda *x: jnp.concatenate(x), *pieces)
 

@@ -85,7 +85,11 @@ def responses(hamiltonian: AbstractHamiltonian, like: Array, steps: int, segment
         def wide(x):
             return x.astype(jnp.float64) if eqx.is_inexact_array(x) else x
 
-        step, drive = step_map(jax.tree.map(wide, hamiltonian), wide(like))
+        precise = jax.tree.map(wide, hamiltonian)
+        step, drive = step_map(precise, wide(like))
+        # Without this, a Hamiltonian that is not linear would have wrong states in silence.
+        moved = jnp.any(_image(precise, wide(like), 0, 0, 0) != 0, axis=-1)
+        step = jnp.where(moved[:, None, None], jnp.nan, step)
         powers = _powers(step, steps + 1)
         driven = _times(powers, drive[:, None, :, None])[..., 0]
         before = jnp.concatenate([jnp.zeros_like(drive)[:, None], driven], axis=1)
@@ -102,13 +106,15 @@ def responses(hamiltonian: AbstractHamiltonian, like: Array, steps: int, segment
 
 def step_map(hamiltonian: AbstractHamiltonian, like: Array) -> tuple[Float[Array, "osc 2 2"], Float[Array, "osc 2"]]:
     """M and f of one step x' = M x + f v, for each oscillator. `like`: an array of the shape and type of a position."""
+    by_q, by_p, by_drive = (_image(hamiltonian, like, *of) for of in ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+    return jnp.stack([by_q, by_p], axis=-1), by_drive
 
-    def image(*q_p_drive):
-        q, p, drive = (jnp.full_like(like, value) for value in q_p_drive)
-        (q, p), _ = leapfrog(hamiltonian.velocity, hamiltonian.force, (q, p), drive)
-        return jnp.stack([q.ravel(), p.ravel()], axis=-1)
 
-    return jnp.stack([image(1, 0, 0), image(0, 1, 0)], axis=-1), image(0, 0, 1)
+def _image(hamiltonian: AbstractHamiltonian, like: Array, *q_p_drive: float) -> Float[Array, "osc 2"]:
+    """(q, p) after a step from these numbers, the same for all oscillators."""
+    q, p, drive = (jnp.full_like(like, value) for value in q_p_drive)
+    (q, p), _ = leapfrog(hamiltonian.velocity, hamiltonian.force, (q, p), drive)
+    return jnp.stack([q.ravel(), p.ravel()], axis=-1)
 
 
 def _powers(step: Float[Array, "osc 2 2"], count: int) -> Float[Array, "osc count 2 2"]:
@@ -218,6 +224,7 @@ def flow_in_segments(
     The drives are in segments (`apart`), `with_room`. Returns the final states, the position after every step, and the
     states at the ends of the segments, (segments, batch, *osc). If an oscillator diverges so far that the map of a
     segment is beyond the range of the numbers, its states are NaN, also where the sequential scan would stay at rest.
+    The states are NaN, too, where a constant force acts: such a Hamiltonian is not linear.
     """
     like = as_varying(jnp.zeros(state[0].shape[1:], state[0].dtype), drives)
     by = responses(hamiltonian, like, len(drives) - ROOM, segments)

@@ -1,6 +1,7 @@
 """The way back: what the echo and reversible backpropagation share.
 
-The free pass keeps the inputs, and a state after every `SEGMENT` steps, or after every stretch if a stretch is longer.
+The free pass keeps the inputs, and a state after every `SEGMENT` steps, or after every stretch if a stretch is longer;
+if the segments of a linear Hamiltonian run at the same time, after each of them (`rhel.linear`).
 The way back begins at the final state. It computes the states again, backwards, one stretch of steps at a time, and
 adds up the gradients of the stretches. Where it reaches a kept state it continues from that, so that rounding errors do
 not grow over the whole sequence.

@@ -45,7 +45,14 @@ def finite(**options):
 # a product links, in groups of groups; two stretches and a shorter one.
 @pytest.mark.parametrize(
     ("kind", "length", "chunk", "together"),
-    [(RHEL, 1, None, 64), (RHEL, 151, None, 64), (RHEL, 600, None, 2), (RHEL, 600, 256, 64), (BPTT, 151, None, 2)],
+    [
+        (RHEL, 1, None, 64),
+        (RHEL, 151, None, 64),
+        (RHEL, 600, None, 2),
+        (RHEL, 600, 256, 64),
+        (BPTT, 151, None, 2),
+        (ReversibleBPTT, 151, None, 64),
+    ],
 )
 def test_parallel_scan_is_the_sequential_one(x64, monkeypatch, kind, length, chunk, together):
     monkeypatch.setattr("models.rhel.linear.LINKED", together)
@@ -55,6 +62,19 @@ def test_parallel_scan_is_the_sequential_one(x64, monkeypatch, kind, length, chu
         for algorithm in (kind(scan="sequential"), kind(scan="parallel", chunk=chunk))
     )
     assert_close(parallel, sequential, 1e-11, floor=1e-3)
+
+
+class Leaning(type(linear())):
+    """It says that it is linear, but a constant force acts."""
+
+    def potential(self, q, drive):
+        return super().potential(q, drive) + 1e-3 * jnp.sum(q)
+
+
+def test_a_constant_force_is_not_wrong_in_silence():
+    (hamiltonian, drives), _ = problem(linear, 40)
+    positions = evolve(Leaning(**vars(hamiltonian)), drives, learning_algorithm=BPTT(scan="parallel"))
+    assert jnp.all(jnp.isnan(positions))
 
 
 @pytest.mark.parametrize(("kind", "system"), [(RHEL, pendulums), (RHEL, saturating), (BPTT, saturating)])

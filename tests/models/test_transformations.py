@@ -185,13 +185,14 @@ def test_an_array_from_outside_that_is_constant_is_admitted():
     assert np.all(jax.jit(jax.grad(lambda h: jnp.sum(evolve(h, batch()[0]))))(Masked(**vars(plain))).A[1] == 0)
 
 
-def test_export_with_a_batch_of_any_size():
+@pytest.mark.parametrize("algorithm", [RHEL(), RHEL(scan="parallel")])
+def test_export_with_a_batch_of_any_size(algorithm):
     (b,) = jax.export.symbolic_shape("b")
     arrays, static = eqx.partition(layer(), eqx.is_array)
 
     @jax.jit
     def gradient(arrays, x):
-        return jax.grad(lambda a: energy_of_outputs(eqx.combine(a, static), x, RHEL()))(arrays)
+        return jax.grad(lambda a: energy_of_outputs(eqx.combine(a, static), x, algorithm))(arrays)
 
     exported = jax.export.export(gradient)(arrays, jax.ShapeDtypeStruct((b, LENGTH, FEATURES), jnp.float32))
     assert_close(exported.call(arrays, batch(FEATURES)), gradient(arrays, batch(FEATURES)), 1e-5)
