@@ -31,24 +31,21 @@ class ReversibleBPTT(AbstractRetracing):
 
     @override
     def way_back(self, hamiltonian, positions_grad, steps, size, schedule):
-        return _ReverseMode(hamiltonian), positions_grad
+        return _ReverseMode(hamiltonian, schedule.unroll), positions_grad
 
 
 class _ReverseMode(AbstractWayBack):
-    """It carries the state and the adjoint state."""
+    """It carries the adjoint state."""
 
     hamiltonian: AbstractHamiltonian
+    unroll: int = eqx.field(static=True)
 
     @override
     def begin(self, end):
-        return end, jax.tree.map(jnp.zeros_like, end)
+        return jax.tree.map(jnp.zeros_like, end)
 
     @override
-    def rejoin(self, moving, end):
-        return end, moving[1]
-
-    @override
-    def stretch(self, moving, drives, incoming):
+    def stretch(self, end, carried, drives, incoming):
         parameters, static = eqx.partition(self.hamiltonian, eqx.is_inexact_array)
 
         def forward_step(parameters, state, drive):
@@ -65,5 +62,7 @@ class _ReverseMode(AbstractWayBack):
             return ((before, adjoint), jax.tree.map(jnp.add, total, more)), (q, drive_grad)
 
         zero = jax.tree.map(jnp.zeros_like, parameters)
-        (moving, total), (positions, drives_grad) = jax.lax.scan(step, (moving, zero), (drives, incoming), reverse=True)
-        return moving, positions, total, drives_grad
+        (moved, total), (positions, drives_grad) = jax.lax.scan(
+            step, ((end, carried), zero), (drives, incoming), reverse=True, unroll=self.unroll
+        )
+        return *moved, positions, total, drives_grad

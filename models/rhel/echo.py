@@ -45,7 +45,6 @@ from jaxtyping import Array, Float
 from typing_extensions import override
 
 from . import reference
-from .free_pass import Schedule
 from .hamiltonian import AbstractHamiltonian, leapfrog
 from .linear_echo import LinearEcho
 from .nudges import finite_nudges, per_sequence
@@ -82,51 +81,46 @@ class RHEL(AbstractRetracing):
 
     @override
     def way_back(self, hamiltonian, positions_grad, steps, size, schedule):
+        parameters = jax.tree.leaves(eqx.filter(hamiltonian, eqx.is_inexact_array))
+        position = jax.eval_shape(positions_grad, *steps).shape[2:]
+        has_matrices = sum(x.size for x in parameters) > 8 * math.prod(position)
         if not self.literal and (self.epsilon is None or hamiltonian.linear):
             pair = MeanAndTangent(hamiltonian)
             if schedule.scan == "parallel":
                 return LinearEcho(pair), positions_grad
-            return Echo(pair, jnp.full_like(size, -0.5), schedule), positions_grad
+            return Echo(pair, jnp.full_like(size, -0.5), has_matrices, schedule.unroll), positions_grad
         epsilon = 1e-2 if self.epsilon is None else self.epsilon
         nudges, weight = finite_nudges(positions_grad, steps, size, epsilon, schedule.stretch)
         if self.literal:
             return LiteralEcho(hamiltonian, weight), nudges
-        return Echo(MeanAndHalfDifference(hamiltonian), weight, schedule), nudges
+        return Echo(MeanAndHalfDifference(hamiltonian), weight, has_matrices, schedule.unroll), nudges
 
 
 class Echo(AbstractWayBack):
     """The echo pair of a batch of sequences, ((m, d) of the positions, (m, d) of the momenta), each (batch, osc).
 
+    It carries d. The flip of m is the state of the free pass.
+
     - `weight`: what the gradient of the contrast is multiplied by, for every sequence.
+    - `has_matrices`: the parameters outnumber the state of a sequence, so that a gradient for every sequence is large.
+      Measured with 128 oscillators coupled by W W^T, batch 8: one reading for a stretch takes a third of the time.
     """
 
     pair: MeanAndHalfDifference
     weight: Float[Array, " batch"]
-    schedule: Schedule = eqx.field(static=True)
+    has_matrices: bool = eqx.field(static=True)
+    unroll: int = eqx.field(static=True)
 
     @override
     def begin(self, end):
-        q, p = end
-        return (q, jnp.zeros_like(q)), (-p, jnp.zeros_like(p))
+        return jax.tree.map(jnp.zeros_like, end)
 
     @override
-    def rejoin(self, moving, end):
-        (_, dq), (_, dp) = moving
-        return (end[0], dq), (-end[1], dp)
-
-    @override
-    def stretch(self, moving, drives, nudges):
-        if self._has_matrices(drives):
-            return self._states_first(self._states_by_sequential_scan, moving, drives, nudges)
-        return self._step_by_step(moving, drives, nudges)
-
-    def _has_matrices(self, drives):
-        """Whether the parameters outnumber the state of a sequence: then a gradient for every sequence is large.
-
-        Measured with 128 oscillators coupled by W W^T, batch 8: one reading for a stretch takes a third of the time.
-        """
-        parameters = jax.tree.leaves(eqx.filter(self.pair.hamiltonian, eqx.is_inexact_array))
-        return sum(x.size for x in parameters) > 8 * math.prod(drives.shape[2:])
+    def stretch(self, end, carried, drives, nudges):
+        (q, p), (dq, dp) = end, carried
+        run = self._states_first if self.has_matrices else self._step_by_step
+        ((q, dq), (p, dp)), *results = run(((q, dq), (-p, dp)), drives, nudges)
+        return (q, -p), (dq, dp), *results
 
     def _step_by_step(self, moving, drives, nudges):
         """The trace of a step is read at once and not kept. Every sequence adds up its own gradient.
@@ -147,14 +141,19 @@ class Echo(AbstractWayBack):
         parameters = eqx.filter(self.pair.hamiltonian, eqx.is_inexact_array)
         zero = jax.vmap(lambda _: jax.tree.map(jnp.zeros_like, parameters))(self.weight)
         (moving, total), (positions, drives_grad) = jax.lax.scan(
-            jax.vmap(step), (moving, zero), (drives, nudges), reverse=True, unroll=self.schedule.unroll
+            jax.vmap(step), (moving, zero), (drives, nudges), reverse=True, unroll=self.unroll
         )
-        total = jax.tree.map(lambda x: jnp.sum(jax.vmap(jnp.multiply)(self.weight, x), axis=0), total)
         return moving, positions, total, per_sequence(jnp.multiply)(drives_grad, self.weight)
 
-    def _states_first(self, states_of, moving, drives, nudges):
+    @override
+    def hamiltonian_grad(self, total):
+        if self.has_matrices:
+            return total
+        return jax.tree.map(lambda x: jnp.sum(jax.vmap(jnp.multiply)(self.weight, x), axis=0), total)
+
+    def _states_first(self, moving, drives, nudges):
         """All states of the stretch first, then the trace of all steps is read at once."""
-        q_after, p_after = jax.vmap(states_of, (0, 1, 1), 1)(moving, drives, nudges)
+        q_after, p_after = jax.vmap(self._states, (0, 1, 1), 1)(moving, drives, nudges)
 
         def each_before(after, first):
             return jax.tree.map(lambda x, start: jnp.concatenate([x[1:], start[None]]), after, first)
@@ -182,14 +181,14 @@ class Echo(AbstractWayBack):
         (q, p), (drive, nudge) = state, drive_and_nudge
         return self._leapfrog((q, (p[0], p[1] + nudge)), drive)[0]
 
-    def _states_by_sequential_scan(self, state, drives, nudges):
+    def _states(self, state, drives, nudges):
         """The states of one sequence after every step back, in the order of time."""
 
         def step(state, drive_and_nudge):
             state = self._step(state, drive_and_nudge)
             return state, state
 
-        return jax.lax.scan(step, state, (drives, nudges), reverse=True, unroll=self.schedule.unroll)[1]
+        return jax.lax.scan(step, state, (drives, nudges), reverse=True, unroll=self.unroll)[1]
 
 
 def _each_step(function):
@@ -209,11 +208,7 @@ class LiteralEcho(AbstractWayBack):
         return jax.tree.map(lambda x: jnp.stack([x, x]), (q, -p))
 
     @override
-    def rejoin(self, moving, end):
-        return moving
-
-    @override
-    def stretch(self, moving, drives, nudges):
+    def stretch(self, end, carried, drives, nudges):
         def echoes(states, drives, nudges):
             nudges = jnp.stack([nudges, -nudges])
             return jax.vmap(partial(reference.echo, self.hamiltonian), (0, None, 0))(states, drives, nudges)
@@ -223,7 +218,7 @@ class LiteralEcho(AbstractWayBack):
             plus, minus = jax.vmap(energies, (1, 2), 1)(drives, trace)
             return plus - minus
 
-        moving, (positions, trace) = jax.vmap(echoes, 1, (1, 2))(moving, drives, nudges)
+        carried, (positions, trace) = jax.vmap(echoes, 1, (1, 2))(carried, drives, nudges)
         _, pull_back = eqx.filter_vjp(contrasts, self.hamiltonian, drives)
         hamiltonian_grad, drives_grad = pull_back(self.weight)
-        return moving, 0.5 * (positions[0] + positions[1]), hamiltonian_grad, drives_grad
+        return end, carried, 0.5 * (positions[0] + positions[1]), hamiltonian_grad, drives_grad

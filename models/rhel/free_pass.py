@@ -20,6 +20,7 @@ from .stretches import (
     SEGMENT,
     UNROLLED,
     accelerated_length,
+    block_stretch,
     by_platform,
     scan_stretches,
     segment_length,
@@ -39,12 +40,14 @@ class Schedule(NamedTuple):
 
     @property
     def unroll(self) -> int:
-        """The steps in one iteration of a loop over steps."""
-        return 1 if self.scan == "sequential" else UNROLLED
+        """The steps in one iteration of a loop over the steps."""
+        return UNROLLED if self.scan == "unrolled" else 1
 
     def kept(self, steps: int) -> int:
         """States that the free pass keeps of a stretch of so many steps."""
-        return sum(segments for _, segments, _ in cut(steps)) if self.scan == "parallel" else 1
+        if self.scan == "parallel":
+            return sum(segments for _, segments, _ in cut(steps))
+        return 1 if self.scan == "sequential" else -(-steps // self.unroll)
 
 
 class AbstractScanned(AbstractLearningAlgorithm):
@@ -90,7 +93,7 @@ def _schedules(scan, chunk, system, inputs) -> tuple[Schedule, Schedule]:
     values = inputs.shape[1] * state.size
     by_scan = {
         "sequential": Schedule("sequential", chunk or stretch_length(values, SEGMENT)),
-        "unrolled": Schedule("unrolled", chunk or SEGMENT),
+        "unrolled": Schedule("unrolled", chunk or block_stretch(len(inputs), values)),
         "parallel": Schedule("parallel", chunk or even_stretch(len(inputs), accelerated_length(values))),
     }
     if scan == "auto":
@@ -108,13 +111,24 @@ def free_pass(
 
     def sequential(carry, inputs):
         state, size = carry
-        run = jax.vmap(partial(flow, system.hamiltonian, unroll=schedule.unroll), (0, 1), (0, 1))
-        state, positions = run(state, drives_of(system, inputs))
+        state, positions = flow_of_batch(state, drives_of(system, inputs))
         return (state, jnp.maximum(size, _largest(positions, 1))), outputs_of(system, positions, inputs)
 
     def segment(carry, inputs):
         (state, size), outputs = scan_stretches(sequential, carry, inputs, schedule.stretch)
         return (state, jnp.maximum(size, _largest(state[1], 0))), (outputs, jax.tree.map(lambda x: x[None], state))
+
+    def block(state, drives):
+        state, positions = flow_of_batch(state, drives, unroll=len(drives))
+        return state, (positions, state[1][None])
+
+    def blocks(carry, inputs):
+        """One block of unrolled steps after the other."""
+        (state, size), drives = carry, drives_of(system, inputs)
+        state, (positions, momenta) = scan_stretches(block, state, drives, schedule.unroll)
+        ends = jnp.concatenate([positions[schedule.unroll - 1 : -1 : schedule.unroll], positions[-1:]]), momenta
+        size = jnp.maximum(size, jnp.maximum(_largest(positions, 1), _largest(momenta, 1)))
+        return (state, size), (outputs_of(system, positions, inputs), ends)
 
     def segments(carry, inputs):
         """All segments of a stretch at the same time."""
@@ -128,9 +142,12 @@ def free_pass(
             pieces.append((together(outputs_of(system, positions, piece), count), ends))
         return (state, jnp.maximum(size, _largest(state[1], 0))), jax.tree.map(lambda *x: jnp.concatenate(x), *pieces)
 
+    def flow_of_batch(state, drives, unroll=1):
+        return jax.vmap(partial(flow, system.hamiltonian, unroll=unroll), (0, 1), (0, 1))(state, drives)
+
     rest = jax.vmap(lambda x: rest_state(system, x), 1)(inputs)
     size = jnp.max(jnp.zeros_like(rest[0]), axis=range(1, rest[0].ndim))
-    of_stretch = segments if schedule.scan == "parallel" else segment
+    of_stretch = {"sequential": segment, "unrolled": blocks, "parallel": segments}[schedule.scan]
     (_, size), (outputs, ends) = scan_stretches(of_stretch, (rest, size), inputs, segment_length(schedule.stretch))
     return outputs, ends, size
 

@@ -31,11 +31,17 @@ LONGEST, LINKED = 32, 64
 def cut(steps: int) -> list[tuple[int, int, int]]:
     """The pieces of a sequence: first step, number of segments, steps of a segment.
 
-    One piece if a number from 16 to 32 divides the steps. If none does, the remaining steps are a second piece.
+    One piece if a number from 16 to 32 divides the steps into segments of which equal stretches can be made. If none
+    does, the remaining steps are a second piece.
     """
-    length = next((n for n in range(LONGEST, LONGEST // 2 - 1, -1) if steps % n == 0), min(LONGEST, steps))
+    lengths = range(LONGEST, LONGEST // 2 - 1, -1)
+    length = next((n for n in lengths if steps % n == 0 and not _prime(steps // n)), min(LONGEST, steps))
     whole = steps // length * length
     return [(0, whole // length, length), *([(whole, 1, steps - whole)] if whole < steps else [])]
+
+
+def _prime(segments):
+    return segments > 3 and all(segments % n for n in range(2, math.isqrt(segments) + 1))
 
 
 def even_stretch(steps: int, longest: int) -> int:

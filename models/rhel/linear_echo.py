@@ -24,7 +24,7 @@ from .way_back import AbstractWayBack
 
 
 class LinearEcho(AbstractWayBack):
-    """The echo pair in segments. `moving`: the half-difference, and the mean at the ends of the segments.
+    """The echo pair in segments. It carries the half-difference.
 
     The contrast of a linear Hamiltonian is bilinear: in the mean and the drive, and in the half-difference. So its sum
     over all steps needs of the trace only the moments, the sums of the products of both, for each oscillator.
@@ -42,12 +42,8 @@ class LinearEcho(AbstractWayBack):
         return jax.tree.map(jnp.zeros_like, end)
 
     @override
-    def rejoin(self, moving, ends):
-        return moving, ends
-
-    @override
-    def stretch(self, moving, drives, nudges):
-        half, (q, p) = moving
+    def stretch(self, end, carried, drives, nudges):
+        half, (q, p) = carried, end
         steps, segments, shape = len(drives) - ROOM, len(q), q.shape[2:]
         like = as_varying(jnp.zeros(shape, q.dtype), drives)
         by = responses(self.pair.hamiltonian, like, steps, segments)
@@ -66,7 +62,7 @@ class LinearEcho(AbstractWayBack):
         hamiltonian_grad, by_half = self._read(moments)
         by_half = jnp.sum(jnp.moveaxis(by_half.reshape(2, len(half)), 1, 0)[:, :, None, None] * half, axis=1)
         first = unstacked(between[:, :, 0], shape)
-        return first, states_of(mean[:, 0], means, shape), hamiltonian_grad, states_of(by_half, kicks, shape)
+        return end, first, states_of(mean[:, 0], means, shape), hamiltonian_grad, states_of(by_half, kicks, shape)
 
     def _read(self, moments):
         """Gradient of the Hamiltonian; and of the drives, by q and p of the half-difference, (2, *osc)."""

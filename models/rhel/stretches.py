@@ -79,6 +79,15 @@ def accelerated_length(values: Any) -> int:
     return UNROLLED * max(1, ACCELERATED // max(1, values) // UNROLLED)
 
 
+def block_stretch(steps: int, values: Any) -> int:
+    """Steps of a stretch of blocks of `UNROLLED` steps: half of the sequence, unless that is too long.
+
+    With a single stretch, XLA fills the outputs of the loops of all layers with zeros in one kernel, at the start of
+    the program, and keeps them.
+    """
+    return min(accelerated_length(values), UNROLLED * max(1, steps // (2 * UNROLLED)))
+
+
 def segment_length(stretch: int) -> int:
     """Steps from one kept state to the next: `SEGMENT`, or a stretch if that is longer."""
     return max(SEGMENT, stretch)

@@ -77,7 +77,9 @@ def test_a_constant_force_is_not_wrong_in_silence():
     assert jnp.all(jnp.isnan(positions))
 
 
-@pytest.mark.parametrize(("kind", "system"), [(RHEL, pendulums), (RHEL, saturating), (BPTT, saturating)])
+@pytest.mark.parametrize(
+    ("kind", "system"), [(RHEL, pendulums), (RHEL, saturating), (BPTT, saturating), (ReversibleBPTT, saturating)]
+)
 def test_unrolled_scan_is_the_sequential_one(x64, monkeypatch, kind, system):
     monkeypatch.setattr("models.rhel.free_pass.UNROLLED", 8)  # compiles faster; 150 steps have a remainder, too
     arguments, incoming = problem(system)
