@@ -1,5 +1,6 @@
 """Strictness shared by all tests, and one folder for what they compile."""
 
+import gc
 import os
 import tempfile
 
@@ -17,6 +18,9 @@ import jax
 import jaxtyping
 import pytest
 from small_experiments import HERE, REGRESSION, write_config, write_dataset
+
+# Tracing makes many objects and few cycles: at the usual thresholds, looking for cycles takes 8 % of the time.
+gc.set_threshold(200_000, 50, 100)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Two devices on the CPU, for the tests of sharding. Everything else runs on the first.
