@@ -82,3 +82,9 @@ def workplace(tmp_path, monkeypatch):
         write_dataset(tmp_path, name, regression=bool(changes))
         write_config({**HERE, **changes, "dataset_name": name})
     return tmp_path
+
+
+@pytest.fixture
+def empty_figures(monkeypatch):
+    """The figures of a run are drawn, but their files are empty: writing takes long. Other tests read the files."""
+    monkeypatch.setattr("runs.run.save", lambda _, path: path.write_bytes(b""))
