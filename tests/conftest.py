@@ -17,6 +17,7 @@ os.environ.setdefault(
 import jax
 import jaxtyping
 import pytest
+from jax._src.interpreters import mlir
 from small_experiments import HERE, REGRESSION, write_config, write_dataset
 
 # Tracing makes many objects and few cycles: at the usual thresholds, looking for cycles takes 8 % of the time.
@@ -26,6 +27,27 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Two devices on the CPU, for the tests of sharding. Everything else runs on the first.
 jax.config.update("jax_num_cpu_devices", 2)
 
+
+def sharing(make_context, programs=100):
+    """`make_context` of jax, which gives several programs one context: loading its dialects takes 2 ms a program.
+
+    A program that is lowered while another one is (an index that is evaluated at once) has a context of its own.
+    """
+    made = []
+
+    def shared():
+        if mlir.ir.Context.current is not None:
+            return make_context()
+        if len(made) % programs == 0:
+            made[:] = [make_context()]
+        else:
+            made.append(made[0])
+        return made[0]
+
+    return shared
+
+
+mlir.make_ir_context = sharing(mlir.make_ir_context)
 
 COMPILED = "TESTS_COMPILED_FOLDER"
 """Names the folder that keeps what the tests compile, for all workers and for the commands that tests start."""
