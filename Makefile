@@ -18,7 +18,7 @@ CONSTRAINTS ?= requirements.txt
 # A file stays with one worker, so that what its tests share is made once. tests/conftest.py puts the long files first.
 TESTS := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # The tests compile without most optimisations (tests/conftest.py), but for these: they compile as users do.
-OPTIMISED := tests/models/test_float32.py tests/models/test_reference.py tests/training/test_training_steps.py
+OPTIMISED := tests/models/test_float32.py tests/models/test_reference.py tests/training/test_training_bits.py
 define tested
 	$(TESTS) -m "$(1)" $(OPTIMISED:%=--ignore=%)
 	XLA_FLAGS= $(TESTS:loadfile=load) -m "$(1)" $(OPTIMISED)

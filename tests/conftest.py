@@ -1,5 +1,6 @@
 """Strictness shared by all tests, and one folder for what they compile."""
 
+import gc
 import os
 import tempfile
 
@@ -16,12 +17,37 @@ os.environ.setdefault(
 import jax
 import jaxtyping
 import pytest
+from jax._src.interpreters import mlir
 from small_experiments import HERE, REGRESSION, write_config, write_dataset
+
+# Tracing makes many objects and few cycles: at the usual thresholds, looking for cycles takes 8 % of the time.
+gc.set_threshold(200_000, 50, 100)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Two devices on the CPU, for the tests of sharding. Everything else runs on the first.
 jax.config.update("jax_num_cpu_devices", 2)
 
+
+def sharing(make_context, programs=100):
+    """`make_context` of jax, which gives several programs one context: loading its dialects takes 2 ms a program.
+
+    A program that is lowered while another one is (an index that is evaluated at once) has a context of its own.
+    """
+    made = []
+
+    def shared():
+        if mlir.ir.Context.current is not None:
+            return make_context()
+        if len(made) % programs == 0:
+            made[:] = [make_context()]
+        else:
+            made.append(made[0])
+        return made[0]
+
+    return shared
+
+
+mlir.make_ir_context = sharing(mlir.make_ir_context)
 
 COMPILED = "TESTS_COMPILED_FOLDER"
 """Names the folder that keeps what the tests compile, for all workers and for the commands that tests start."""
@@ -78,3 +104,9 @@ def workplace(tmp_path, monkeypatch):
         write_dataset(tmp_path, name, regression=bool(changes))
         write_config({**HERE, **changes, "dataset_name": name})
     return tmp_path
+
+
+@pytest.fixture
+def empty_figures(monkeypatch):
+    """The figures of a run are drawn, but their files are empty: writing takes long. Other tests read the files."""
+    monkeypatch.setattr("runs.run.save", lambda _, path: path.write_bytes(b""))

@@ -31,6 +31,8 @@ from runs.run import run_seed
 from runs.signals import StopSignals
 from training import checkpoints
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {  # batches of 4 from 14: step 4 goes over the end of an epoch
     "dataset_name": "Tiny",

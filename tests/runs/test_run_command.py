@@ -21,6 +21,8 @@ from runs import command, compilation_cache
 from runs.folder import finished_result
 from runs.selection import select_configs
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

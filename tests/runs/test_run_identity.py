@@ -22,6 +22,8 @@ from runs.folder import locked
 from runs.run import run_seed
 from runs.selection import Selection
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 FOLDER = Path("data", "processed", "UEA", "Tiny")
 
 

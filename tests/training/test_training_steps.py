@@ -14,14 +14,11 @@ from small_training import (
     CLASSES,
     LENGTH,
     OPTIONS,
-    arrays,
     count_losses,
     dataset,
     hru,
     loader,
     run_of,
-    same,
-    timeless,
     toy,
 )
 
@@ -116,44 +113,6 @@ def test_a_batch_larger_than_the_training_set_is_refused():
 
 
 # Many steps at once
-
-
-@pytest.mark.parametrize(
-    ("model_name", "options"),
-    [("LinHRU", {"epsilon": 0.1, "batchnorm": "ema"}), ("NonlinHRU", {"learning_algorithm": "BPTT"})],
-)
-def test_the_bits_do_not_depend_on_how_steps_are_sent(model_name, options):
-    make = functools.partial(hru, model_name, dropout_rate=0.25, **options)
-    plain, plain_losses = run_of(1, make)
-    assert [step for step, _ in plain_losses] == list(range(1, 11))
-    for steps_per_dispatch in (3, 99, None):
-        result, losses = run_of(steps_per_dispatch, make)
-        assert losses == plain_losses
-        assert timeless(result.history) == timeless(plain.history)
-        assert same((result.model, result.state), (plain.model, plain.state))
-        names = ("best_step", "val_metric", "test_loss", "test_metric", "steps", "stop_reason")
-        assert [getattr(result, name) for name in names] == [getattr(plain, name) for name in names]
-
-
-def test_a_stack_of_batches_gives_what_single_steps_give():
-    model, state = toy(dropout_rate=0.25)
-    optimiser = train.adam(1e-2)
-
-    def start():
-        return steps.initial_state(model, state, optimiser)
-
-    key = jax.random.PRNGKey(3)
-    batches = [next(loader(16).loop(8, key=jax.random.PRNGKey(number))) for number in range(3)]
-    single, losses = start(), []
-    for x, y in batches:
-        single, loss = train.train_step((jnp.asarray(x), jnp.asarray(y), key), single, optimiser, True)
-        losses.append(float(loss))
-    x, y = map(jnp.asarray, stack_batches(iter(batches), 3, 5))
-    together, of_stack, _ = train.train_steps((x, y, key, jnp.array(3)), start(), optimiser, True)
-    for left, right in zip(arrays(together), arrays(single), strict=True):
-        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(of_stack[:3], losses, rtol=1e-5)
-    assert np.isnan(of_stack[3:]).all()
 
 
 def test_every_number_of_steps_is_served_by_one_compiled_program(monkeypatch):
@@ -257,13 +216,3 @@ def test_a_loss_is_read_when_the_next_dispatch_is_sent_and_before_an_evaluation(
         *("send 1", "send 2", "loss 1", "send 3", "loss 2", "loss 3", "evaluate 3"),
         *("send 4", "send 5", "loss 4", "loss 5", "evaluate 5"),
     ]
-
-
-def test_samples_on_the_device_give_the_same_training():
-    host, device = dataset(), dataset()
-    on_device = Dataloader(device.train.data, device.train.labels, inmemory=True)
-    device = dataclasses.replace(device, train=on_device)
-    assert isinstance(next(on_device.loop(8, key=OPTIONS["key"]))[0], jax.Array)
-    first, second = (train.train(*toy(dropout_rate=0.25), data, **OPTIONS) for data in (host, device))
-    assert timeless(first.history) == timeless(second.history)
-    assert same(first.model, second.model)
