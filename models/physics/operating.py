@@ -111,8 +111,8 @@ class Operator:
 
     def run(
         self, parameters: dict[str, np.ndarray], drives: Float[np.ndarray, "time batch in"], oscillators: int
-    ) -> tuple[int, Float[np.ndarray, "time batch osc"]]:
-        """A free pass: its ticket, by which `echoes` knows it, and its positions."""
+    ) -> tuple[int, np.ndarray]:
+        """A free pass: its ticket, by which `echoes` knows it, and its positions (time, batch, osc)."""
         with self._lock:
             shape = (*drives.shape[:2], oscillators)
 
@@ -220,7 +220,9 @@ def _combined(operation: Callable, plus: Trace, minus: Trace) -> Trace:
     def half(x, y):
         return None if x is None else 0.5 * operation(x, y)
 
-    return Trace(*(half(getattr(plus, name), getattr(minus, name)) for name in vars(plus)))
+    positions = 0.5 * operation(plus.positions, minus.positions)
+    before = half(plus.momenta_before, minus.momenta_before)
+    return Trace(positions, before, half(plus.momenta_after, minus.momenta_after))
 
 
 def _measured(call: str, name: str, x: Any, shape: tuple[int, ...]) -> np.ndarray:
