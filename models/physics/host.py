@@ -1,9 +1,9 @@
 """A call of a numpy function from within a jax program, made exactly once.
 
-`jax.pure_callback` may be dropped, merged or repeated. `jax.experimental.io_callback` is an effect: jax and XLA keep
-each call and make it once. The call here is unordered: an exception in an ordered callback stays in the runtime, and
-every later program with an ordered effect fails with it. So the caller orders its calls by data: a call that needs a
-result of another one comes after it.
+`jax.pure_callback` may be dropped, merged or repeated. An ordered `jax.experimental.io_callback` is an effect: jax and
+XLA keep each call, make it once, and in the order of the program, also from one program to the next. Such a call cannot
+be mapped. The caller therefore sits behind `rhel.batching.batched_at_once`, which hands it the whole batch as an axis
+and declares its effect, so that loops and programs around it pass the token of the order on.
 
 jax converts what a callback gets and returns to the precision of the thread that runs it, which is not the thread that
 set `jax.enable_x64`. Numbers of 64 bits therefore cross as pairs of 32 bits.
@@ -33,7 +33,7 @@ def call_host(function: Callable, like: PyTree, *arguments: PyTree) -> PyTree:
         return [_in_words(np.asarray(x, y.dtype)) for x, y in zip(returned, results, strict=True)]
 
     wide = [jax.ShapeDtypeStruct((*x.shape, 2), jnp.uint32) if np.dtype(x.dtype).itemsize == 8 else x for x in results]
-    returned = io_callback(on_host, wide, *map(_split, leaves))
+    returned = io_callback(on_host, wide, *map(_split, leaves), ordered=True)
     joined = [
         jax.lax.bitcast_convert_type(x, y.dtype) if np.dtype(y.dtype).itemsize == 8 else x
         for x, y in zip(returned, results, strict=True)

@@ -9,10 +9,8 @@ the network around the unit stay in jax. No derivative of the machine is taken. 
 
 How jax calls the machine. A machine must make every pass that is asked for, once, in order:
 
-- `physics.host` calls it once. Data order the calls. A free pass needs the outputs of the block below it. The echoes
-  need the ticket of their free pass and the gradient from the block above. A training step needs the parameters of the
-  last one. The ticket also tells the operator whether the machine still holds the right end state, so that units can
-  share a machine.
+- `physics.host` calls it, by an ordered callback. Each free pass has a ticket. By it the operator knows whether the
+  machine still holds the right end state when the echoes come, so that units can share a machine.
 - A custom gradient with effects cannot be staged. `AbstractLearningAlgorithm.__call__` is a primitive for the whole
   batch, which stages no custom gradient. It declares the effects of `outputs`, and `respond` comes into play where a
   derivative is taken. `jax.checkpoint`, which would repeat passes, refuses these effects.
