@@ -17,13 +17,14 @@ How jax calls the machine. A machine must make every pass that is asked for, onc
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.interpreters import partial_eval
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 from typing_extensions import override
 
 from ..rhel.hamiltonian import AbstractHamiltonian
@@ -183,6 +184,42 @@ class MachineInTheLoop(AbstractLearningAlgorithm):
         most = self.operator.machine.limits.nudge / jnp.where(height == 0, 1, height)
         reduced = (height > 0) & (amplitude > most)
         return jnp.where(reduced, most, amplitude), jnp.sum(reduced, dtype=jnp.int32)
+
+
+def on_machine(model: PyTree, algorithm: MachineInTheLoop, units: Sequence[int] | None = None) -> PyTree:
+    """The model with this algorithm in some of its units, counted from 0 as they follow each other; None: in all.
+
+    The others keep their learning algorithm. Raises `ValueError` for a unit that the model does not have.
+    """
+    leaves, structure = jax.tree.flatten(model, is_leaf=lambda x: isinstance(x, AbstractLearningAlgorithm))
+    places = [place for place, x in enumerate(leaves) if isinstance(x, AbstractLearningAlgorithm)]
+    for unit in range(len(places)) if units is None else units:
+        if not 0 <= unit < len(places):
+            raise ValueError(f"the model has no unit {unit}: it has {len(places)}, counted from 0")
+        leaves[places[unit]] = algorithm
+    return jax.tree.unflatten(structure, leaves)
+
+
+def require_fitting(model: PyTree, features: int) -> None:
+    """Traces every unit that runs on a machine, and its gradient, for inputs with so many features. Runs no machine.
+
+    Raises `ValueError` for a unit that does not fit its machine, see `MachineInTheLoop`, and `MachineError` for a
+    machine that does not tell its limits.
+    """
+
+    def on_a_machine(x):
+        return isinstance(getattr(x, "learning_algorithm", None), MachineInTheLoop)
+
+    inputs = jax.ShapeDtypeStruct((2, features), jnp.result_type(float))
+    for unit in filter(on_a_machine, jax.tree.leaves(model, is_leaf=on_a_machine)):
+        eqx.filter_eval_shape(eqx.filter_grad(lambda unit, x: jnp.sum(unit(x))), unit, inputs)
+
+
+def operators_of(model: PyTree) -> list[Operator]:
+    """The operators of the machines of a model, each once, in the order of its units."""
+    nodes = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, MachineInTheLoop))
+    found = {id(x.operator): x.operator for x in nodes if isinstance(x, MachineInTheLoop)}
+    return list(found.values())
 
 
 def _contrast(hamiltonian, drive, trace):

@@ -6,7 +6,8 @@ Plain numpy, no jax: these functions run inside callbacks of jax, in which a cal
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +86,17 @@ class Operator:
     def reset(self) -> None:
         """Forget a failure, the parameters and the end state, for a machine that works again."""
         self.failure, self._parameters, self._held = None, None, _Held(self._held.ticket, False)
+
+    def resume(self, record: dict[str, Any]) -> None:
+        """Continue a record. A simulated machine that numbers its passes (`passes`) continues its numbers, too."""
+        self.record = Record(**record)
+        machine: Any = self.machine
+        if hasattr(machine, "passes"):
+            machine.passes = self.record.passes
+
+    def close(self) -> None:
+        """Call `close` of the machine, if it has one."""
+        getattr(self.machine, "close", lambda: None)()
 
     def count_drives(self, clipped: int, drives: int) -> None:
         """Count the drives of a free pass. Warns the first time that some are clipped."""
@@ -212,6 +224,19 @@ class Operator:
         if self.deferred:
             return failed()
         raise self.failure
+
+
+@contextmanager
+def deferred_failures(operators: Sequence[Operator]) -> Iterator[None]:
+    """Within the block, the failure of a machine is noted in `failure`, and its passes return NaN."""
+    before = [operator.deferred for operator in operators]
+    for operator in operators:
+        operator.deferred = True
+    try:
+        yield
+    finally:
+        for operator, deferred in zip(operators, before, strict=True):
+            operator.deferred = deferred
 
 
 def _combined(operation: Callable, plus: Trace, minus: Trace) -> Trace:
