@@ -4,6 +4,7 @@ It is a simulated set of saturating oscillators (NonlinHRU). Put a board, an ins
 `play`. In a config: "machine": {"name": "process", "command": ["python", "examples/device.py"]}; run with --own_units.
 """
 
+import io
 import json
 import sys
 
@@ -20,16 +21,18 @@ def receive():
     if not line:
         return None
     message = json.loads(line)
-    arrays = {x["name"]: np.lib.format.read_array(stdin, allow_pickle=False) for x in message["arrays"]}
+    arrays = {x["name"]: np.load(io.BytesIO(stdin.read(x["bytes"]))) for x in message["arrays"]}
     return message["call"], arrays
 
 
 def send(arrays, **line):
-    """One line of JSON, then the arrays as npy files. An npy file of version 1 has a header of 128 bytes here."""
-    listed = [{"name": name, "shape": list(x.shape), "bytes": 128 + x.nbytes} for name, x in arrays.items()]
+    """One line of JSON, then the arrays as npy files."""
+    files = {name: io.BytesIO() for name in arrays}
+    for name, file in files.items():
+        np.save(file, np.ascontiguousarray(arrays[name], "<f8"))
+    listed = [{"name": x, "shape": arrays[x].shape, "bytes": len(files[x].getvalue())} for x in arrays]
     stdout.write(json.dumps({**line, "arrays": listed}).encode() + b"\n")
-    for x in arrays.values():
-        np.lib.format.write_array(stdout, np.ascontiguousarray(x, "<f8"), version=(1, 0))
+    stdout.writelines(file.getvalue() for file in files.values())
     stdout.flush()
 
 

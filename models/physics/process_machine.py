@@ -76,13 +76,13 @@ class ProcessMachine:
         wanted = dict.fromkeys(_TRACE if self.limits.momenta else ("positions", "starts"), drives.shape[:2])
         arrays = self._asked("echo", {"drives": drives, "nudges": nudges}, wanted)[1]
         if "positions" not in arrays:
-            raise MachineError("echo: the program returned no positions")
+            raise MachineError("the program returned no positions")
         return Trace(**arrays)
 
     def close(self) -> None:
         """End the program: close its input, and kill it if it has not ended after a second."""
         if self._process is not None:
-            _end(self._process)
+            _end(self._process, self._errors)
         self._process = self._limits = None
 
     def _start(self):
@@ -92,13 +92,14 @@ class ProcessMachine:
             try:
                 self._process = subprocess.Popen(self.command, **pipes)
             except OSError as error:
+                self._errors.close()
                 raise MachineError(f"{self.command[0]}: cannot be started ({error.strerror})") from error
-            weakref.finalize(self, _end, self._process)
+            weakref.finalize(self, _end, self._process, self._errors)
 
     def _asked(self, call: str, arrays: Mapping[str, np.ndarray], wanted: dict, **more: Any) -> tuple[dict, dict]:
         """The line and the arrays of the answer. `wanted`: the first two axes of the arrays that may come back."""
         if self._process is None:
-            raise MachineError(f"{call}: the program is not running")
+            raise MachineError("the program is not running: it starts when it is asked for its limits")
         process, late = self._process, threading.Event()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -120,17 +121,16 @@ class ProcessMachine:
                 words = str(error)
             else:
                 words = f"the program ended{_status(process)}"
-            raise MachineError(f"{call}: {words}{self._said()}") from error
+            raise MachineError(f"{words}{self._said()}") from error
         finally:
             watch.cancel()
 
     def _said(self) -> str:
-        """The end of the standard error of the program."""
-        length = self._errors.seek(0, os.SEEK_END)
-        self._errors.seek(max(0, length - 500))
-        text = self._errors.read().decode(errors="replace").strip()
-        self._errors.seek(0, os.SEEK_END)
-        return f" (it printed: {text})" if text else ""
+        """The last line that the program printed to its standard error."""
+        # The program shares the position in the file.
+        size = os.fstat(self._errors.fileno()).st_size
+        text = os.pread(self._errors.fileno(), 2000, max(0, size - 2000)).decode(errors="replace").strip()
+        return f" (it printed: {text.splitlines()[-1][-300:]})" if text else ""
 
 
 def _send(stream: IO[bytes], line: dict, arrays: Mapping[str, np.ndarray]) -> None:
@@ -161,7 +161,7 @@ def _received(stream: IO[bytes], wanted: dict[str, tuple[int, ...]]) -> tuple[di
             "standard error"
         )
     if "error" in line:
-        raise MachineError(str(line["error"])[:500])
+        raise MachineError(f"the program reports: {str(line['error'])[:500]}")
     arrays, announced = {}, line.get("arrays", [])
     for one in announced if isinstance(announced, list) else [announced]:
         if not _is_announcement(one, wanted):
@@ -199,7 +199,7 @@ def _array(stream: IO[bytes], length: int) -> np.ndarray:
 
 def _limits_of(line: dict) -> Limits:
     if line.get("version") != VERSION:
-        raise MachineError(f"hello: the program speaks version {line.get('version')!r} of the protocol, not {VERSION}")
+        raise MachineError(f"the program speaks version {line.get('version')!r} of the protocol, not {VERSION}")
     given = line.get("limits", {})
     try:
         given = {name: value for name, value in given.items() if value is not None}
@@ -208,7 +208,7 @@ def _limits_of(line: dict) -> Limits:
                 raise ValueError(f"{name} is {value!r}")
         return Limits(**given)
     except (AttributeError, KeyError, ValueError) as error:
-        raise MachineError(f"hello: the program has impossible limits {json.dumps(given)[:200]} ({error})") from None
+        raise MachineError(f"the program has impossible limits {json.dumps(given)[:200]} ({error})") from None
 
 
 def _status(process: subprocess.Popen) -> str:
@@ -219,8 +219,8 @@ def _status(process: subprocess.Popen) -> str:
     return f" (signal {-code})" if code < 0 else f" (exit status {code})"
 
 
-def _end(process: subprocess.Popen) -> None:
-    for stream in (process.stdin, process.stdout):
+def _end(process: subprocess.Popen, errors: IO[bytes]) -> None:
+    for stream in (process.stdin, process.stdout, errors):
         try:
             if stream is not None:
                 stream.close()

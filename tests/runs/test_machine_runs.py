@@ -42,3 +42,35 @@ def test_a_run_on_the_ideal_machine_is_the_run_in_jax(workplace):
     record = result["machine"]
     # Two evaluations of four and one batch (the training part has 14 rows), and the test of one.
     print(record)
+
+
+def test_killing_the_device_saves_the_step_before_and_the_same_command_resumes(workplace, capsys):
+    configured(device())
+    assert trained("--own_units")[0] == 0
+    model = (FOLDER / "model.eqx").read_bytes()
+    # The first echo of step 4 kills the program: 3 steps and 2 evaluations are behind it.
+    dies = (
+        'elif call == "echo":\n',
+        'elif call == "echo":\n        echoes += 1\n        echoes == 7 and os._exit(9)\n',
+    )
+    machine = device(dies, ("import sys\n", "import os\nimport sys\n"), ("{}, None", "{}, None\nechoes = 0"))
+    configured(machine)
+    status, failed = trained("--own_units", "--overwrite")
+    assert status == 1
+    assert (failed["status"], failed["stop_reason"], failed["steps"], len(failed["rows"])) == (
+        "failed",
+        "machine",
+        4,
+        4,
+    )
+    assert (
+        "the machine failed in the training at step 4: echo failed: the program ended (exit status 9) (pass"
+        in (failed["error"])
+    )
+    assert failed["error"].endswith("the steps before a failed step")
+    device()
+    capsys.readouterr()
+    status, resumed = trained("--own_units")
+    assert "step 3" in capsys.readouterr().err
+    assert (status, resumed["steps"]) == (0, 4)
+    assert (FOLDER / "model.eqx").read_bytes() == model
