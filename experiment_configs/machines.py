@@ -7,7 +7,9 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from types import UnionType
-from typing import Any, TypeGuard, get_args
+from typing import Annotated, Any, get_args
+
+from pydantic import AfterValidator, Field
 
 from models.physics.numpy_leapfrog import NumpyLeapfrog
 from models.physics.operating import Operator
@@ -26,9 +28,16 @@ ALLOWED = (
 _KINDS = {float: "a number", int: "a whole number", bool: "true or false", list[str]: "a list of texts"}
 
 
-def runs_program(fields: object) -> TypeGuard[Mapping[str, Any]]:
-    """Whether the machine is a program that the config names."""
-    return isinstance(fields, Mapping) and fields.get("name") == "process"
+def command_of(fields: object) -> Any:
+    """The program that the config names as its machine; None for another machine."""
+    return fields.get("command", []) if isinstance(fields, Mapping) and fields.get("name") == "process" else None
+
+
+def checked(fields: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The fields. Raises `ValueError` for fields that are not allowed. A machine starts only at its first call."""
+    if fields is not None:
+        operator_of(fields)
+    return fields
 
 
 def machine_options(name: str) -> dict[str, Any]:
@@ -53,12 +62,15 @@ def operator_of(fields: Mapping[str, Any]) -> Operator:
         if not any(_fits(value, kind) for kind in _kinds(known[option], null=True)):
             words = " or ".join(_KINDS.get(kind, "null") for kind in _kinds(known[option], null=True))
             raise ValueError(f"{option} is {json.dumps(value)}: allowed is {words}")
-    try:
-        machine = MACHINES[name](**options)
-    except TypeError as error:
-        raise ValueError(f"{name}: {error}") from error
+    if name == "process" and "command" not in options:
+        raise ValueError("process: it needs command, the program and its arguments")
+    machine = MACHINES[name](**options)
     # A program has its own limit, and is killed before this one.
     return Operator(machine, max(Operator.time_limit, 2 * getattr(machine, "time_limit", 0)))
+
+
+Fields = Annotated[dict[str, Any] | None, AfterValidator(checked), Field(description=ALLOWED)]
+"""The type of the field in a config."""
 
 
 def _kinds(kind: Any, *, null: bool = False) -> tuple:

@@ -149,14 +149,7 @@ class ExperimentConfig(BaseModel):
     batchnorm: Literal["ema", "batch"] = Field("batch", description="ema or batch")
     dropout_rate: _Float = Field(0.05, ge=0, le=0.999, description="a number from 0 to 0.999")
     remat: _Flag = _flag(True)
-    machine: dict[str, Any] | None = Field(None, description=machines.ALLOWED)
-
-    @field_validator("machine")
-    @classmethod
-    def _machine_exists(cls, machine):
-        if machine is not None:
-            machines.operator_of(machine)  # a machine starts at its first call
-        return machine
+    machine: machines.Fields = None
 
     @field_validator("model_name")
     @classmethod
@@ -192,11 +185,10 @@ class ExperimentConfig(BaseModel):
             if name not in own and getattr(self, name) not in (None, False):
                 raise self._clash(name, f"only {' and '.join(owners)} has it: leave it out, null or false")
         for name, option in own.items():
-            if getattr(self, name) and option.algorithms and self.learning_algorithm not in option.algorithms:
+            way = "a machine" if self.machine else self.learning_algorithm
+            if getattr(self, name) and option.algorithms and way not in option.algorithms:
                 ways = " or ".join(option.algorithms)
-                raise self._clash(name, f"{self.learning_algorithm} does not differentiate it: false, or {ways}")
-            if getattr(self, name) and option.algorithms and self.machine is not None:
-                raise self._clash(name, "a machine does not differentiate it: false, or no machine")
+                raise self._clash(name, f"{way} does not differentiate it: false, or {ways}")
         if self.machine is not None and max(self.machine.get("units") or [0]) >= self.num_blocks:
             raise self._clash("machine", f"there are {self.num_blocks} units, counted from 0")
         try:
@@ -249,7 +241,7 @@ class ExperimentConfig(BaseModel):
         """
         fields = {**self.model_dump(exclude_unset=True), **changes}
         same = all(fields.get(name) == getattr(self, name) for name in ("unit", "machine"))
-        allowed = self.unit is not None or machines.runs_program(self.machine)
+        allowed = self.unit is not None or machines.command_of(self.machine) is not None
         return validate(fields, source, own_units=same and allowed)
 
 
@@ -299,17 +291,13 @@ def validate(fields: Mapping[str, Any], source: str, *, own_units: bool = False)
     **Raises:** `ConfigError` with every problem.
     """
     unit, name, sha256 = MODELS.get(str(fields.get("model_name"))), fields.get("unit"), None
-    if isinstance(name, str) and not own_units:
-        raise ConfigError(
-            f"{source}: unit is {json.dumps(name)}: this is Python code, which is not run unasked: read it, then "
-            "allow it with --own_units"
-        )
-    machine = fields.get("machine")
-    if machines.runs_program(machine) and not own_units:
-        raise ConfigError(
-            f"{source}: machine is the program {_shown(machine.get('command'))}: it is not run unasked: look at it, "
-            "then allow it with --own_units"
-        )
+    command = machines.command_of(fields.get("machine"))
+    for field, given, kind in (("unit", name, "Python code"), ("command of machine", command, "a program")):
+        if isinstance(given, str | list) and not own_units:
+            raise ConfigError(
+                f"{source}: {field} is {_shown(given)}: this is {kind}, which is not run unasked: read it, then allow "
+                "it with --own_units"
+            )
     try:
         if isinstance(name, str):
             unit, sha256 = unit_and_sha256(name)

@@ -31,7 +31,6 @@ from runs.identity import checkpoint_key, data_identity, identity, require_same_
 from runs.record import peak_memory, run_record
 from training.checkpoints import CheckpointError, Checkpoints
 
-RESUMES = ". The same command resumes from the last checkpoint, which holds the steps before a failed step"
 _MEASURES = ("val_loss", "val_metric", "test_metric", "test_loss")
 
 
@@ -304,7 +303,9 @@ class _Run:
         return result | {"model_sha256": sha256_of(path)}
 
     def _failed(self, failure: train.NonFiniteLoss | train.MachineFailure) -> dict:
-        reason, words = "machine", str(failure) + RESUMES
+        saved = max(self.checkpoints.steps(), default=0)
+        resumes = f"resumes from the last checkpoint, at step {saved}" if saved else "starts the run again"
+        reason, words = "machine", f"{failure}. The same command {resumes}"
         if isinstance(failure, train.NonFiniteLoss):
             _save_model(self.folder / files.NONFINITE, failure.model, failure.state)
             reason, words = "non_finite_loss", str(failure) + self._hint_on_echo()

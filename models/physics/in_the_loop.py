@@ -104,8 +104,12 @@ class MachineInTheLoop(AbstractLearningAlgorithm):
         require_force_of_energies(system.hamiltonian)
         position = position_like(system, sequence)
         has = self.operator.machine.limits.oscillators
-        if len(position.shape) != 1:
-            raise ValueError(f"a machine has one axis of oscillators, but a position has the shape {position.shape}")
+        drive = jax.eval_shape(system.drive, sequence).shape[1:]
+        if (len(position.shape), len(drive)) != (1, 1):
+            raise ValueError(
+                f"a machine has one axis of oscillators and one of drives, but a position has the shape "
+                f"{position.shape} and a drive {drive}"
+            )
         if has is not None and position.shape != (has,):
             raise ValueError(
                 f"the machine has {has} oscillators, but the unit has {position.shape[0]}: set ssm_dim to match "
@@ -255,7 +259,7 @@ def _require_no_kinetic_parameter(hamiltonian, trained, momentum):
     names = [name for name, is_trained, is_used in flags if is_trained and is_used]
     if names:
         raise ValueError(
-            f"the gradient of {', '.join(names)}, of which the kinetic energy of {type(hamiltonian).__name__} depends, "
+            f"the gradient of {', '.join(names)}, on which the kinetic energy of {type(hamiltonian).__name__} depends, "
             "needs the momenta of the echoes, and the machine does not measure them. Freeze the parameter (train_steps "
             "false for a time step), or use a machine with momenta"
         )

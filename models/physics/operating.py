@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from .machine import Machine, MachineError, Trace
+from .machine import MachineError, Trace
 
 
 class MachineWarning(UserWarning):
@@ -25,7 +25,8 @@ class MachineWarning(UserWarning):
 class Record:
     """What a machine did, in numbers. Saved with a run.
 
-    - `free_passes`, `echoes`: the passes. `repeated`: those of the free passes that only brought an end state back.
+    - `free_passes`, `echoes`: the passes that succeeded. `repeated`: the free passes among them that only brought an
+      end state back.
     - `programmed`: how often parameters were sent.
     - `seconds`: time on the machine, programming included.
     - `clipped_drives` of `drives`: the numbers above the limit, and all.
@@ -65,14 +66,15 @@ class Operator:
       while the state before the failed step is still at hand.
     """
 
-    machine: Machine
+    machine: Any  # a Machine. A check by isinstance would read its limits, for which a program has to start.
     time_limit: float = 600.0
     record: Record = field(default_factory=Record)
     failure: MachineError | None = None
     deferred: bool = False
 
     def __post_init__(self):
-        if not isinstance(self.machine, Machine):
+        known = {*dir(type(self.machine)), *getattr(self.machine, "__dict__", ())}
+        if not known >= {"limits", "program", "run", "echo"}:
             raise TypeError(
                 f"{type(self.machine).__name__} is no machine: it needs limits, program, run and echo "
                 "(models.physics.machine.Machine)"
@@ -90,9 +92,8 @@ class Operator:
     def resume(self, record: dict[str, Any]) -> None:
         """Continue a record. A simulated machine that numbers its passes (`passes`) continues its numbers, too."""
         self.record = Record(**record)
-        machine: Any = self.machine
-        if hasattr(machine, "passes"):
-            machine.passes = self.record.passes
+        if hasattr(self.machine, "passes"):
+            self.machine.passes = self.record.passes
 
     def close(self) -> None:
         """Call `close` of the machine, if it has one."""
@@ -162,8 +163,8 @@ class Operator:
         self._program(parameters)
         self._held = _Held(self._held.ticket + 1, False)
         positions = self._called("run", lambda: self.machine.run(drives))
-        self.record.free_passes += 1
         positions = _measured("run", "positions", positions, shape)
+        self.record.free_passes += 1
         self._held = _Held(self._held.ticket, True)
         return self._held.ticket, positions
 
@@ -184,13 +185,14 @@ class Operator:
         self._held = _Held(ticket, self.machine.limits.holds_state)
         backwards = np.ascontiguousarray(drives[::-1]), np.ascontiguousarray(nudges[::-1])
         trace = self._called("echo", lambda: self.machine.echo(*backwards))
-        self.record.echoes += 1
         if not isinstance(trace, Trace):
             raise MachineError(f"echo returned a {type(trace).__name__} instead of a Trace")
         named = {"positions": trace.positions}
         if self.machine.limits.momenta:
             named |= {"momenta_before": trace.momenta_before, "momenta_after": trace.momenta_after}
-        return Trace(**{name: _measured("echo", name, x, nudges.shape)[::-1] for name, x in named.items()})
+        measured = {name: _measured("echo", name, x, nudges.shape)[::-1] for name, x in named.items()}
+        self.record.echoes += 1
+        return Trace(**measured)
 
     def _called(self, name: str, call: Callable) -> Any:
         """The result of a call of the machine, in a thread of its own, so that a late one can be left behind."""
