@@ -30,7 +30,7 @@ from typing_extensions import override
 from ..rhel.hamiltonian import AbstractHamiltonian
 from ..rhel.nudges import per_sequence, relative_amplitude
 from ..rhel.pair import MeanAndHalfDifference
-from ..rhel.requirements import position_like, require_force_of_energies, require_linear_readout
+from ..rhel.requirements import position_like, require_linear_readout
 from ..rhel.system import AbstractLearningAlgorithm, AbstractSystem, drives_of, one_sequence, outputs_of
 from .host import call_host
 from .machine import Machine
@@ -101,7 +101,6 @@ class MachineInTheLoop(AbstractLearningAlgorithm):
     def _require(self, system, inputs):
         sequence = one_sequence(inputs)
         require_linear_readout(system, sequence)
-        require_force_of_energies(system.hamiltonian)
         position = position_like(system, sequence)
         has = self.operator.machine.limits.oscillators
         drive = jax.eval_shape(system.drive, sequence).shape[1:]
