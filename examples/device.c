@@ -99,6 +99,7 @@ int main(void) {
             printf("{\"version\": 1, \"limits\": {\"holds_state\": true, \"momenta\": true}, \"arrays\": []}\n");
             fflush(stdout);
         } else if (strstr(line, "\"call\": \"program\"")) {
+            free(W.x), free(b.x), free(alpha.x), free(step.x);
             W = *get("W_diag"), b = *get("b"), alpha = *get("alpha"), step = *get("step");
             printf("{\"arrays\": []}\n");
             fflush(stdout);
