@@ -155,6 +155,25 @@ def test_nudges_above_the_limit_are_scaled_down_and_counted(x64, drives):
     assert_close(got, springs_gradient(BPTT(), drives, 1e6), 1e-8)
 
 
+def test_a_forward_pass_is_one_run_for_all_sequences_also_if_nobody_reads_its_outputs(drives):
+    class Counted(NumpyLeapfrog):
+        def run(self, drives):
+            shapes.append(drives.shape)
+            return super().run(drives)
+
+    shapes = []
+    algorithm = MachineInTheLoop(Counted(law=LAW))
+
+    def forward(drives):
+        return evolve(Springs(jnp.ones(2)), drives, learning_algorithm=algorithm)
+
+    jax.block_until_ready(jax.jit(jax.vmap(jax.vmap(forward)))(jnp.stack([jnp.stack([drives] * 3)] * 2)))
+    jax.jit(lambda drives: forward(drives)[:0])(drives)
+    jax.effects_barrier()
+    assert shapes == [(10, 6, 2), (10, 1, 2)]
+    assert algorithm.operator.record.echoes == 0
+
+
 def test_a_loss_that_does_not_depend_on_the_outputs_has_a_gradient_of_zero(drives):
     springs, of_drives = springs_gradient(MachineInTheLoop(NumpyLeapfrog(law=LAW)), drives, 0.0)
     assert not np.any(springs.k)
