@@ -23,14 +23,16 @@ import jax
 import optax
 from jaxtyping import PRNGKeyArray
 
+from models.physics.operating import deferred_failures
 from training.dispatch import StepsPerDispatch
 from training.evaluation import evaluate, predict
-from training.loop import Loop, NonFiniteLoss
+from training.loop import Loop, MachineFailure, NonFiniteLoss
 from training.progress import Evaluation, Progress, Seconds
 from training.steps import TrainingState, adam, copied, initial_state, sample_loss, train_step, train_steps
 
 __all__ = [
     "Evaluation",
+    "MachineFailure",
     "NonFiniteLoss",
     "Progress",
     "Seconds",
@@ -134,7 +136,8 @@ def train(
       it keeps: the next step takes the memory of the arrays.
 
     **Raises:** `NonFiniteLoss` if the loss or gradient of a batch is not finite and may not be skipped, or if the loss
-    of a whole split is not finite; `Stopped`; `DataError` if the training set has fewer samples than a batch;
+    of a whole split is not finite; `MachineFailure` if a machine in the loop fails, after the progress before a failed
+    training step went to `on_checkpoint`; `Stopped`; `DataError` if the training set has fewer samples than a batch;
     `ValueError` for a `steps_per_dispatch` below 1.
     """
     pace = StepsPerDispatch(steps_per_dispatch)
@@ -164,7 +167,7 @@ def train(
 
 def _run(loop: Loop, stop: Callable[[], bool] | None) -> TrainingResult:
     """The training loop."""
-    with loop.clock:
+    with loop.clock, deferred_failures(loop.operators):
         while loop.stop_reason() is None:
             if stop is not None and stop():
                 loop.save()

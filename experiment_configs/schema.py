@@ -30,7 +30,7 @@ from models.create import MODELS, options_of_models
 from models.layer import AbstractHRULayer, Option, unit_options
 from models.load import UnitError, unit_and_sha256
 
-from . import LEARNING_ALGORITHMS, scheduler
+from . import LEARNING_ALGORITHMS, machines, scheduler
 
 DEFAULT_OUTPUT_DIR = "outputs"
 # Other names that people use for these fields.
@@ -149,6 +149,7 @@ class ExperimentConfig(BaseModel):
     batchnorm: Literal["ema", "batch"] = Field("batch", description="ema or batch")
     dropout_rate: _Float = Field(0.05, ge=0, le=0.999, description="a number from 0 to 0.999")
     remat: _Flag = _flag(True)
+    machine: machines.Fields = None
 
     @field_validator("model_name")
     @classmethod
@@ -184,9 +185,12 @@ class ExperimentConfig(BaseModel):
             if name not in own and getattr(self, name) not in (None, False):
                 raise self._clash(name, f"only {' and '.join(owners)} has it: leave it out, null or false")
         for name, option in own.items():
-            if getattr(self, name) and option.algorithms and self.learning_algorithm not in option.algorithms:
+            way = "a machine" if self.machine else self.learning_algorithm
+            if getattr(self, name) and option.algorithms and way not in option.algorithms:
                 ways = " or ".join(option.algorithms)
-                raise self._clash(name, f"{self.learning_algorithm} does not differentiate it: false, or {ways}")
+                raise self._clash(name, f"{way} does not differentiate it: false, or {ways}")
+        if self.machine is not None and max(self.machine.get("units") or [0]) >= self.num_blocks:
+            raise self._clash("machine", f"there are {self.num_blocks} units, counted from 0")
         try:
             self.learning_rate()
         except scheduler.SchedulerError as error:
@@ -236,7 +240,9 @@ class ExperimentConfig(BaseModel):
         **Raises:** `ConfigError`, naming `source`, if the changed config is not valid.
         """
         fields = {**self.model_dump(exclude_unset=True), **changes}
-        return validate(fields, source, own_units=self.unit is not None and fields["unit"] == self.unit)
+        same = all(fields.get(name) == getattr(self, name) for name in ("unit", "machine"))
+        allowed = self.unit is not None or machines.command_of(self.machine) is not None
+        return validate(fields, source, own_units=same and allowed)
 
 
 @lru_cache
@@ -279,16 +285,19 @@ def _option_field(option: Option, own: bool) -> tuple[Any, Any]:
 def validate(fields: Mapping[str, Any], source: str, *, own_units: bool = False) -> ExperimentConfig:
     """Check the fields of a config; `source` says in messages where they come from.
 
-    A config may name a unit of the user's own, which is Python code. Only with `own_units` it is imported, and run.
+    A config may name a unit of the user's own, which is Python code, or a program as its machine. Only with `own_units`
+    it is run.
 
     **Raises:** `ConfigError` with every problem.
     """
     unit, name, sha256 = MODELS.get(str(fields.get("model_name"))), fields.get("unit"), None
-    if isinstance(name, str) and not own_units:
-        raise ConfigError(
-            f"{source}: unit is {json.dumps(name)}: this is Python code, which is not run unasked: read it, then "
-            "allow it with --own_units"
-        )
+    command = machines.command_of(fields.get("machine"))
+    for field, given, kind in (("unit", name, "Python code"), ("command of machine", command, "a program")):
+        if isinstance(given, str | list) and not own_units:
+            raise ConfigError(
+                f"{source}: {field} is {_shown(given)}: this is {kind}, which is not run unasked: read it, then allow "
+                "it with --own_units"
+            )
     try:
         if isinstance(name, str):
             unit, sha256 = unit_and_sha256(name)

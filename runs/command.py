@@ -118,7 +118,8 @@ def _add_training(flags) -> None:
     add(
         "--own_units",
         **no,
-        help="import and run the Python file that a config, or the config.json of a run, names as its unit",
+        help="run the Python file that a config, or the config.json of a run, names as its unit, and the program that "
+        "it names as its machine",
     )
     add("--tensorboard", **no, help="write event files too; needs tensorboardX")
     add("--double_precision", **no, help="compute in float64")

@@ -50,6 +50,8 @@ def data_identity(dataset: Dataset) -> dict[str, Any]:
 def identity(config: ExperimentConfig, seed: int, data: dict[str, Any]) -> dict[str, Any]:
     """Everything that decides what a run computes, as JSON values; `data` is the `data_identity`."""
     fields = config.model_dump(mode="json", exclude=set(_INCIDENTAL))
+    if config.machine is None:
+        del fields["machine"]  # so that the runs of before this field keep their key
     own = {} if config.unit_sha256 is None else {"unit_sha256": config.unit_sha256}
     return {**fields, "precision": precision(), "seed": seed, "data": data, **own}
 

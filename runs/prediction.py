@@ -28,6 +28,7 @@ from models.load import RunError, load_run, read_record, unit_of_run
 from models.trained import SeriesError, TrainedModel
 from runs import folder as files
 from runs.identity import data_differences, data_identity
+from runs.run import run_on_machine
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -145,8 +146,10 @@ def _kept_run(folder: str | Path, own_units: bool = False) -> Iterator[KeptRun]:
     fields = record["config"] | {"unit": unit_of_run(folder, record)}
     config = validate(fields, source=str(folder / files.CONFIG), own_units=own_units)
     with jax.enable_x64(record["precision"] == "float64"):
-        loaded = load_run(folder, unit=config.unit_class)
-        yield KeptRun(**vars(loaded), config=config)
+        loaded = vars(load_run(folder, unit=config.unit_class))
+        with run_on_machine(config) as place:
+            placed = {name: place(loaded[name]) for name in ("trained", "model")}
+            yield KeptRun(**loaded | placed, config=config)
 
 
 def _recorded(folder: Path, part: str) -> Measured:

@@ -1,13 +1,15 @@
 """One run: a config and a seed, trained in a folder of its own (`runs.folder` lists the files)."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import equinox as eqx
+import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, PyTree
 
 import train
 from common.files import replacing, sha256_of, sha256_of_array, write_json
@@ -15,10 +17,12 @@ from common.style import save
 from data_dir.datasets import Dataset, create_dataset
 from data_dir.scaling import output_names
 from data_dir.splits import write_index_file
+from experiment_configs.machines import operator_of
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
 from models.check import try_unit
 from models.load import error_in_unit, source_of
+from models.physics.in_the_loop import MachineInTheLoop, on_machine, operators_of, require_fitting
 from models.stack import HRU
 from runs import folder as files
 from runs.figures import draw_confusion, draw_curves, draw_predictions
@@ -81,11 +85,17 @@ def run_seed(
     is missing or cannot be used; `ConfigError` for sizes that the model refuses; `OSError` for a folder that cannot be
     written.
     """
+    with run_on_machine(config) as place:
+        return _run_seed(config, seed, place, stop, on_step, on_evaluation, on_start, on_resume)
+
+
+def _run_seed(config, seed, place, stop, on_step, on_evaluation, on_start, on_resume) -> dict:
     dataset = create_dataset(seed=seed, **config.data_options())
     config = config.completed(dataset.output_step)
     require_batch(config, dataset)
     keys = train.seed_keys(seed)
     model, state = make_model(config, dataset.data_dim, dataset.label_dim, keys.model)
+    model = place(model)
     folder = run_folder(config, seed)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -99,6 +109,37 @@ def run_seed(
         result = run.execute(model, state, keys.training, stop, on_step)
         write_json(folder / files.RESULT, result)
         return result
+
+
+@contextmanager
+def run_on_machine(config: ExperimentConfig) -> Iterator[Callable[[PyTree], PyTree]]:
+    """A function that puts units of a model on the machine of the config, or leaves a config without a machine alone.
+
+    The machine ends with the block. The function raises `ConfigError` for a unit that does not fit the machine, and
+    `MachineError` if the machine does not answer.
+    """
+    machine = config.machine
+    if machine is None:
+        yield lambda model: model
+        return
+    operator = operator_of(machine)
+
+    def place(model):
+        try:
+            model = on_machine(model, MachineInTheLoop(operator, config.epsilon), machine.get("units"))
+            require_fitting(model, config.hidden_dim)
+            return model
+        except ValueError as error:
+            raise ConfigError(f"machine {machine['name']}: {error}") from error
+
+    try:
+        yield place
+    except jax.errors.JaxRuntimeError:
+        if operator.failure is not None:
+            raise operator.failure from None
+        raise
+    finally:
+        operator.close()
 
 
 @dataclass
@@ -148,7 +189,7 @@ class _Run:
                 on_evaluation=self._record,
                 on_checkpoint=self._save,
             )
-        except train.NonFiniteLoss as failure:
+        except (train.NonFiniteLoss, train.MachineFailure) as failure:
             self._replace_files()
             result = self._failed(failure)
         else:
@@ -162,6 +203,9 @@ class _Run:
             "seconds_per_1000_steps": round(1000 * seconds.steps / result["steps"], 3),
             "peak_memory_bytes": peak_memory(),
         }
+        for operator in operators_of(model):
+            seed = getattr(operator.machine, "seed", None)
+            result["machine"] = {**(config.machine or {}), "seed": seed, **asdict(operator.record)}
         if self.progress.history:
             options = {"title": self.title, "metric": config.metric, "best_step": result["best_step"]}
             save(draw_curves(self.progress.history, **options), self.folder / files.CURVES)
@@ -258,14 +302,19 @@ class _Run:
         _save_model(path, trained.model, trained.state)
         return result | {"model_sha256": sha256_of(path)}
 
-    def _failed(self, failure: train.NonFiniteLoss) -> dict:
-        _save_model(self.folder / files.NONFINITE, failure.model, failure.state)
+    def _failed(self, failure: train.NonFiniteLoss | train.MachineFailure) -> dict:
+        saved = max(self.checkpoints.steps(), default=0)
+        resumes = f"resumes from the last checkpoint, at step {saved}" if saved else "starts the run again"
+        reason, words = "machine", f"{failure}. The same command {resumes}"
+        if isinstance(failure, train.NonFiniteLoss):
+            _save_model(self.folder / files.NONFINITE, failure.model, failure.state)
+            reason, words = "non_finite_loss", str(failure) + self._hint_on_echo()
         return {
             **{"status": "failed", "seed": self.seed, "metric": self.config.metric},
             **dict.fromkeys(("best_step", *_MEASURES)),
             "steps": failure.step,
-            "stop_reason": "non_finite_loss",
-            "error": str(failure) + self._hint_on_echo(),
+            "stop_reason": reason,
+            "error": words,
             "rows": failure.rows,
         }
 

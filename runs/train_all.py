@@ -11,6 +11,7 @@ from common import tables
 from data_dir.storage import DataError
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models.load import error_in_unit
+from models.physics.machine import MachineError
 from runs.folder import EVENTS, RESULT, UNCHECKED, RunRefused, finished_result, run_folder, setting_of
 from runs.overwriting import Overwriting, take_over
 from runs.progress import RunProgress
@@ -21,7 +22,7 @@ from train import Stopped
 from training.checkpoints import CheckpointError
 
 # Errors with a message of their own; all others are defects and are printed with their traceback.
-KNOWN_ERRORS = (CheckpointError, ConfigError, DataError, OSError, jax.errors.JaxRuntimeError)
+KNOWN_ERRORS = (CheckpointError, ConfigError, DataError, MachineError, OSError, jax.errors.JaxRuntimeError)
 
 
 def title(config: ExperimentConfig) -> str:

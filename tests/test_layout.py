@@ -34,8 +34,8 @@ PROGRAM = (
 )
 # The old names of the method, for `import models.hamiltonian`: a file that only imports.
 SHIMS = {"models.hamiltonian"}
-# What an extra of the package `rhel` installs.
-EXTRAS = {"models.physics.continuous": {"diffrax"}}
+# What an extra of the package `rhel` installs, and scipy, which jax needs.
+EXTRAS = {"models.physics.continuous": {"diffrax"}, "models.physics.simulated_device": {"scipy"}}
 
 
 def name_of(path):

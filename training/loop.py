@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import equinox as eqx
@@ -16,6 +16,7 @@ import optax
 from jaxtyping import PyTree
 
 from models.check import RetraceWarning, retrace_errors
+from models.physics.in_the_loop import operators_of
 from training.dispatch import StepsPerDispatch, stack_batches, steps_until_multiple
 from training.evaluation import evaluate
 from training.progress import Clock, Evaluation, Progress
@@ -49,6 +50,16 @@ class NonFiniteLoss(ArithmeticError):
         )
 
 
+class MachineFailure(RuntimeError):
+    """A machine failed in the training. `step` and `rows` as for `NonFiniteLoss`; `where`: the pass's purpose."""
+
+    def __init__(self, step: int, where: str, cause: Exception, rows: list[int] | None = None):
+        self.step, self.where, self.rows = step, where, rows
+        of_rows = "" if rows is None else f"; rows {', '.join(map(str, rows))}"
+        super().__init__(f"the machine failed in the {where} at step {step}: {cause}{of_rows}")
+        self.__cause__ = cause
+
+
 @dataclass
 class Loop:
     """A training at work. The fields are the arguments of `train.train`, and its `progress`.
@@ -75,6 +86,9 @@ class Loop:
 
     def __post_init__(self):
         self.clock = Clock(self.progress.seconds)
+        self.operators = operators_of(self.progress.training.model)
+        for operator, record in zip(self.operators, self.progress.machines, strict=False):
+            operator.resume(record)
         self._loader_key, self._dropout_key = jax.random.split(self.progress.key)
         self._batches = self._batches_after(self.progress.step)
         self._unread: tuple | None = None
@@ -152,10 +166,12 @@ class Loop:
             self.on_evaluation(evaluation)
 
     def measure(self, name: str, split: Any, step: int, model: eqx.Module, state: eqx.nn.State) -> tuple[float, float]:
-        """Loss and metric of a split. Raises `NonFiniteLoss`."""
+        """Loss and metric of a split. Raises `NonFiniteLoss` and `MachineFailure`."""
         loss, metric = evaluate(
             model, state, split, batch_size=self.batch_size, classification=self.dataset.classification
         )
+        if failure := self._machine_failure():
+            raise MachineFailure(step, f"evaluation of the {name}", failure)
         if not math.isfinite(loss):
             raise NonFiniteLoss(step, f"{name} loss", model, state)
         return loss, metric
@@ -163,10 +179,21 @@ class Loop:
     def save(self) -> None:
         """Call `on_checkpoint`, unless it has been called after this step."""
         self._finish_steps()
+        self._call_on_checkpoint()
+
+    def _call_on_checkpoint(self) -> None:
         if self.on_checkpoint is not None and self._saved != self.progress.step:
             self.clock.read()
+            self.progress.machines = self.machine_records()
             self.on_checkpoint(self.progress)
         self._saved = self.progress.step
+
+    def machine_records(self) -> list[dict]:
+        """The record of each machine."""
+        return [asdict(operator.record) for operator in self.operators]
+
+    def _machine_failure(self) -> Exception | None:
+        return next((operator.failure for operator in self.operators if operator.failure is not None), None)
 
     def _batches_after(self, step: int):
         train_set = self.dataset.train
@@ -190,6 +217,8 @@ class Loop:
             if math.isfinite(loss) and math.isfinite(norm):
                 self.progress.losses.append(loss)
                 self.progress.gradient_norms.append(norm)
+            elif failure := self._machine_failure():
+                raise self._stopped_by(failure, step)
             elif self.progress.skipped < self.skip_nonfinite:
                 self.progress.skipped += 1
             else:
@@ -197,12 +226,24 @@ class Loop:
             if self.on_step is not None:
                 self.on_step(step, loss)
 
+    def _stopped_by(self, failure: Exception, step: int) -> MachineFailure:
+        """The error of a training step whose machine failed. The progress before the step is saved."""
+        self.progress.step = step - 1
+        self.progress.training = self._before(step)
+        self._call_on_checkpoint()
+        rows = self.dataset.train.rows[self._batches_after(step - 1).draw()].tolist()
+        return MachineFailure(step, "training", failure, rows)
+
+    def _before(self, step: int) -> TrainingState:
+        """The state before a step that failed. The device still holds it, with its number counted up."""
+        return replace(self.progress.training, step=jnp.array(step - 1))
+
     def _failure(self, step: int, where: str) -> NonFiniteLoss:
-        """The error of a training step. The device still holds the state before it, with its number counted up."""
+        """The error of a training step."""
         samples = self._batches_after(step - 1).draw()
         x, y = map(jnp.asarray, self.dataset.train.batch(samples))
         batch = (x, y, self._dropout_key)
-        before = replace(self.progress.training, step=jnp.array(step - 1))
+        before = self._before(step)
         _, gradient = eqx.filter_jit(batch_gradient)(batch, before, self.dataset.classification)
         rows = self.dataset.train.rows[samples].tolist()
         return NonFiniteLoss(step, where, before.model, before.state, rows, gradient)

@@ -65,6 +65,7 @@ class Progress:
     gradient_norms: list[float] = field(default_factory=list)
     history: list[Evaluation] = field(default_factory=list)
     seconds: Seconds = field(default_factory=Seconds)
+    machines: list[dict] = field(default_factory=list)  # the record of each machine, see `models.physics.operating`
 
     @property
     def best_evaluation(self) -> Evaluation:
@@ -91,6 +92,7 @@ class Progress:
             **{name: getattr(self, name) for name in _JSON_FIELDS},
             "history": [evaluation._asdict() for evaluation in self.history],
             "seconds": asdict(self.seconds),
+            "machines": self.machines,
         }
 
     def restored(self, arrays: list[Array] | list[np.ndarray], json_part: dict) -> "Progress":
@@ -106,6 +108,7 @@ class Progress:
             key,
             history=[Evaluation(**evaluation) for evaluation in json_part["history"]],
             seconds=Seconds(**json_part["seconds"]),
+            machines=json_part.get("machines", []),
             **{name: json_part[name] for name in _JSON_FIELDS},
         )
 

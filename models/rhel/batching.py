@@ -18,11 +18,15 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, PyTree, Shaped
 
 
-def batched_at_once(function: Callable) -> Callable:
+def batched_at_once(function: Callable, plain: Callable | None = None) -> Callable:
     """Turns f(shared, (time, batch, ..), ..) -> (time, batch, ..) into f(shared, (time, ..), ..) -> (time, ..).
 
     Under `jax.vmap` over the sequences, nested or not, `function` is called once with all sequences. Under `jax.vmap`
     over `shared`, a pytree, `function` is mapped too. It must treat the sequences independently.
+
+    `plain` computes the same where no derivative is taken. A `function` with a custom gradient and effects needs it:
+    jax refuses to stage effects inside a custom gradient. The effects of `plain` are those of the call, so that no
+    transformation drops or repeats it.
     """
 
     @wraps(function)
@@ -30,13 +34,14 @@ def batched_at_once(function: Callable) -> Callable:
         arrays, static = eqx.partition(shared, eqx.is_array)
         leaves, structure = jax.tree.flatten(arrays)
 
-        def of_batch(*operands):
+        def of_batch(which, *operands):
             leaves, inputs = operands[: len(operands) - len(axes)], operands[-len(axes) :]
-            return function(eqx.combine(jax.tree.unflatten(structure, leaves), static), *inputs)
+            return which(eqx.combine(jax.tree.unflatten(structure, leaves), static), *inputs)
 
         axes = (1,) * len(inputs)
         leaves, inputs = _equally_varying((leaves, inputs))
-        return _whole_batch_p.bind(*leaves, *inputs, function=of_batch, shared=len(leaves), batched=False)
+        functions = {"function": partial(of_batch, function), "plain": partial(of_batch, plain or function)}
+        return _whole_batch_p.bind(*leaves, *inputs, **functions, shared=len(leaves), batched=False)
 
     return of_one_sequence
 
@@ -64,7 +69,12 @@ def _equally_varying(tree):
     return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(sorted(widest - _varying(x))), to="varying"), tree)
 
 
-def _call(*operands, function, shared, batched):
+def _call(*operands, function, plain, shared, batched):
+    """The result where no derivative is taken."""
+    return _applied(plain, operands, shared, batched)
+
+
+def _applied(function, operands, shared, batched):
     if batched:
         return function(*operands)
     return function(*operands[:shared], *(x[:, None] for x in operands[shared:]))[:, 0]
@@ -75,16 +85,18 @@ def _abstract(*operands, **how):
         jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding, manual_axis_type=x.manual_axis_type)
         for x in operands
     )
-    (output,) = jax.make_jaxpr(partial(_call, **how))(*like).out_avals
-    return output
+    jaxpr = jax.make_jaxpr(partial(_call, **how))(*like)
+    (output,) = jaxpr.out_avals
+    return output, jaxpr.effects
 
 
-def _jvp(primals, tangents, **how):
+def _jvp(primals, tangents, *, function, plain, shared, batched):
     moving = [not isinstance(tangent, ad.Zero) for tangent in tangents]
 
     def of_moving(*moved):
         moved = iter(moved)
-        return _call(*(next(moved) if moves else x for x, moves in zip(primals, moving, strict=True)), **how)
+        operands = tuple(next(moved) if moves else x for x, moves in zip(primals, moving, strict=True))
+        return _applied(function, operands, shared, batched)
 
     def those_moving(xs):
         return tuple(x for x, moves in zip(xs, moving, strict=True) if moves)
@@ -92,10 +104,10 @@ def _jvp(primals, tangents, **how):
     return jax.jvp(of_moving, those_moving(primals), those_moving(tangents))
 
 
-def _batch(operands, axes, *, function, shared, batched):
-    how = {"function": function, "shared": shared, "batched": True}
+def _batch(operands, axes, *, function, plain, shared, batched):
+    how = {"function": function, "plain": plain, "shared": shared, "batched": True}
     if any(axis is not None for axis in axes[:shared]):
-        return jax.vmap(partial(_call, function=function, shared=shared, batched=batched), axes)(*operands), 0
+        return jax.vmap(lambda *x: _applied(function, x, shared, batched), axes)(*operands), 0
     (new,) = {x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None}
     inputs = [
         jnp.broadcast_to(x[:, None], (x.shape[0], new, *x.shape[1:])) if axis is None else jnp.moveaxis(x, axis, 1)
@@ -110,7 +122,7 @@ def _batch(operands, axes, *, function, shared, batched):
 
 _whole_batch_p = Primitive("whole_batch")
 _whole_batch_p.def_impl(_call)
-_whole_batch_p.def_abstract_eval(_abstract)
+_whole_batch_p.def_effectful_abstract_eval(_abstract)
 mlir.register_lowering(_whole_batch_p, mlir.lower_fun(_call, multiple_results=False))
 ad.primitive_jvps[_whole_batch_p] = _jvp
 batching.primitive_batchers[_whole_batch_p] = _batch

@@ -5,6 +5,7 @@ What a user writes, a Hamiltonian and its ports, acts on one sequence. What runs
 """
 
 from abc import abstractmethod
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -81,6 +82,12 @@ class AbstractLearningAlgorithm(eqx.Module):
     ) -> Float[Array, "time batch *out"]:
         """Outputs of the system, from rest, to a batch of sequences."""
 
+    def outputs(
+        self, system: AbstractSystem, inputs: Float[Array, "time batch *in"]
+    ) -> Float[Array, "time batch *out"]:
+        """The same where no derivative is taken."""
+        return self.respond(system, inputs)
+
     def __call__(
         self, system: AbstractSystem, inputs: Float[Array | np.ndarray, "time *in"]
     ) -> Float[Array, "time *out"]:
@@ -124,7 +131,12 @@ def one_sequence(inputs: Float[Array, "time batch *in"]) -> jax.ShapeDtypeStruct
     return jax.ShapeDtypeStruct((len(inputs), *inputs.shape[2:]), inputs.dtype)
 
 
-@batched_at_once
+def _outputs(algorithm_and_system, inputs):
+    algorithm, system = algorithm_and_system
+    return algorithm.outputs(system, inputs)
+
+
+@partial(batched_at_once, plain=_outputs)
 def _respond(algorithm_and_system, inputs):
     algorithm, system = algorithm_and_system
     return algorithm.respond(system, inputs)

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from experiment_configs import LEARNING_ALGORITHMS, MODEL_NAMES, scheduler
+from experiment_configs.machines import operator_of
 from experiment_configs.schema import ConfigError, config_class, config_path, load_config, validate
 from models.create import MODELS, create_model
 from models.layer import unit_options
@@ -57,6 +58,7 @@ def test_published_sets_follow_the_published_protocol(model_name, dataset_name):
     regression = dataset_name == "ppg"
     assert load_config(REPEATS / model_name / f"{dataset_name}.json").model_dump() == {
         "unit": None,
+        "machine": None,
         "model_name": model_name,
         "dataset_name": dataset_name,
         "split": "seed",
@@ -594,3 +596,51 @@ def test_a_pipe_in_place_of_a_config_is_not_waited_for(tmp_path):
     for path in (tmp_path / "pipe.json", Path("/dev/zero")):
         with pytest.raises(ConfigError, match="is not a regular file"):
             load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("machine", "words"),
+    [
+        ("numpy_leapfrog", "allowed is null, or an object with name"),
+        ({"name": "board"}, 'name is "board": allowed is one of numpy_leapfrog, simulated_device, process'),
+        ({"spread": 0.1}, "name is null: allowed is one of"),
+        (
+            {"name": "simulated_device", "sprad": 0.1},
+            "unknown option sprad: those of simulated_device are spread,",
+        ),
+        ({"name": "numpy_leapfrog", "law": 1}, "unknown option law: those of numpy_leapfrog are none"),
+        ({"name": "simulated_device", "spread": "0.1"}, 'spread is "0.1": allowed is a number'),
+        ({"name": "simulated_device", "bits": 8.5}, "bits is 8.5: allowed is a whole number or null"),
+        ({"name": "simulated_device", "momenta": 1}, "momenta is 1: allowed is true or false"),
+        ({"name": "simulated_device", "spread": -0.1}, "spread must be finite and at least 0, got -0.1"),
+        ({"name": "numpy_leapfrog", "units": []}, "units is []: allowed is a list of blocks"),
+        ({"name": "numpy_leapfrog", "units": [2]}, "there are 2 units, counted from 0"),
+        ({"name": "process"}, "process: it needs command"),
+        ({"name": "process", "command": "device"}, 'command is "device": allowed is a list of texts'),
+        ({"name": "process", "command": []}, "command must be a list of texts"),
+    ],
+)
+def test_a_machine_is_one_of_a_closed_set_with_its_options(fields, machine, words):
+    with pytest.raises(ConfigError, match="machine is") as error:
+        validate({**fields, "dataset_name": "X", "model_name": "LinHRU", "machine": machine}, "here", own_units=True)
+    assert words in str(error.value)
+
+
+def test_a_machine_of_a_config_is_made_from_its_options_and_a_program_needs_a_permission(fields):
+    fields |= {"dataset_name": "X", "model_name": "LinHRU"}
+    machine = {"name": "simulated_device", "spread": 0.1, "seed": 3, "bits": None, "units": [1]}
+    config = validate(fields | {"machine": machine}, "here")
+    made = operator_of(machine).machine
+    assert (config.machine, made.spread, made.seed) == (machine, 0.1, 3)
+    program = fields | {"machine": {"name": "process", "command": ["./no_such_device"], "time_limit": 900}}
+    with pytest.raises(
+        ConfigError, match=r'command of machine is \["./no_such_device"\]: this is a program, .*--own_units'
+    ):
+        validate(program, "here")
+    allowed = validate(program, "here", own_units=True)
+    assert allowed.replace({"lr": 0.1}).machine == program["machine"]
+    with pytest.raises(ConfigError, match=r'command of machine is \["other"\]'):
+        allowed.replace({"machine": {"name": "process", "command": ["other"]}})
+    assert operator_of(program["machine"]).time_limit == 1800  # the program is killed first
+    with pytest.raises(ConfigError, match="damping is true: a machine does not differentiate it"):
+        validate(fields | {"machine": machine, "damping": True}, "here")

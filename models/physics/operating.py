@@ -1,0 +1,268 @@
+"""The operator of a machine: it programs, runs and echoes a machine, checks what comes back, and keeps the record.
+
+Plain numpy, no jax: these functions run inside callbacks of jax, in which a call of jax can wait for itself.
+"""
+
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from .machine import MachineError, Trace
+
+
+class MachineWarning(UserWarning):
+    """The limits of a machine change what it is asked to do."""
+
+
+@dataclass
+class Record:
+    """What a machine did, in numbers. Saved with a run.
+
+    - `free_passes`, `echoes`: the passes that succeeded. `repeated`: the free passes among them that only brought an
+      end state back.
+    - `programmed`: how often parameters were sent.
+    - `seconds`: time on the machine, programming included.
+    - `clipped_drives` of `drives`: the numbers above the limit, and all.
+    - `reduced_nudges`: the sequences whose nudges were scaled down to the limit.
+    """
+
+    free_passes: int = 0
+    echoes: int = 0
+    repeated: int = 0
+    programmed: int = 0
+    seconds: float = 0.0
+    clipped_drives: int = 0
+    drives: int = 0
+    reduced_nudges: int = 0
+
+    @property
+    def passes(self) -> int:
+        """All passes of the machine."""
+        return self.free_passes + self.echoes
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The free pass whose end state the machine holds."""
+
+    ticket: int
+    usable: bool
+
+
+@dataclass
+class Operator:
+    """One machine and its record. Calls are served one after the other, whoever makes them.
+
+    - `time_limit`: seconds after which a call of the machine has failed.
+    - `failure`: the first error. A machine that failed is not called again until `reset`.
+    - `deferred`: if true, a failed call returns NaN instead of raising. The training loop reads `failure` afterwards,
+      while the state before the failed step is still at hand.
+    """
+
+    machine: Any  # a Machine. A check by isinstance would read its limits, for which a program has to start.
+    time_limit: float = 600.0
+    record: Record = field(default_factory=Record)
+    failure: MachineError | None = None
+    deferred: bool = False
+
+    def __post_init__(self):
+        known = {*dir(type(self.machine)), *getattr(self.machine, "__dict__", ())}
+        if not known >= {"limits", "program", "run", "echo"}:
+            raise TypeError(
+                f"{type(self.machine).__name__} is no machine: it needs limits, program, run and echo "
+                "(models.physics.machine.Machine)"
+            )
+        if not self.time_limit > 0:
+            raise ValueError(f"time_limit must be above 0 seconds, got {self.time_limit!r}")
+        self._lock = threading.Lock()
+        self._held = _Held(0, False)
+        self._parameters: dict[str, np.ndarray] | None = None
+
+    def reset(self) -> None:
+        """Forget a failure, the parameters and the end state, for a machine that works again."""
+        self.failure, self._parameters, self._held = None, None, _Held(self._held.ticket, False)
+
+    def resume(self, record: dict[str, Any]) -> None:
+        """Continue a record. A simulated machine that numbers its passes (`passes`) continues its numbers, too."""
+        self.record = Record(**record)
+        if hasattr(self.machine, "passes"):
+            self.machine.passes = self.record.passes
+
+    def close(self) -> None:
+        """Call `close` of the machine, if it has one."""
+        getattr(self.machine, "close", lambda: None)()
+
+    def count_drives(self, clipped: int, drives: int) -> None:
+        """Count the drives of a free pass. Warns the first time that some are clipped."""
+        if clipped and not self.record.clipped_drives:
+            warnings.warn(
+                f"{clipped} of {drives} drives are above {self.machine.limits.drive:g}, the limit of the machine, and "
+                "are clipped to it",
+                MachineWarning,
+                stacklevel=2,
+            )
+        self.record.clipped_drives += clipped
+        self.record.drives += drives
+
+    def count_reduced(self, sequences: int) -> None:
+        """Count the sequences of a gradient whose nudges are scaled down. Warns the first time."""
+        if sequences and not self.record.reduced_nudges:
+            warnings.warn(
+                f"the nudges of {sequences} sequences are above {self.machine.limits.nudge:g}, the limit of the "
+                "machine, and are scaled down to it",
+                MachineWarning,
+                stacklevel=2,
+            )
+        self.record.reduced_nudges += sequences
+
+    def run(
+        self, parameters: dict[str, np.ndarray], drives: Float[np.ndarray, "time batch in"], oscillators: int
+    ) -> tuple[int, np.ndarray]:
+        """A free pass: its ticket, by which `echoes` knows it, and its positions (time, batch, osc)."""
+        with self._lock:
+            shape = (*drives.shape[:2], oscillators)
+
+            def fail():
+                return 0, np.full(shape, np.nan)
+
+            return self._guarded(lambda: self._free_pass(parameters, drives, shape), fail)
+
+    def echoes(
+        self,
+        ticket: int,
+        parameters: dict[str, np.ndarray],
+        drives: Float[np.ndarray, "time batch in"],
+        nudges: Float[np.ndarray, "time batch osc"],
+    ) -> tuple[Trace, Trace]:
+        """The echoes with nudges added and subtracted, of the free pass with this ticket: mean and half-difference.
+
+        Drives, nudges and traces are in the order of the free pass. If the machine does not hold the end state of that
+        free pass, it is run again, with these parameters.
+        """
+
+        def both():
+            plus = self._echo(ticket, parameters, drives, nudges)
+            minus = self._echo(ticket, parameters, drives, -nudges)
+            return _combined(np.add, plus, minus), _combined(np.subtract, plus, minus)
+
+        def fail():
+            nan = np.full(nudges.shape, np.nan)
+            return Trace(nan, nan, nan), Trace(nan, nan, nan)
+
+        with self._lock:
+            return self._guarded(both, fail)
+
+    def _free_pass(self, parameters, drives, shape):
+        self._program(parameters)
+        self._held = _Held(self._held.ticket + 1, False)
+        positions = self._called("run", lambda: self.machine.run(drives))
+        positions = _measured("run", "positions", positions, shape)
+        self.record.free_passes += 1
+        self._held = _Held(self._held.ticket, True)
+        return self._held.ticket, positions
+
+    def _program(self, parameters):
+        last = self._parameters
+        if last is not None and all(np.array_equal(last[name], value) for name, value in parameters.items()):
+            return
+        self._parameters = None
+        self._called("program", lambda: self.machine.program(parameters))
+        self._parameters = parameters
+        self.record.programmed += 1
+
+    def _echo(self, ticket, parameters, drives, nudges) -> Trace:
+        if not (self._held.usable and self._held.ticket == ticket):
+            self._free_pass(parameters, drives, nudges.shape)
+            self._held = _Held(ticket, True)
+            self.record.repeated += 1
+        self._held = _Held(ticket, self.machine.limits.holds_state)
+        backwards = np.ascontiguousarray(drives[::-1]), np.ascontiguousarray(nudges[::-1])
+        trace = self._called("echo", lambda: self.machine.echo(*backwards))
+        if not isinstance(trace, Trace):
+            raise MachineError(f"echo returned a {type(trace).__name__} instead of a Trace")
+        named = {"positions": trace.positions}
+        if self.machine.limits.momenta:
+            named |= {"momenta_before": trace.momenta_before, "momenta_after": trace.momenta_after}
+        measured = {name: _measured("echo", name, x, nudges.shape)[::-1] for name, x in named.items()}
+        self.record.echoes += 1
+        return Trace(**measured)
+
+    def _called(self, name: str, call: Callable) -> Any:
+        """The result of a call of the machine, in a thread of its own, so that a late one can be left behind."""
+        started, outcome = time.perf_counter(), []
+
+        def work():
+            try:
+                outcome.append((call(), None))
+            except Exception as error:
+                outcome.append((None, error))
+
+        thread = threading.Thread(target=work, daemon=True, name=f"machine: {name}")
+        thread.start()
+        thread.join(self.time_limit)
+        self.record.seconds += time.perf_counter() - started
+        if not outcome:
+            raise MachineError(f"{name} took longer than the time limit of {self.time_limit:g} s")
+        result, error = outcome[0]
+        if error is not None:
+            words = str(error) if isinstance(error, MachineError) else f"{type(error).__name__}: {error}"
+            raise MachineError(f"{name} failed: {words}") from error
+        return result
+
+    def _guarded(self, work, failed):
+        if self.failure is None:
+            try:
+                return work()
+            except MachineError as error:
+                self.failure = MachineError(f"{error} (pass {self.record.passes + 1} of the machine)")
+                self.failure.__cause__ = error.__cause__
+        if self.deferred:
+            return failed()
+        raise self.failure
+
+
+@contextmanager
+def deferred_failures(operators: Sequence[Operator]) -> Iterator[None]:
+    """Within the block, the failure of a machine is noted in `failure`, and its passes return NaN."""
+    before = [operator.deferred for operator in operators]
+    for operator in operators:
+        operator.deferred = True
+    try:
+        yield
+    finally:
+        for operator, deferred in zip(operators, before, strict=True):
+            operator.deferred = deferred
+
+
+def _combined(operation: Callable, plus: Trace, minus: Trace) -> Trace:
+    """Half of the sum or of the difference of two traces."""
+
+    def half(x, y):
+        return None if x is None else 0.5 * operation(x, y)
+
+    positions = 0.5 * operation(plus.positions, minus.positions)
+    before = half(plus.momenta_before, minus.momenta_before)
+    return Trace(positions, before, half(plus.momenta_after, minus.momenta_after))
+
+
+def _measured(call: str, name: str, x: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The array, if it is one of this shape with finite numbers. Raises `MachineError`."""
+    if not isinstance(x, np.ndarray) or not np.issubdtype(x.dtype, np.floating):
+        got = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else f"a {type(x).__name__}"
+        raise MachineError(f"{call} returned {got} for {name} instead of floating-point numbers")
+    if x.shape != shape:
+        raise MachineError(f"{call} returned {name} of shape {x.shape}, expected {shape} (time, batch, oscillators)")
+    if not np.all(np.isfinite(x)):
+        time, batch, oscillator = np.argwhere(~np.isfinite(x))[0]
+        raise MachineError(
+            f"{call} returned {name} that are not finite, first at step {time}, sequence {batch} of the batch, "
+            f"oscillator {oscillator}"
+        )
+    return x
