@@ -56,7 +56,7 @@ class _Held:
     usable: bool
 
 
-@dataclass
+@dataclass(eq=False)  # jax takes equal objects for the same: a compiled program would call another machine
 class Operator:
     """One machine and its record. Calls are served one after the other, whoever makes them.
 

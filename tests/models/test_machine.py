@@ -174,6 +174,19 @@ def test_a_forward_pass_is_one_run_for_all_sequences_also_if_nobody_reads_its_ou
     assert algorithm.operator.record.echoes == 0
 
 
+def test_a_compiled_program_calls_its_own_machine(drives):
+    @eqx.filter_jit
+    def forward(algorithm):
+        return evolve(Springs(jnp.ones(2)), drives, learning_algorithm=algorithm)
+
+    algorithms = [MachineInTheLoop(NumpyLeapfrog(law=LAW)) for _ in range(2)]
+    assert algorithms[0] != algorithms[1]
+    for algorithm in (*algorithms, algorithms[1]):
+        jax.block_until_ready(forward(algorithm))
+    jax.effects_barrier()
+    assert [algorithm.operator.record.free_passes for algorithm in algorithms] == [1, 2]
+
+
 def test_a_loss_that_does_not_depend_on_the_outputs_has_a_gradient_of_zero(drives):
     springs, of_drives = springs_gradient(MachineInTheLoop(NumpyLeapfrog(law=LAW)), drives, 0.0)
     assert not np.any(springs.k)
