@@ -279,6 +279,34 @@ def test_an_object_that_is_no_machine_is_refused(unchecked_types):
         Operator(Scripted(), time_limit=0)
 
 
+def test_an_echo_starts_from_its_own_free_pass_whatever_ran_in_between():
+    """Three free passes with other parameters each, and their echoes in any order."""
+
+    class Remembers(Scripted):
+        def program(self, parameters):
+            self.parameters = parameters
+
+        def run(self, drives):
+            (self.end,) = self.parameters.values()
+            return np.full(drives.shape, self.end)
+
+        def echo(self, drives, nudges):
+            return Trace(*[np.full(drives.shape, self.end)] * 3)
+
+    operator = Operator(Remembers())
+    units = [{"k": np.array(1.0)}, {"k": np.array(2.0)}, {"stiffness": np.array(3.0)}]
+    tickets = [operator.run(unit, ZEROS, 2)[0] for unit in units[:2]]
+
+    def echoed(number):
+        mean, _ = operator.echoes(tickets[number], units[number], ZEROS, ZEROS)
+        return mean.positions[0, 0, 0]
+
+    assert [echoed(0), echoed(0)] == [1.0, 1.0]
+    tickets.append(operator.run(units[2], ZEROS, 2)[0])
+    assert [echoed(number) for number in (1, 2, 0, 0)] == [2.0, 3.0, 1.0, 1.0]
+    assert operator.record.repeated == 4
+
+
 def test_the_rows_of_an_echo_go_back_in_time():
     """A machine plays row 0 first. What it measured comes back in the order of the free pass."""
 
