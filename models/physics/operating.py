@@ -48,15 +48,7 @@ class Record:
         return self.free_passes + self.echoes
 
 
-@dataclass(frozen=True)
-class _Held:
-    """The free pass whose end state the machine holds."""
-
-    ticket: int
-    usable: bool
-
-
-@dataclass
+@dataclass(eq=False)  # jax takes equal objects for the same: a compiled program would call another machine
 class Operator:
     """One machine and its record. Calls are served one after the other, whoever makes them.
 
@@ -82,12 +74,13 @@ class Operator:
         if not self.time_limit > 0:
             raise ValueError(f"time_limit must be above 0 seconds, got {self.time_limit!r}")
         self._lock = threading.Lock()
-        self._held = _Held(0, False)
+        self._last_ticket = 0
+        self._held: int | None = None  # the ticket of the free pass whose end state the machine holds
         self._parameters: dict[str, np.ndarray] | None = None
 
     def reset(self) -> None:
         """Forget a failure, the parameters and the end state, for a machine that works again."""
-        self.failure, self._parameters, self._held = None, None, _Held(self._held.ticket, False)
+        self.failure = self._parameters = self._held = None
 
     def resume(self, record: dict[str, Any]) -> None:
         """Continue a record. A simulated machine that numbers its passes (`passes`) continues its numbers, too."""
@@ -132,7 +125,7 @@ class Operator:
             def fail():
                 return 0, np.full(shape, np.nan)
 
-            return self._guarded(lambda: self._free_pass(parameters, drives, shape), fail)
+            return self._guarded(lambda: self._new_free_pass(parameters, drives, shape), fail)
 
     def echoes(
         self,
@@ -159,18 +152,26 @@ class Operator:
         with self._lock:
             return self._guarded(both, fail)
 
-    def _free_pass(self, parameters, drives, shape):
+    def _new_free_pass(self, parameters, drives, shape):
+        self._last_ticket += 1
+        return self._last_ticket, self._free_pass(self._last_ticket, parameters, drives, shape)
+
+    def _free_pass(self, ticket, parameters, drives, shape):
+        self._held = None
         self._program(parameters)
-        self._held = _Held(self._held.ticket + 1, False)
         positions = self._called("run", lambda: self.machine.run(drives))
         positions = _measured("run", "positions", positions, shape)
         self.record.free_passes += 1
-        self._held = _Held(self._held.ticket, True)
-        return self._held.ticket, positions
+        self._held = ticket
+        return positions
 
     def _program(self, parameters):
         last = self._parameters
-        if last is not None and all(np.array_equal(last[name], value) for name, value in parameters.items()):
+        if (
+            last is not None
+            and last.keys() == parameters.keys()
+            and all(np.array_equal(last[name], value) for name, value in parameters.items())
+        ):
             return
         self._parameters = None
         self._called("program", lambda: self.machine.program(parameters))
@@ -178,11 +179,10 @@ class Operator:
         self.record.programmed += 1
 
     def _echo(self, ticket, parameters, drives, nudges) -> Trace:
-        if not (self._held.usable and self._held.ticket == ticket):
-            self._free_pass(parameters, drives, nudges.shape)
-            self._held = _Held(ticket, True)
+        if self._held != ticket:
+            self._free_pass(ticket, parameters, drives, nudges.shape)
             self.record.repeated += 1
-        self._held = _Held(ticket, self.machine.limits.holds_state)
+        self._held = ticket if self.machine.limits.holds_state else None
         backwards = np.ascontiguousarray(drives[::-1]), np.ascontiguousarray(nudges[::-1])
         trace = self._called("echo", lambda: self.machine.echo(*backwards))
         if not isinstance(trace, Trace):

@@ -174,6 +174,19 @@ def test_a_forward_pass_is_one_run_for_all_sequences_also_if_nobody_reads_its_ou
     assert algorithm.operator.record.echoes == 0
 
 
+def test_a_compiled_program_calls_its_own_machine(drives):
+    @eqx.filter_jit
+    def forward(algorithm):
+        return evolve(Springs(jnp.ones(2)), drives, learning_algorithm=algorithm)
+
+    algorithms = [MachineInTheLoop(NumpyLeapfrog(law=LAW)) for _ in range(2)]
+    assert algorithms[0] != algorithms[1]
+    for algorithm in (*algorithms, algorithms[1]):
+        jax.block_until_ready(forward(algorithm))
+    jax.effects_barrier()
+    assert [algorithm.operator.record.free_passes for algorithm in algorithms] == [1, 2]
+
+
 def test_a_loss_that_does_not_depend_on_the_outputs_has_a_gradient_of_zero(drives):
     springs, of_drives = springs_gradient(MachineInTheLoop(NumpyLeapfrog(law=LAW)), drives, 0.0)
     assert not np.any(springs.k)
@@ -264,6 +277,34 @@ def test_an_object_that_is_no_machine_is_refused(unchecked_types):
         MachineInTheLoop("board")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="time_limit must be above 0 seconds, got 0"):
         Operator(Scripted(), time_limit=0)
+
+
+def test_an_echo_starts_from_its_own_free_pass_whatever_ran_in_between():
+    """Three free passes with other parameters each, and their echoes in any order."""
+
+    class Remembers(Scripted):
+        def program(self, parameters):
+            self.parameters = parameters
+
+        def run(self, drives):
+            (self.end,) = self.parameters.values()
+            return np.full(drives.shape, self.end)
+
+        def echo(self, drives, nudges):
+            return Trace(*[np.full(drives.shape, self.end)] * 3)
+
+    operator = Operator(Remembers())
+    units = [{"k": np.array(1.0)}, {"k": np.array(2.0)}, {"stiffness": np.array(3.0)}]
+    tickets = [operator.run(unit, ZEROS, 2)[0] for unit in units[:2]]
+
+    def echoed(number):
+        mean, _ = operator.echoes(tickets[number], units[number], ZEROS, ZEROS)
+        return mean.positions[0, 0, 0]
+
+    assert [echoed(0), echoed(0)] == [1.0, 1.0]
+    tickets.append(operator.run(units[2], ZEROS, 2)[0])
+    assert [echoed(number) for number in (1, 2, 0, 0)] == [2.0, 3.0, 1.0, 1.0]
+    assert operator.record.repeated == 4
 
 
 def test_the_rows_of_an_echo_go_back_in_time():

@@ -1,10 +1,13 @@
 """The simulated device: a physical thing whose leapfrog is an approximation, and each of its flaws."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from models.physics.machine import Limits, Machine, MachineError
 from models.physics.numpy_leapfrog import LAWS, NumpyLeapfrog
+from models.physics.operating import Operator
 from models.physics.simulated_device import SimulatedDevice
 
 OSCILLATORS = 3
@@ -88,6 +91,17 @@ def test_what_is_drawn_differs_from_pass_to_pass_and_not_from_device_to_device(f
     second = machine.echo(v[::-1], 0 * v).positions[::-1]
     for other in (second, ideal):
         assert 1e-4 < np.abs(first - other).max() < 0.5
+
+
+def test_a_resumed_record_continues_the_random_numbers():
+    def echoes(operator):
+        ticket, _ = operator.run(parameters(), drives(), OSCILLATORS)
+        return operator.echoes(ticket, parameters(), drives(), drives())[0].positions
+
+    first, second = Operator(SimulatedDevice(noise=1e-2)), Operator(SimulatedDevice(noise=1e-2))
+    echoes(first)
+    second.resume(dataclasses.asdict(first.record))
+    np.testing.assert_array_equal(echoes(second), echoes(first))
 
 
 def test_noise_and_replay_leave_the_free_pass_alone():
