@@ -152,6 +152,22 @@ class Operator:
         with self._lock:
             return self._guarded(both, fail)
 
+    def echo(
+        self,
+        ticket: int,
+        parameters: dict[str, np.ndarray],
+        drives: Float[np.ndarray, "time batch in"],
+        nudges: Float[np.ndarray, "time batch osc"],
+    ) -> Trace:
+        """One echo, with `starts` if the machine measures them; otherwise as `echoes`."""
+
+        def fail():
+            nan = np.full(nudges.shape, np.nan)
+            return Trace(nan, nan, nan)
+
+        with self._lock:
+            return self._guarded(lambda: self._echo(ticket, parameters, drives, nudges), fail)
+
     def _new_free_pass(self, parameters, drives, shape):
         self._last_ticket += 1
         return self._last_ticket, self._free_pass(self._last_ticket, parameters, drives, shape)
@@ -190,6 +206,8 @@ class Operator:
         named = {"positions": trace.positions}
         if self.machine.limits.momenta:
             named |= {"momenta_before": trace.momenta_before, "momenta_after": trace.momenta_after}
+        if trace.starts is not None:
+            named |= {"starts": trace.starts}
         measured = {name: _measured("echo", name, x, nudges.shape)[::-1] for name, x in named.items()}
         self.record.echoes += 1
         return Trace(**measured)

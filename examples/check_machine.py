@@ -1,0 +1,127 @@
+"""What limits a machine? python examples/check_machine.py --machine '{"name": "simulated_device", "drift": 1e-3}'
+
+The command measures a machine (the config field `machine`) by `models.check.machine.check_machine`. The declared energy
+is a unit of the paper at its initial parameters. The drives are noise, through the input matrix of the unit. It prints
+the ladder, the gradient of every array and the way out of each limit, and writes into the output folder
+
+    check_machine.png    the budget of errors, the gradient against the size of the nudges, the passes in time
+    results.json         the same numbers
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from common.files import write_json
+from common.style import BLUE, GREEN, GREY, ORANGE, PURPLE, log_scale, log_scale_with_zero, save, styled
+from common.tables import aligned
+from experiment_configs.machines import operator_of
+from models import create_model
+from models.check.machine import check_machine
+from models.check.machine_report import GOOD_COSINE, TOLERATED, MachineReport
+
+MACHINE = {
+    "name": "simulated_device",
+    "spread": 0.05,
+    "drift": 1e-3,
+    "damping": 5e-4,
+    "noise": 1e-4,
+    "substeps": 8,
+}
+PARTS = {"noise and drift": BLUE, "nudge size": ORANGE, "friction": GREEN, "rest": PURPLE}
+
+
+def unit_and_drives(unit, oscillators, steps, batch, seed=0):
+    """The energy of a unit of the paper at its initial parameters, and drives (time, batch, osc) by noise."""
+    sizes = {"data_dim": 1, "label_dim": 1, "hidden_dim": oscillators, "num_blocks": 1, "ssm_dim": oscillators}
+    model, _ = create_model(unit, **sizes, classification=True, dropout_rate=0.0, key=jax.random.PRNGKey(seed))
+    system = model.blocks[0].unit.system()
+    noise = jax.random.normal(jax.random.PRNGKey(seed + 1), (steps, batch, oscillators))
+    return system.hamiltonian, np.asarray(jax.vmap(system.drive, 1, 1)(noise))
+
+
+@styled
+def draw(report: MachineReport) -> Figure:
+    """The budget of errors as bars, the gradient against the size of the nudges, and the passes in time."""
+    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
+    bars, sizes, passes = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
+    budget = report.budget()
+    for number, (part, colour) in enumerate(PARTS.items()):
+        heights = [min(parts[part], 1e3) for parts in budget.values()]
+        places = np.arange(len(budget)) + 0.2 * (number - 1.5)
+        bars.bar(places, heights, 0.2, color=colour, label=part)
+    resolution = [min(x.resolution, 1e3) for x in report.arrays.values()]
+    bars.plot(np.arange(len(budget)) + 0.3, resolution, "_", color="black", label="noise of the comparison")
+    bars.axhline(TOLERATED, color="black", lw=0.8)
+    bars.set(xticks=range(len(budget)), xticklabels=list(budget), title="parts of the error of one gradient")
+    bars.set(ylim=(1e-5, 10), ylabel="relative to the gradient")
+    bars.annotate(f"cosine {GOOD_COSINE}", (0, TOLERATED), (2, 2), xycoords=bars.get_yaxis_transform(), **_SMALL)
+    log_scale(bars, "y")
+    bars.legend(loc="upper center", ncols=2, fontsize=7)
+
+    nudges = report.nudges
+    changes = np.minimum(nudges.changes, 1e3)
+    sizes.plot(nudges.epsilons[:-1], changes, "o-", color=BLUE)
+    sizes.axhline(TOLERATED, color="black", lw=0.8)
+    sizes.axvline(nudges.best, color=GREY, ls=":")
+    sizes.set(xlabel="ε", title="change of the gradient to the next ε")
+    log_scale(sizes, "x")
+    log_scale_with_zero(sizes, changes)
+
+    steps = np.arange(1, len(report.measured.forward) + 1)
+    curves = {
+        "free pass - declared": (report.measured.forward, BLUE, "-"),
+        "echo - free pass": (report.measured.echo, ORANGE, "--"),
+        "free pass - free pass": (report.measured.runs, GREEN, "-."),
+        "echo - echo": (report.measured.echoes, PURPLE, ":"),
+    }
+    for label, (curve, colour, line) in curves.items():
+        passes.plot(steps, curve, color=colour, ls=line, label=label)
+    passes.set(xlabel="steps from the start, or from the flip", title="differences of the positions")
+    log_scale_with_zero(passes, np.concatenate([curve for curve, *_ in curves.values()]))
+    passes.legend(fontsize=7)
+    return figure
+
+
+_SMALL = {"textcoords": "offset points", "size": 7}
+
+
+def main(arguments=None):
+    """Checks the machine, prints the tables, writes the figure and results.json; returns the report."""
+    parser = argparse.ArgumentParser(description="What limits a machine that learns by echoes?")
+    parser.add_argument("--machine", type=json.loads, default=MACHINE, help="the config field machine, as JSON")
+    parser.add_argument("--unit", choices=("NonlinHRU", "LinHRU"), default="NonlinHRU", help="the declared energy")
+    parser.add_argument("--oscillators", type=int, default=8, help="hidden size and ssm_dim of the unit")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--passes", type=int, help="a bound on the passes of the machine")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/check_machine"))
+    options = parser.parse_args(arguments)
+    try:
+        operator = operator_of(options.machine)
+        hamiltonian, drives = unit_and_drives(options.unit, options.oscillators, options.steps, options.batch)
+        report = check_machine(operator, hamiltonian, drives, passes=options.passes)
+        operator.close()
+    except ValueError as error:
+        parser.error(str(error))
+    ways = [f"{number} {x.words}" for number, x in enumerate(report.rungs(), 1) if x.verdict != "good"]
+    end = f"{report.passes} passes of the machine, {report.seconds:.1f} s. In short: {report.limit()}."
+    print(aligned(report.rows()), "", aligned(report.array_rows()), "", *ways, end, sep="\n")
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    save(draw(report), options.output_dir / "check_machine.png")
+    numbers = asdict(report)
+    numbers["measured"] = {name: np.asarray(x).tolist() for name, x in numbers["measured"].items()}
+    write_json(options.output_dir / "results.json", {"machine": options.machine, **numbers, "budget": report.budget()})
+    return report
+
+
+if __name__ == "__main__":
+    main()

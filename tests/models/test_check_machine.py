@@ -1,0 +1,185 @@
+"""The check of a machine: each rung sees the flaw that it is for, and no other."""
+
+import math
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from systems import saturating
+
+from models.check import agreement
+from models.check.machine import check_machine
+from models.check.machine_report import DRIVES, TOLERATED
+from models.physics.in_the_loop import named
+from models.physics.machine import Limits, MachineError
+from models.physics.numpy_leapfrog import NumpyLeapfrog
+from models.physics.operating import Operator
+from models.physics.process_machine import ProcessMachine
+from models.physics.simulated_device import SimulatedDevice
+from models.rhel import BPTT, evolve
+
+STEPS, BATCH, OSCILLATORS = 40, 2, 3
+UNIT = saturating(OSCILLATORS, dt=0.25)
+V = 0.3 * np.random.default_rng(0).normal(size=(STEPS, BATCH, OSCILLATORS)).cumsum(0)
+
+
+def loss(positions):
+    """A loss that is not linear."""
+    return jnp.mean(jnp.cos(positions))
+
+
+def verdicts(report):
+    """The verdict of each rung."""
+    return [rung.verdict for rung in report.rungs()]
+
+
+def check(machine, **options):
+    """A short check."""
+    return check_machine(machine, UNIT, V, **{"epsilons": (0.01, 0.1, 0.3), "directions": 3, "loss": loss} | options)
+
+
+def test_the_ideal_machine_has_no_limit_and_its_gradient_is_that_of_reverse_mode():
+    operator = Operator(NumpyLeapfrog())
+    report = check(operator)
+    assert verdicts(report) == ["good"] * 7
+    # Three free passes with an echo; three epsilons and two repetitions of four passes; two for each direction.
+    assert report.passes == operator.record.passes == 6 + 4 * (3 + 2) + 2 * 3 * 5
+    assert report.nudges.best == 0.01
+    assert np.all(np.diff(report.nudges.changes) > 0)
+    assert report.measured.drift == report.measured.runs.max() == report.measured.echoes.max() == 0
+    assert report.measured.forward.max() < 1e-6
+    assert abs(report.measured.friction) < 1e-3
+    assert set(report.arrays) == {"W_diag", "b", "alpha", "step", DRIVES}
+    for name, array in report.arrays.items():
+        assert array.cosine > 0.9999, name
+        assert array.error < 3e-3, name
+        assert array.noise < 1e-9, name
+        assert array.repetitions == 1
+    assert report.limit() == "no part of the error of a gradient is above 14 % (cosine 0.99)"
+    assert "epsilon 0.01" in str(report)
+    assert [len(row) for row in report.rows()] == [4] * 8
+    assert len(report.array_rows()) == 6
+
+
+def test_without_momenta_or_starts_the_check_leaves_out_the_kinetic_energy_and_keeps_the_bound():
+    class Silent(NumpyLeapfrog):
+        def echo(self, drives, nudges):
+            trace = super().echo(drives, nudges)
+            return type(trace)(trace.positions)
+
+    machine = Silent(Limits(momenta=False, holds_state=True, nudge=1e-3))
+    report = check(machine, passes=30)
+    assert report.passes <= 30
+    assert set(report.arrays) == {"W_diag", "b", "alpha", DRIVES}
+    # No nudge is above the limit: the record would have warned.
+    assert max(report.nudges.epsilons) < 0.1
+    assert verdicts(report) == ["good"] * 7
+    assert report.measured.echo.max() < 1e-9
+    assert abs(report.measured.friction) < 1e-2
+    with pytest.raises(ValueError, match="the check needs at least 30 passes of the machine, above the bound of 29"):
+        check(machine, passes=29)
+
+
+def test_friction_is_measured_lost_on_the_way_predicted_and_seen_in_the_gradient():
+    report = check(SimulatedDevice(damping=1.0 / STEPS, substeps=8), repetitions=2)
+    assert report.measured.friction == pytest.approx(1.0, rel=0.02)
+    assert 0.05 < report.tolerated_friction < 1.0
+    forward, echo, nudges, gradient, drift, noise, friction = report.rungs()
+    assert [x.verdict for x in (echo, friction, gradient)] == ["limits"] * 3
+    assert [x.verdict for x in (nudges, drift, noise)] == ["good"] * 3
+    assert "lost on the way: friction" in echo.words
+    assert "friction explains it" in gradient.words
+    worst = max(report.arrays.values(), key=lambda x: x.error)
+    assert worst.error == pytest.approx(worst.friction, rel=0.3)
+    assert "the largest part of the error is friction" in report.limit()
+    assert forward.number.startswith("1")
+
+
+def test_drift_is_measured_in_parameters_and_the_noise_says_how_many_gradients_to_average():
+    drift = 3e-3
+    device = SimulatedDevice(drift=drift, substeps=2, seed=2)
+    report = check(device, repetitions=4, directions=2)
+    assert report.measured.drift == pytest.approx(drift, rel=0.6)
+    assert report.rungs()[5].verdict == "limits"
+    worst = max(report.arrays.values(), key=lambda x: x.noise)
+    assert worst.repetitions == math.ceil((worst.noise / TOLERATED) ** 2) > 1
+    assert report.nudges.best > 0.01
+    assert f"average {worst.repetitions:g}" in report.rungs()[5].number
+
+
+@pytest.fixture(scope="module")
+def flawed():
+    """The cosine of the echoes and of the check, of a device of which half is wrong."""
+    return check(SimulatedDevice(spread=0.3, flip_amplitude=0.5, substeps=2, seed=1), repetitions=2)
+
+
+def test_a_bad_flip_and_other_parameters_are_named(flawed):
+    forward, echo, _, gradient, *_ = flawed.rungs()
+    assert [forward.verdict, echo.verdict, gradient.verdict] == ["limits"] * 3
+    assert "Most is lost at the flip" in echo.words
+    assert "see 1" in gradient.words
+    assert "the largest part of the error is rest" in flawed.limit()
+
+
+def test_cosine_and_error_are_those_of_the_exact_gradient_of_the_machine(flawed, x64):
+    """With as many directions as numbers, the comparison is exact. The device is a leapfrog with other parameters."""
+    device = SimulatedDevice(spread=0.3, flip_amplitude=0.5, substeps=2, seed=1)
+    device.program({name: np.asarray(x, np.float64) for name, x in named(UNIT).items()})
+    factors = {name: device._parameters[name] / np.asarray(x, np.float64) for name, x in named(UNIT).items()}
+
+    def value(arrays):
+        own = {name: x * factors[name] for name, x in arrays.items()}
+        # Two leapfrog steps of half the length are a step of the device; the drive is held.
+        unit = type(UNIT)(**own | {"step": own["step"] / 2})
+        run = jax.vmap(lambda v: evolve(unit, jnp.repeat(v, 2, axis=0), learning_algorithm=BPTT())[1::2], 1, 1)
+        return loss(run(jnp.asarray(V)))
+
+    exact = jax.grad(value)({name: jnp.asarray(x, jnp.float64) for name, x in named(UNIT).items()})
+    from models.physics.in_the_loop import MachineInTheLoop
+
+    def by_echoes(arrays):
+        algorithm = MachineInTheLoop(device, flawed.nudges.best)
+        return loss(jax.vmap(lambda v: evolve(type(UNIT)(**arrays), v, learning_algorithm=algorithm), 1, 1)(V))
+
+    echoes = jax.grad(by_echoes)({name: jnp.asarray(x, jnp.float64) for name, x in named(UNIT).items()})
+    for name, x in exact.items():
+        wanted, got = agreement(echoes[name], x), flawed.arrays[name]
+        assert got.cosine == pytest.approx(wanted.cosine, abs=2e-3), name
+        assert got.error == pytest.approx(wanted.relative_error, rel=2e-2), name
+
+
+def test_nudges_below_the_resolution_are_not_the_best():
+    device = SimulatedDevice(bits=8, nudge_range=1.0, substeps=2)
+    report = check(device, epsilons=(1e-4, 1e-3, 0.1, 0.3), repetitions=2, directions=2)
+    assert report.nudges.changes[0] == math.inf
+    assert report.nudges.best >= 0.1
+
+
+def test_a_program_can_be_checked():
+    device = ProcessMachine([sys.executable, str(Path(__file__).parents[2] / "examples" / "device.py")], time_limit=20)
+    report = check(device, epsilons=(0.01, 0.1), repetitions=2, directions=2)
+    device.close()
+    assert verdicts(report) == ["good"] * 7
+
+
+def test_bad_input_and_a_failing_machine_are_named():
+    machine = NumpyLeapfrog(Limits(drive=float(np.abs(V).max())))
+    with pytest.raises(ValueError, match="the check needs room below .*, the limit of the machine: scale them"):
+        check(machine)
+    with pytest.raises(ValueError, match=r"drives must have the axes time, batch and in, got the shape \(40, 3\)"):
+        check_machine(NumpyLeapfrog(), UNIT, V[:, 0])
+    for option in ({"epsilons": (0.1, 0.1)}, {"repetitions": 1}, {"directions": 1}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))}: at least 2 are needed, got 1"):
+            check(NumpyLeapfrog(), **option)
+
+    class Dying(NumpyLeapfrog):
+        def echo(self, drives, nudges):
+            if np.any(nudges):
+                raise OSError("no more helium")
+            return super().echo(drives, nudges)
+
+    with pytest.raises(MachineError, match="echo failed: OSError: no more helium"):
+        check(Dying())
