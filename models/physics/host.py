@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 
 
 def call_host(function: Callable, like: PyTree, *arguments: PyTree) -> PyTree:
-    """`function(*arguments)` with numpy arrays, outside of jax. It must not call jax, which may wait for itself.
+    """`function(*arguments)` with numpy arrays of its own. It must not call jax, which may then wait for itself.
 
     `like` holds the shapes and types of the results (`jax.ShapeDtypeStruct`); results are cast to these types.
     """
@@ -28,7 +28,8 @@ def call_host(function: Callable, like: PyTree, *arguments: PyTree) -> PyTree:
     types = [np.dtype(x.dtype) for x in leaves]
 
     def on_host(*leaves):
-        leaves = [_joined(np.asarray(x), dtype) for x, dtype in zip(leaves, types, strict=True)]
+        # Copies: the function may keep them or write into them, and jax may use the memory again.
+        leaves = [_joined(np.array(x), dtype) for x, dtype in zip(leaves, types, strict=True)]
         returned = results_structure.flatten_up_to(function(*jax.tree.unflatten(structure, leaves)))
         return [_in_words(np.asarray(x, y.dtype)) for x, y in zip(returned, results, strict=True)]
 
@@ -46,7 +47,7 @@ def _split(x):
 
 
 def _joined(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return np.ascontiguousarray(x).view(dtype)[..., 0] if dtype.itemsize == 8 else x
+    return x.view(dtype)[..., 0] if dtype.itemsize == 8 else x
 
 
 def _in_words(x: np.ndarray) -> np.ndarray:
