@@ -72,7 +72,11 @@ def draw(report: MachineReport) -> Figure:
     sizes.plot(nudges.epsilons[:-1], changes, "o-", color=BLUE)
     sizes.axhline(TOLERATED, color="black", lw=0.8)
     sizes.axvline(nudges.best, color=GREY, ls=":")
-    sizes.set(xlabel="ε", title="change of the gradient to the next ε")
+    sizes.set(
+        xlim=(nudges.epsilons[0] / 1.5, nudges.epsilons[-1] * 1.5),
+        xlabel="ε",
+        title="change of the gradient to the next ε",
+    )
     log_scale(sizes, "x")
     log_scale_with_zero(sizes, changes)
 

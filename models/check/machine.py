@@ -101,7 +101,7 @@ class _Bench:
         self.hamiltonian, self.n_osc, self.random = to_float64(hamiltonian), n_osc, np.random.default_rng(seed)
         self.parameters = {name: np.asarray(x) for name, x in named(self.hamiltonian).items()}
         self.drives, (self.steps, self.batch, _) = drives, drives.shape
-        limit, largest = self.operator.machine.limits.drive, np.abs(drives).max()
+        limit, largest = self.operator.machine.limits.drive, float(np.abs(drives).max())
         _require(
             largest <= 0.9 * limit,
             f"the drives reach {largest:.3g}; the check needs room below {limit:g}, the limit of the machine: scale "
@@ -147,8 +147,9 @@ class _Bench:
 
     def gradient(self, epsilon):
         """The gradient by echoes on the machine, by the names of the arrays."""
+        arguments, algorithm = jax.tree.map(jnp.asarray, self.arguments), MachineInTheLoop(self.operator, epsilon)
         try:
-            value, gradient = jax.value_and_grad(self.value)(self.arguments, MachineInTheLoop(self.operator, epsilon))
+            value, gradient = jax.value_and_grad(self.value)(arguments, algorithm)
         except jax.errors.JaxRuntimeError as error:
             raise (self.operator.failure or error) from None
         self.losses.append(float(value))
@@ -188,8 +189,8 @@ def _plan(bench, wanted, passes):
         free = [place for place in range(3) if counts[place] > 2]
         _require(bool(free), f"the check needs at least {total} passes of the machine, above the bound of {passes}")
         counts[max(free, key=lambda place: costs(counts)[place])] -= 1
-    kept = np.linspace(0, len(wanted[0]) - 1, counts[0]).round().astype(int)
-    return tuple(wanted[0][place] for place in kept), *counts[1:]
+    dropped = len(wanted[0]) - counts[0]  # from both ends, the smallest first
+    return wanted[0][(dropped + 1) // 2 : len(wanted[0]) - dropped // 2], *counts[1:]
 
 
 def _within(bench, epsilons):
@@ -308,7 +309,7 @@ def _array_check(bench, name, gradients, at_next, growth, directions) -> dict:
     # The directions across stand for all others.
     share = (size - 1) / max(1, count - 1)
     # A direction across differs from zero by noise, too: of the differences, and of the gradient that it is across to.
-    hidden = share * sum(unsure) + (0.0 if norm == 0 or not math.isfinite(noise) else variance / len(gradients))
+    hidden = share * sum(unsure) + variance / len(gradients)
     sideways = max(0.0, share * sum(x**2 for x in across) - hidden)
     exact = math.hypot(along, math.sqrt(sideways))
     missed = math.hypot(norm - along, math.sqrt(sideways))
