@@ -41,12 +41,14 @@ def check(machine, **options):
     return check_machine(machine, UNIT, V, **{"epsilons": (0.01, 0.1, 0.3), "directions": 3, "loss": loss} | options)
 
 
-def test_the_ideal_machine_has_no_limit_and_its_gradient_is_that_of_reverse_mode():
-    operator = Operator(NumpyLeapfrog(Limits()))
+def test_the_example_device_has_no_limit():
+    device = ProcessMachine([sys.executable, str(Path(__file__).parents[2] / "examples" / "device.py")], time_limit=20)
+    operator = Operator(device)
     report = check(operator)
+    device.close()
     assert verdicts(report) == ["good"] * 7
-    # Three free passes with an echo; three epsilons and two repetitions of four passes; two for each direction.
-    assert report.passes == operator.record.passes == 6 + 4 * (3 + 2) + 2 * 3 * 5
+    # Three free passes with an echo; three epsilons and two repetitions of three passes; two for each direction.
+    assert report.passes == operator.record.passes == 6 + 3 * (3 + 2) + 2 * 3 * 5
     assert report.nudges.best == 0.01
     assert np.all(np.diff(report.nudges.changes) > 0)
     assert report.measured.drift == report.measured.runs.max() == report.measured.echoes.max() == 0
@@ -55,7 +57,7 @@ def test_the_ideal_machine_has_no_limit_and_its_gradient_is_that_of_reverse_mode
     assert set(report.arrays) == {"W_diag", "b", "alpha", "step", DRIVES}
     for name, array in report.arrays.items():
         assert array.cosine > 0.9999, name
-        assert array.error < 3e-3, name
+        assert array.error < 5e-3, name
         assert array.noise < 1e-9, name
         assert array.repetitions == 1
     assert report.limit() == "no part of the error of a gradient is above 14 % (cosine 0.99)"
@@ -112,10 +114,14 @@ def test_drift_is_measured_in_parameters_and_the_noise_says_how_many_gradients_t
     assert f"average {worst.repetitions:g}" in report.rungs()[5].number
 
 
+def bad_device():
+    return SimulatedDevice(spread=0.3, flip_amplitude=0.5, bits=16, nudge_range=1.0, substeps=2, seed=1)
+
+
 @pytest.fixture(scope="module")
 def flawed():
-    """The cosine of the echoes and of the check, of a device of which half is wrong."""
-    return check(SimulatedDevice(spread=0.3, flip_amplitude=0.5, substeps=2, seed=1), repetitions=2)
+    """The report of a device of which much is wrong."""
+    return check(bad_device(), epsilons=(1e-7, 0.03, 0.1), repetitions=2)
 
 
 def test_a_bad_flip_and_other_parameters_are_named(flawed):
@@ -124,11 +130,14 @@ def test_a_bad_flip_and_other_parameters_are_named(flawed):
     assert "Most is lost at the flip" in echo.words
     assert "see 1" in gradient.words
     assert "the largest part of the error is rest" in flawed.limit()
+    # Below the resolution of the nudges, all gradients are equal: zero.
+    assert flawed.nudges.changes[0] == math.inf
+    assert flawed.nudges.best == 0.03
 
 
 def test_cosine_and_error_are_those_of_the_exact_gradient_of_the_machine(flawed, x64):
     """With as many directions as numbers, the comparison is exact. The device is a leapfrog with other parameters."""
-    device = SimulatedDevice(spread=0.3, flip_amplitude=0.5, substeps=2, seed=1)
+    device = bad_device()
     device.program({name: np.asarray(x, np.float64) for name, x in named(UNIT).items()})
     factors = {name: device._parameters[name] / np.asarray(x, np.float64) for name, x in named(UNIT).items()}
 
@@ -150,20 +159,6 @@ def test_cosine_and_error_are_those_of_the_exact_gradient_of_the_machine(flawed,
         wanted, got = agreement(echoes[name], x), flawed.arrays[name]
         assert got.cosine == pytest.approx(wanted.cosine, abs=2e-3), name
         assert got.error == pytest.approx(wanted.relative_error, rel=2e-2), name
-
-
-def test_nudges_below_the_resolution_are_not_the_best():
-    device = SimulatedDevice(bits=8, nudge_range=1.0, substeps=2)
-    report = check(device, epsilons=(1e-4, 1e-3, 0.1, 0.3), repetitions=2, directions=2)
-    assert report.nudges.changes[0] == math.inf
-    assert report.nudges.best >= 0.1
-
-
-def test_a_program_can_be_checked():
-    device = ProcessMachine([sys.executable, str(Path(__file__).parents[2] / "examples" / "device.py")], time_limit=20)
-    report = check(device, epsilons=(0.01, 0.1), repetitions=2, directions=2)
-    device.close()
-    assert verdicts(report) == ["good"] * 7
 
 
 def test_bad_input_and_a_failing_machine_are_named(unchecked_types):
