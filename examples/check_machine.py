@@ -32,7 +32,7 @@ MACHINE = {
     "name": "simulated_device",
     "spread": 0.05,
     "drift": 1e-3,
-    "damping": 5e-4,
+    "damping": 5e-3,
     "noise": 1e-4,
     "substeps": 8,
 }
