@@ -63,7 +63,9 @@ def draw(report: MachineReport) -> Figure:
     bars.axhline(TOLERATED, color="black", lw=0.8)
     bars.set(xticks=range(len(budget)), xticklabels=list(budget), title="parts of the error of one gradient")
     bars.set(ylim=(1e-5, 10), ylabel="relative to the gradient")
-    bars.annotate(f"cosine {GOOD_COSINE}", (0, TOLERATED), (2, 2), xycoords=bars.get_yaxis_transform(), **_SMALL)
+    bars.annotate(
+        f"cosine {GOOD_COSINE}", (1, TOLERATED), (-2, 2), xycoords=bars.get_yaxis_transform(), ha="right", **_SMALL
+    )
     log_scale(bars, "y")
     bars.legend(loc="upper center", ncols=2, fontsize=7)
 
