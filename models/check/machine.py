@@ -159,7 +159,7 @@ class _Bench:
         """The slope of the loss on the machine along a direction of an array, and its variance by noise."""
         step = self._step(name, direction)
         moved = (self.arguments[name] + sign * step * direction for sign in (1, -1))
-        ahead, behind = (float(self.loss(self.run(**{name: x})[1])) for x in moved)
+        ahead, behind = (float(self.loss(jnp.asarray(self.run(**{name: x})[1]))) for x in moved)
         noise = np.mean(np.diff(self.losses) ** 2) / 2
         return (ahead - behind) / (2 * step), noise / (2 * step**2)
 
@@ -173,7 +173,8 @@ class _Bench:
             most = np.min(np.abs(x)[direction != 0] / np.abs(direction[direction != 0])) / 2
         if name == DRIVES:
             most = min(most, (self.operator.machine.limits.drive - np.abs(x).max()) / largest)
-        return float(min(most, MOVED * _size(positions) / _size(change))) if _size(change) else float(most)
+        moved = MOVED * _size(positions)
+        return float(min(most, moved / _size(change))) if moved and _size(change) else float(most)
 
 
 def _plan(bench, wanted, passes):
@@ -195,11 +196,15 @@ def _plan(bench, wanted, passes):
 
 def _within(bench, epsilons):
     """The epsilons whose nudges are below the limit of the machine, and the largest possible instead of the others."""
-    positions = bench.positions
+    limit, positions = bench.operator.machine.limits.nudge, bench.positions
+    if math.isinf(limit):
+        return epsilons
     slopes = np.asarray(jax.grad(bench.loss)(jnp.asarray(positions)))
     together = np.maximum(np.sqrt(np.sum(slopes**2, 0)), np.abs(np.sum(slopes, 0))).max(1)
-    most = bench.operator.machine.limits.nudge * together / (np.abs(positions).max((0, 2)) * np.abs(slopes).max((0, 2)))
-    most = 0.9 * float(np.min(most))
+    size, largest = (np.abs(x).max((0, 2)) for x in (positions, slopes))
+    moving = (size > 0) & (largest > 0)
+    _require(bool(np.any(moving)), "no nudge: the loss or the machine does not move under these drives")
+    most = 0.9 * limit * float(np.min(together[moving] / (size * largest)[moving]))
     epsilons = tuple(sorted({min(epsilon, most) for epsilon in epsilons}))
     return epsilons if len(epsilons) > 1 else (most / 3, most)
 
@@ -207,18 +212,13 @@ def _within(bench, epsilons):
 def _plain_passes(bench) -> Passes:
     """Free passes and echoes without nudges. The last echo has no drives, for friction."""
     runs, echoes, none = [], [], np.zeros((bench.steps, bench.batch, bench.rest.size))
-    ringing = None
     for number in range(RUNS):
         ticket, positions = bench.run()
         runs.append(positions)
         bench.losses.append(float(bench.loss(jnp.asarray(positions))))
-        last = number == RUNS - 1
-        drives = np.zeros_like(bench.drives) if last else bench.drives
+        drives = bench.drives if number < RUNS - 1 else np.zeros_like(bench.drives)
         trace = bench.operator.echo(ticket, bench.parameters, drives, none)
-        if last:
-            ringing = trace
-        else:
-            echoes.append(_starts(trace, positions)[::-1])
+        echoes.append(_starts(trace, positions)[::-1])
     scale = _size(runs[0]) or 1.0
     declared = np.asarray(jax.jit(bench.declared)(bench.arguments))
 
@@ -233,7 +233,7 @@ def _plain_passes(bench) -> Passes:
         apart,
         curve(echoes[0] - echoes[1]),
         _size(apart) * scale / (_sensitivity(bench) or math.inf),
-        _friction(bench, ringing),
+        _friction(bench, trace),
     )
 
 

@@ -1,5 +1,6 @@
 """The check of a machine: each rung sees the flaw that it is for, and no other."""
 
+import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -110,6 +111,7 @@ def test_drift_is_measured_in_parameters_and_the_noise_says_how_many_gradients_t
     assert report.rungs()[5].verdict == "limits"
     worst = max(report.arrays.values(), key=lambda x: x.noise)
     assert worst.repetitions == math.ceil((worst.noise / TOLERATED) ** 2) > 1
+    assert dataclasses.replace(worst, noise=0.5).repetitions == 13
     assert report.nudges.best > 0.01
     assert f"average {worst.repetitions:g}" in report.rungs()[5].number
 
