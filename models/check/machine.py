@@ -65,7 +65,8 @@ def check_machine(
     until it is kept. The arrays of a kinetic energy are left out if the machine does not measure momenta.
 
     Raises `ValueError` for drives of another shape, drives without room below the limit of the machine, too few
-    epsilons (2), repetitions (2) or directions (2), and a bound that cannot be kept; `MachineError` for a machine that
+    epsilons (2), repetitions (2) or directions (2), a bound that cannot be kept, and a machine that does not move;
+    `MachineError` for a machine that
     fails.
     """
     _require(np.ndim(drives) == 3, f"drives must have the axes time, batch and in, got the shape {np.shape(drives)}")
@@ -203,7 +204,7 @@ def _within(bench, epsilons):
     together = np.maximum(np.sqrt(np.sum(slopes**2, 0)), np.abs(np.sum(slopes, 0))).max(1)
     size, largest = (np.abs(x).max((0, 2)) for x in (positions, slopes))
     moving = (size > 0) & (largest > 0)
-    _require(bool(np.any(moving)), "no nudge: the loss or the machine does not move under these drives")
+    _require(bool(np.any(moving)), "the loss does not depend on the positions: its slope is 0")
     most = 0.9 * limit * float(np.min(together[moving] / (size * largest)[moving]))
     epsilons = tuple(sorted({min(epsilon, most) for epsilon in epsilons}))
     return epsilons if len(epsilons) > 1 else (most / 3, most)
@@ -214,12 +215,13 @@ def _plain_passes(bench) -> Passes:
     runs, echoes, none = [], [], np.zeros((bench.steps, bench.batch, bench.rest.size))
     for number in range(RUNS):
         ticket, positions = bench.run()
+        _require(bool(np.any(positions)), "the machine does not move: all positions of its free pass are 0")
         runs.append(positions)
         bench.losses.append(float(bench.loss(jnp.asarray(positions))))
         drives = bench.drives if number < RUNS - 1 else np.zeros_like(bench.drives)
         trace = bench.operator.echo(ticket, bench.parameters, drives, none)
         echoes.append(_starts(trace, positions)[::-1])
-    scale = _size(runs[0]) or 1.0
+    scale = _size(runs[0])
     declared = np.asarray(jax.jit(bench.declared)(bench.arguments))
 
     def curve(difference):

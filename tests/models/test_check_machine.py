@@ -173,6 +173,13 @@ def test_bad_input_and_a_failing_machine_are_named(unchecked_types):
         with pytest.raises(ValueError, match=f"{next(iter(option))}: at least 2 are needed, got 1"):
             check(NumpyLeapfrog(), **option)
 
+    class Still(NumpyLeapfrog):
+        def run(self, drives):
+            return 0 * super().run(drives)
+
+    with pytest.raises(ValueError, match="the machine does not move: all positions of its free pass are 0"):
+        check(Still())
+
     class Dying(NumpyLeapfrog):
         def echo(self, drives, nudges):
             if np.any(nudges):
