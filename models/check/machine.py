@@ -66,8 +66,7 @@ def check_machine(
 
     Raises `ValueError` for drives of another shape, drives without room below the limit of the machine, too few
     epsilons (2), repetitions (2) or directions (2), a bound that cannot be kept, and a machine that does not move;
-    `MachineError` for a machine that
-    fails.
+    `MachineError` for a machine that fails.
     """
     _require(np.ndim(drives) == 3, f"drives must have the axes time, batch and in, got the shape {np.shape(drives)}")
     epsilons = tuple(sorted(set(epsilons)))
