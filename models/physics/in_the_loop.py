@@ -19,10 +19,12 @@ How jax calls the machine. A machine must make every pass that is asked for, onc
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.interpreters import partial_eval
 from jaxtyping import Array, Float, PyTree
 from typing_extensions import override
@@ -115,19 +117,18 @@ class MachineInTheLoop(AbstractLearningAlgorithm):
                 "(a complex LinHRU has 2 ssm_dim oscillators)"
             )
 
-    def _drives(self, system, inputs):
-        """The drives as the machine plays them."""
-        largest = self.operator.machine.limits.drive
+    def _clipped(self, system, inputs):
+        """The drives as the machine plays them, and the number of those that are clipped to its limit."""
         drives = drives_of(system, inputs)
-        return drives if largest == math.inf else jnp.clip(drives, -largest, largest)
+        largest = _at_most(self.operator.machine.limits.drive, drives.dtype)
+        above = jnp.abs(drives) > largest
+        # Not jnp.clip: at the limit itself it halves the gradient.
+        return jnp.where(above, jnp.sign(drives) * largest, drives), jnp.sum(above, dtype=jnp.int32)
 
     def _free_pass(self, system, inputs):
         """Ticket, drives and positions of a free pass on the machine."""
         position = position_of(system, inputs)
-        drives = drives_of(system, inputs)
-        largest = self.operator.machine.limits.drive
-        clipped = jnp.sum(jnp.abs(drives) > largest, dtype=jnp.int32)
-        drives = self._drives(system, inputs)
+        drives, clipped = self._clipped(system, inputs)
         shape = jax.ShapeDtypeStruct((*drives.shape[:2], *position.shape), position.dtype)
 
         def call(parameters, drives, clipped):
@@ -161,7 +162,8 @@ class MachineInTheLoop(AbstractLearningAlgorithm):
         _, of_positions = jax.vjp(lambda x: outputs_of(system, x, inputs), positions)
         (nudges,) = of_positions(per_sequence(jnp.divide)(outputs_grad, largest))
         amplitude, reduced = self._amplitude(positions, nudges)
-        nudges = per_sequence(jnp.multiply)(nudges, amplitude)
+        most = _at_most(self.operator.machine.limits.nudge, nudges.dtype)
+        nudges = jnp.clip(per_sequence(jnp.multiply)(nudges, amplitude), -most, most)  # rounding may exceed the limit
         weight = jnp.where(amplitude == 0, 0, -0.5 * largest / jnp.where(amplitude == 0, 1, amplitude))
         traces = self._echoes(system.hamiltonian, ticket, drives, nudges, reduced)
 
@@ -172,7 +174,7 @@ class MachineInTheLoop(AbstractLearningAlgorithm):
         hamiltonian_grad, drives_grad = of_energies(jnp.broadcast_to(weight, value.shape))
 
         def ports(system, inputs):
-            return outputs_of(system, positions, inputs), self._drives(system, inputs)
+            return outputs_of(system, positions, inputs), self._clipped(system, inputs)[0]
 
         _, of_ports = eqx.filter_vjp(ports, system, inputs)
         system_grad, inputs_grad = of_ports((outputs_grad, drives_grad))
@@ -225,6 +227,12 @@ def operators_of(model: PyTree) -> list[Operator]:
     return list(found.values())
 
 
+def _at_most(limit: float, dtype: Any) -> float:
+    """The largest number of this type that is not above a limit."""
+    near = np.asarray(limit, dtype)
+    return float(near if near.astype(float) <= limit else np.nextafter(near, np.zeros_like(near)))
+
+
 def _contrast(hamiltonian, drive, trace):
     """Energy of the plus echo minus energy of the minus echo in a step, as far as the machine measured it."""
     if "momenta_before" not in trace:
@@ -249,13 +257,20 @@ def position_of(system: AbstractSystem, inputs: Float[Array, "time batch *in"]) 
     return position_like(system, one_sequence(inputs))
 
 
-def _require_no_kinetic_parameter(hamiltonian, trained, momentum):
-    """Raises `ValueError` if the kinetic energy depends on a trained parameter, whose gradient needs the momenta."""
+def kinetic_parameters(hamiltonian: AbstractHamiltonian, momentum: Array | jax.ShapeDtypeStruct) -> set[str]:
+    """The names of the floating-point arrays on which the kinetic energy depends, see `named`."""
     arrays, static = eqx.partition(hamiltonian, eqx.is_inexact_array)
     jaxpr = jax.make_jaxpr(lambda arrays, p: eqx.combine(arrays, static).kinetic(p))(arrays, momentum).jaxpr
     _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    flags = zip(named(arrays), jax.tree.leaves(trained), used, strict=False)
-    names = [name for name, is_trained, is_used in flags if is_trained and is_used]
+    return {name for name, is_used in zip(named(arrays), used, strict=False) if is_used}  # the last is the momentum
+
+
+def _require_no_kinetic_parameter(hamiltonian, trained, momentum):
+    """Raises `ValueError` if the kinetic energy depends on a trained parameter, whose gradient needs the momenta."""
+    kinetic = kinetic_parameters(hamiltonian, momentum)
+    arrays = named(eqx.filter(hamiltonian, eqx.is_inexact_array))
+    flags = zip(arrays, jax.tree.leaves(trained), strict=False)
+    names = [name for name, is_trained in flags if is_trained and name in kinetic]
     if names:
         raise ValueError(
             f"the gradient of {', '.join(names)}, on which the kinetic energy of {type(hamiltonian).__name__} depends, "

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_training import OPTIONS, dataset, hru, same
+from small_training import OPTIONS, arrays, dataset, hru, same, spoilt
 
 import train
 from models.physics.in_the_loop import MachineInTheLoop
@@ -69,7 +69,7 @@ def trained(algorithm, **options):
     model = with_learning_algorithm(model, algorithm)
     options = {**LONG, **options, "on_step": lambda step, loss: losses.append(loss), "on_checkpoint": save}
     try:
-        return train.train(model, state, dataset(), **options), losses, saved
+        return train.train(model, state, options.pop("data", None) or dataset(), **options), losses, saved
     except train.MachineFailure as failure:
         return failure, losses, saved
 
@@ -126,9 +126,16 @@ def test_a_machine_that_dies_in_an_evaluation_is_named_and_no_loss_is_taken_from
     assert (len(losses), saved, failure.rows) == (STEPS, [], None)
 
 
-def test_a_failed_machine_is_not_skipped_like_a_step_that_is_not_finite(algorithm):
-    failure, _, saved = trained(algorithm, dies_at=2, skip_nonfinite=5)
-    assert (failure.step, saved) == (1, [])
+def test_a_failed_machine_is_told_from_steps_that_are_skipped_before_it(algorithm):
+    """Steps 4 and 5 are skipped without a pass. Step 4 ends the first dispatch; 5, 6 and 7 are in the second."""
+    options = {"data": spoilt(4, 5), "skip_nonfinite": 5, "steps_per_dispatch": 4}
+    failure, losses, saved = trained(algorithm, dies_at=3 * 4 + 2, **options)
+    assert (failure.step, len(losses)) == (7, 6)
+    _, _, expected = trained(algorithm, num_steps=6, **options)
+    (before, counts), (whole, of_whole) = saved[0], expected[-1]
+    assert (len(saved), counts["step"], counts["skipped"]) == (1, 6, 2) == (1, of_whole["step"], of_whole["skipped"])
+    model = len(arrays(hru("NonlinHRU")[0]))
+    assert all(map(np.array_equal, before[:model], whole[:model]))
 
 
 def test_outside_of_a_training_a_failure_raises_with_the_words_of_the_machine(algorithm):
