@@ -23,6 +23,7 @@ from models import create_model
 from models.check import try_unit
 from models.load import error_in_unit, source_of
 from models.physics.in_the_loop import MachineInTheLoop, on_machine, operators_of, require_fitting
+from models.physics.operating import deferred_failures, failure_of
 from models.stack import HRU
 from runs import folder as files
 from runs.figures import draw_confusion, draw_curves, draw_predictions
@@ -189,12 +190,11 @@ class _Run:
                 on_evaluation=self._record,
                 on_checkpoint=self._save,
             )
+            self._replace_files()
+            result = self._completed(trained)
         except (train.NonFiniteLoss, train.MachineFailure) as failure:
             self._replace_files()
             result = self._failed(failure)
-        else:
-            self._replace_files()
-            result = self._completed(trained)
         seconds = self.progress.seconds
         result |= {
             "skipped_steps": self.progress.skipped,
@@ -276,7 +276,11 @@ class _Run:
     def _completed(self, trained: train.TrainingResult) -> dict:
         config, dataset, path = self.config, self.dataset, self.folder / files.MODEL
         options = {"batch_size": config.batch_size, "classification": config.classification}
-        outputs = train.predict(trained.model, trained.state, dataset.test, **options)
+        operators = operators_of(trained.model)
+        with deferred_failures(operators):
+            outputs = train.predict(trained.model, trained.state, dataset.test, **options)
+        if failure := failure_of(operators):
+            raise train.MachineFailure(trained.best_step, "prediction of the test set", failure)
         result = {
             **{"status": "completed", "seed": self.seed, "metric": config.metric},
             **{name: getattr(trained, name) for name in ("best_step", *_MEASURES, "steps", "stop_reason")},
