@@ -32,7 +32,7 @@ MACHINE = {
     "name": "simulated_device",
     "spread": 0.05,
     "drift": 1e-3,
-    "damping": 5e-4,
+    "damping": 5e-3,
     "noise": 1e-4,
     "substeps": 8,
 }
@@ -63,7 +63,9 @@ def draw(report: MachineReport) -> Figure:
     bars.axhline(TOLERATED, color="black", lw=0.8)
     bars.set(xticks=range(len(budget)), xticklabels=list(budget), title="parts of the error of one gradient")
     bars.set(ylim=(1e-5, 10), ylabel="relative to the gradient")
-    bars.annotate(f"cosine {GOOD_COSINE}", (0, TOLERATED), (2, 2), xycoords=bars.get_yaxis_transform(), **_SMALL)
+    bars.annotate(
+        f"cosine {GOOD_COSINE}", (1, TOLERATED), (-2, 2), xycoords=bars.get_yaxis_transform(), ha="right", **_SMALL
+    )
     log_scale(bars, "y")
     bars.legend(loc="upper center", ncols=2, fontsize=7)
 
@@ -72,7 +74,11 @@ def draw(report: MachineReport) -> Figure:
     sizes.plot(nudges.epsilons[:-1], changes, "o-", color=BLUE)
     sizes.axhline(TOLERATED, color="black", lw=0.8)
     sizes.axvline(nudges.best, color=GREY, ls=":")
-    sizes.set(xlabel="ε", title="change of the gradient to the next ε")
+    sizes.set(
+        xlim=(nudges.epsilons[0] / 1.5, nudges.epsilons[-1] * 1.5),
+        xlabel="ε",
+        title="change of the gradient to the next ε",
+    )
     log_scale(sizes, "x")
     log_scale_with_zero(sizes, changes)
 

@@ -22,7 +22,7 @@ per_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT
 
 @pytest.fixture
 def rhel(monkeypatch):
-    for name in ("models.check", "models.physics.continuous", "models.physics.imperfect"):
+    for name in ("models.check.machine", "models.physics.continuous", "models.physics.imperfect"):
         importlib.import_module(name)
     for name, module in list(sys.modules.items()):
         if name == "models" or name.startswith("models."):

@@ -65,8 +65,8 @@ def check_machine(
     until it is kept. The arrays of a kinetic energy are left out if the machine does not measure momenta.
 
     Raises `ValueError` for drives of another shape, drives without room below the limit of the machine, too few
-    epsilons (2), repetitions (2) or directions (2), and a bound that cannot be kept; `MachineError` for a machine that
-    fails.
+    epsilons (2), repetitions (2) or directions (2), a bound that cannot be kept, and a machine that does not move;
+    `MachineError` for a machine that fails.
     """
     _require(np.ndim(drives) == 3, f"drives must have the axes time, batch and in, got the shape {np.shape(drives)}")
     epsilons = tuple(sorted(set(epsilons)))
@@ -101,7 +101,7 @@ class _Bench:
         self.hamiltonian, self.n_osc, self.random = to_float64(hamiltonian), n_osc, np.random.default_rng(seed)
         self.parameters = {name: np.asarray(x) for name, x in named(self.hamiltonian).items()}
         self.drives, (self.steps, self.batch, _) = drives, drives.shape
-        limit, largest = self.operator.machine.limits.drive, np.abs(drives).max()
+        limit, largest = self.operator.machine.limits.drive, float(np.abs(drives).max())
         _require(
             largest <= 0.9 * limit,
             f"the drives reach {largest:.3g}; the check needs room below {limit:g}, the limit of the machine: scale "
@@ -147,8 +147,9 @@ class _Bench:
 
     def gradient(self, epsilon):
         """The gradient by echoes on the machine, by the names of the arrays."""
+        arguments, algorithm = jax.tree.map(jnp.asarray, self.arguments), MachineInTheLoop(self.operator, epsilon)
         try:
-            value, gradient = jax.value_and_grad(self.value)(self.arguments, MachineInTheLoop(self.operator, epsilon))
+            value, gradient = jax.value_and_grad(self.value)(arguments, algorithm)
         except jax.errors.JaxRuntimeError as error:
             raise (self.operator.failure or error) from None
         self.losses.append(float(value))
@@ -158,7 +159,7 @@ class _Bench:
         """The slope of the loss on the machine along a direction of an array, and its variance by noise."""
         step = self._step(name, direction)
         moved = (self.arguments[name] + sign * step * direction for sign in (1, -1))
-        ahead, behind = (float(self.loss(self.run(**{name: x})[1])) for x in moved)
+        ahead, behind = (float(self.loss(jnp.asarray(self.run(**{name: x})[1]))) for x in moved)
         noise = np.mean(np.diff(self.losses) ** 2) / 2
         return (ahead - behind) / (2 * step), noise / (2 * step**2)
 
@@ -172,7 +173,8 @@ class _Bench:
             most = np.min(np.abs(x)[direction != 0] / np.abs(direction[direction != 0])) / 2
         if name == DRIVES:
             most = min(most, (self.operator.machine.limits.drive - np.abs(x).max()) / largest)
-        return float(min(most, MOVED * _size(positions) / _size(change))) if _size(change) else float(most)
+        moved = MOVED * _size(positions)
+        return float(min(most, moved / _size(change))) if moved and _size(change) else float(most)
 
 
 def _plan(bench, wanted, passes):
@@ -188,17 +190,21 @@ def _plan(bench, wanted, passes):
         free = [place for place in range(3) if counts[place] > 2]
         _require(bool(free), f"the check needs at least {total} passes of the machine, above the bound of {passes}")
         counts[max(free, key=lambda place: costs(counts)[place])] -= 1
-    kept = np.linspace(0, len(wanted[0]) - 1, counts[0]).round().astype(int)
-    return tuple(wanted[0][place] for place in kept), *counts[1:]
+    dropped = len(wanted[0]) - counts[0]  # from both ends, the smallest first
+    return wanted[0][(dropped + 1) // 2 : len(wanted[0]) - dropped // 2], *counts[1:]
 
 
 def _within(bench, epsilons):
     """The epsilons whose nudges are below the limit of the machine, and the largest possible instead of the others."""
-    positions = bench.positions
+    limit, positions = bench.operator.machine.limits.nudge, bench.positions
+    if math.isinf(limit):
+        return epsilons
     slopes = np.asarray(jax.grad(bench.loss)(jnp.asarray(positions)))
     together = np.maximum(np.sqrt(np.sum(slopes**2, 0)), np.abs(np.sum(slopes, 0))).max(1)
-    most = bench.operator.machine.limits.nudge * together / (np.abs(positions).max((0, 2)) * np.abs(slopes).max((0, 2)))
-    most = 0.9 * float(np.min(most))
+    size, largest = (np.abs(x).max((0, 2)) for x in (positions, slopes))
+    moving = (size > 0) & (largest > 0)
+    _require(bool(np.any(moving)), "the loss does not depend on the positions: its slope is 0")
+    most = 0.9 * limit * float(np.min(together[moving] / (size * largest)[moving]))
     epsilons = tuple(sorted({min(epsilon, most) for epsilon in epsilons}))
     return epsilons if len(epsilons) > 1 else (most / 3, most)
 
@@ -206,19 +212,15 @@ def _within(bench, epsilons):
 def _plain_passes(bench) -> Passes:
     """Free passes and echoes without nudges. The last echo has no drives, for friction."""
     runs, echoes, none = [], [], np.zeros((bench.steps, bench.batch, bench.rest.size))
-    ringing = None
     for number in range(RUNS):
         ticket, positions = bench.run()
+        _require(bool(np.any(positions)), "the machine does not move: all positions of its free pass are 0")
         runs.append(positions)
         bench.losses.append(float(bench.loss(jnp.asarray(positions))))
-        last = number == RUNS - 1
-        drives = np.zeros_like(bench.drives) if last else bench.drives
+        drives = bench.drives if number < RUNS - 1 else np.zeros_like(bench.drives)
         trace = bench.operator.echo(ticket, bench.parameters, drives, none)
-        if last:
-            ringing = trace
-        else:
-            echoes.append(_starts(trace, positions)[::-1])
-    scale = _size(runs[0]) or 1.0
+        echoes.append(_starts(trace, positions)[::-1])
+    scale = _size(runs[0])
     declared = np.asarray(jax.jit(bench.declared)(bench.arguments))
 
     def curve(difference):
@@ -232,7 +234,7 @@ def _plain_passes(bench) -> Passes:
         apart,
         curve(echoes[0] - echoes[1]),
         _size(apart) * scale / (_sensitivity(bench) or math.inf),
-        _friction(bench, ringing),
+        _friction(bench, trace),
     )
 
 
@@ -308,7 +310,7 @@ def _array_check(bench, name, gradients, at_next, growth, directions) -> dict:
     # The directions across stand for all others.
     share = (size - 1) / max(1, count - 1)
     # A direction across differs from zero by noise, too: of the differences, and of the gradient that it is across to.
-    hidden = share * sum(unsure) + (0.0 if norm == 0 or not math.isfinite(noise) else variance / len(gradients))
+    hidden = share * sum(unsure) + variance / len(gradients)
     sideways = max(0.0, share * sum(x**2 for x in across) - hidden)
     exact = math.hypot(along, math.sqrt(sideways))
     missed = math.hypot(norm - along, math.sqrt(sideways))

@@ -123,13 +123,16 @@ class MachineReport:
         ]
 
     def budget(self) -> dict[str, dict[str, float]]:
-        """The parts of the error of one gradient, for every array. `rest`: what friction and noise do not explain."""
+        """The parts of the error of one gradient, for every array.
+
+        `rest`: what the nudges, friction and twice the noise of the comparison do not explain.
+        """
         return {
             name: {
                 "noise and drift": x.noise,
                 "nudge size": x.curvature,
                 "friction": x.friction,
-                "rest": math.sqrt(max(0.0, x.error**2 - x.curvature**2 - x.friction**2)),
+                "rest": _without(x.error, x.curvature, x.friction, 2 * x.resolution),
             }
             for name, x in self.arrays.items()
         }
@@ -155,6 +158,12 @@ def percent(x: float) -> str:
     if not math.isfinite(x):
         return "∞"
     return "0 %" if abs(x) < 1e-8 else f"{100 * x:.2g} %" if abs(x) < 0.995 else f"{100 * x:.0f} %"
+
+
+def _without(whole: float, *parts: float) -> float:
+    """What is left of an error without independent parts."""
+    rest = whole**2 - sum(x**2 for x in parts)
+    return math.sqrt(rest) if rest > 0 else 0.0
 
 
 def _judged(good: bool) -> str:
@@ -205,12 +214,11 @@ def _nudges(report):
     change = min(nudges.changes)
     pairs = zip(nudges.epsilons, nudges.epsilons[1:], nudges.changes, strict=False)
     near = [x for *pair, x_change in pairs if x_change < TOLERATED for x in pair]
-    words = (
-        f"Sizes from {min(near):g} to {max(near):g} give about the same gradient."
-        if near
-        else "At every size, the gradient differs from that at the next: average (see 6), or reduce what differs "
-        "between passes."
-    )
+    noisy = max(x.noise for x in report.arrays.values()) > TOLERATED / 2
+    cause = "average (see 6), or reduce what differs between passes" if noisy else "the machine resolves them badly"
+    words = f"At every size, the gradient differs from that at the next: {cause}."
+    if near:
+        words = f"Sizes from {min(near):g} to {max(near):g} give about the same gradient."
     number = f"epsilon {nudges.best:g}; the next size changes the gradient by {percent(change)}"
     return Rung("size of the nudges", number, _judged(change < TOLERATED and worst < TOLERATED), words)
 
@@ -218,10 +226,10 @@ def _nudges(report):
 def _gradient(report):
     name, worst = min(report.arrays.items(), key=lambda x: x[1].cosine)
     number = f"cosine {worst.cosine:.4f}, error {percent(worst.error)} (worst: {name})"
-    if worst.resolution > max(TOLERATED, 0.5 * worst.error):
+    if worst.resolution > TOLERATED or (worst.cosine < GOOD_COSINE and worst.error < 3 * worst.resolution):
         words = (
-            f"The comparison itself is uncertain by {percent(worst.resolution)}: the machine differs too much from "
-            "pass to pass. Repeat with more repetitions and directions."
+            f"The comparison itself is uncertain by {percent(worst.resolution)}, because passes differ. Repeat with "
+            "more repetitions and directions."
         )
         return Rung("gradient against finite differences", number, "open", words)
     words = "The echoes give the gradient of the machine as it is."

@@ -173,3 +173,42 @@ def test_the_figures_of_continuous_time_show_both_gradients():
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     loss, output = draw_training([1, 0.1], times, [times] * 3).axes
     assert (loss.get_yscale(), len(output.lines)) == ("log", 3)
+
+
+@pytest.mark.slow
+def test_a_machine_is_checked_by_a_command(tmp_path, capsys):
+    from check_machine import PARTS, draw, main
+
+    small = ["--oscillators", "2", "--steps", "8", "--batch", "1", "--passes", "45"]
+    machine = ["--machine", '{"name": "simulated_device", "drift": 1e-3, "substeps": 2}']
+    report = main([*machine, *small, "--output_dir", str(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} == {"check_machine.png", "results.json"}
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["passes"] == report.passes <= 45
+    assert found["budget"].keys() == report.arrays.keys()
+    assert all(parts.keys() == PARTS.keys() for parts in found["budget"].values())
+    assert len(found["measured"]["echo"]) == 8
+    printed = capsys.readouterr().out
+    assert all(rung.number in printed for rung in report.rungs())
+    assert f"{report.passes} passes of the machine" in printed
+    bars, sizes, passes = draw(report).axes
+    assert len(bars.patches) == len(PARTS) * len(report.arrays)
+    assert len(sizes.lines[0].get_xdata()) == len(report.nudges.changes)
+    assert len(passes.lines) == 4
+    for wrong, words in (
+        (["--machine", '{"name": "abacus"}'], "allowed is one of numpy_leapfrog"),
+        (["--passes", "9"], "above the bound of 9"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*machine, *small, *wrong, "--output_dir", str(tmp_path)])
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_published_machines_are_compared():
+    from published_machines import main
+
+    drift, friction = main(["--quick"])
+    assert drift[1][-1] == "146"
+    assert len(drift) == 2 + 2 * 1 * 2 * 2
+    assert [row[3] for row in friction[1:] if row[1] == "0"] == ["1.000"] * 6

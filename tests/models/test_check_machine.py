@@ -1,5 +1,6 @@
 """The check of a machine: each rung sees the flaw that it is for, and no other."""
 
+import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from systems import saturating
 from models.check import agreement
 from models.check.machine import check_machine
 from models.check.machine_report import DRIVES, TOLERATED
-from models.physics.in_the_loop import named
+from models.physics.in_the_loop import MachineInTheLoop, named
 from models.physics.machine import Limits, MachineError
 from models.physics.numpy_leapfrog import NumpyLeapfrog
 from models.physics.operating import Operator
@@ -41,21 +42,23 @@ def check(machine, **options):
     return check_machine(machine, UNIT, V, **{"epsilons": (0.01, 0.1, 0.3), "directions": 3, "loss": loss} | options)
 
 
-def test_the_ideal_machine_has_no_limit_and_its_gradient_is_that_of_reverse_mode():
-    operator = Operator(NumpyLeapfrog())
+def test_the_example_device_has_no_limit():
+    device = ProcessMachine([sys.executable, str(Path(__file__).parents[2] / "examples" / "device.py")], time_limit=20)
+    operator = Operator(device)
     report = check(operator)
+    device.close()
     assert verdicts(report) == ["good"] * 7
-    # Three free passes with an echo; three epsilons and two repetitions of four passes; two for each direction.
-    assert report.passes == operator.record.passes == 6 + 4 * (3 + 2) + 2 * 3 * 5
+    # Three free passes with an echo; three epsilons and two repetitions of three passes; two for each direction.
+    assert report.passes == operator.record.passes == 6 + 3 * (3 + 2) + 2 * 3 * 5
     assert report.nudges.best == 0.01
     assert np.all(np.diff(report.nudges.changes) > 0)
     assert report.measured.drift == report.measured.runs.max() == report.measured.echoes.max() == 0
     assert report.measured.forward.max() < 1e-6
-    assert abs(report.measured.friction) < 1e-3
+    assert abs(report.measured.friction) < 5e-3
     assert set(report.arrays) == {"W_diag", "b", "alpha", "step", DRIVES}
     for name, array in report.arrays.items():
         assert array.cosine > 0.9999, name
-        assert array.error < 3e-3, name
+        assert array.error < 5e-3, name
         assert array.noise < 1e-9, name
         assert array.repetitions == 1
     assert report.limit() == "no part of the error of a gradient is above 14 % (cosine 0.99)"
@@ -71,16 +74,18 @@ def test_without_momenta_or_starts_the_check_leaves_out_the_kinetic_energy_and_k
             return type(trace)(trace.positions)
 
     machine = Silent(Limits(momenta=False, holds_state=True, nudge=1e-3))
-    report = check(machine, passes=30)
-    assert report.passes <= 30
+    report = check(machine, passes=31)
+    assert report.passes <= 31
     assert set(report.arrays) == {"W_diag", "b", "alpha", DRIVES}
     # No nudge is above the limit: the record would have warned.
     assert max(report.nudges.epsilons) < 0.1
     assert verdicts(report) == ["good"] * 7
     assert report.measured.echo.max() < 1e-9
     assert abs(report.measured.friction) < 1e-2
-    with pytest.raises(ValueError, match="the check needs at least 30 passes of the machine, above the bound of 29"):
-        check(machine, passes=29)
+    # The smallest sizes are left out first.
+    assert len(report.nudges.epsilons) == 2
+    with pytest.raises(ValueError, match="the check needs at least 31 passes of the machine, above the bound of 30"):
+        check(machine, passes=30)
 
 
 def test_friction_is_measured_lost_on_the_way_predicted_and_seen_in_the_gradient():
@@ -100,20 +105,25 @@ def test_friction_is_measured_lost_on_the_way_predicted_and_seen_in_the_gradient
 
 def test_drift_is_measured_in_parameters_and_the_noise_says_how_many_gradients_to_average():
     drift = 3e-3
-    device = SimulatedDevice(drift=drift, substeps=2, seed=2)
+    device = SimulatedDevice(drift=drift, substeps=2, seed=1)
     report = check(device, repetitions=4, directions=2)
     assert report.measured.drift == pytest.approx(drift, rel=0.6)
     assert report.rungs()[5].verdict == "limits"
     worst = max(report.arrays.values(), key=lambda x: x.noise)
     assert worst.repetitions == math.ceil((worst.noise / TOLERATED) ** 2) > 1
+    assert dataclasses.replace(worst, noise=0.5).repetitions == 13
     assert report.nudges.best > 0.01
     assert f"average {worst.repetitions:g}" in report.rungs()[5].number
 
 
+def bad_device():
+    return SimulatedDevice(spread=0.3, flip_amplitude=0.5, bits=16, nudge_range=1.0, substeps=2, seed=1)
+
+
 @pytest.fixture(scope="module")
 def flawed():
-    """The cosine of the echoes and of the check, of a device of which half is wrong."""
-    return check(SimulatedDevice(spread=0.3, flip_amplitude=0.5, substeps=2, seed=1), repetitions=2)
+    """The report of a device of which much is wrong."""
+    return check(bad_device(), epsilons=(1e-7, 0.03, 0.1), repetitions=2)
 
 
 def test_a_bad_flip_and_other_parameters_are_named(flawed):
@@ -122,11 +132,14 @@ def test_a_bad_flip_and_other_parameters_are_named(flawed):
     assert "Most is lost at the flip" in echo.words
     assert "see 1" in gradient.words
     assert "the largest part of the error is rest" in flawed.limit()
+    # Below the resolution of the nudges, all gradients are equal: zero.
+    assert flawed.nudges.changes[0] == math.inf
+    assert flawed.nudges.best == 0.03
 
 
 def test_cosine_and_error_are_those_of_the_exact_gradient_of_the_machine(flawed, x64):
     """With as many directions as numbers, the comparison is exact. The device is a leapfrog with other parameters."""
-    device = SimulatedDevice(spread=0.3, flip_amplitude=0.5, substeps=2, seed=1)
+    device = bad_device()
     device.program({name: np.asarray(x, np.float64) for name, x in named(UNIT).items()})
     factors = {name: device._parameters[name] / np.asarray(x, np.float64) for name, x in named(UNIT).items()}
 
@@ -138,7 +151,6 @@ def test_cosine_and_error_are_those_of_the_exact_gradient_of_the_machine(flawed,
         return loss(run(jnp.asarray(V)))
 
     exact = jax.grad(value)({name: jnp.asarray(x, jnp.float64) for name, x in named(UNIT).items()})
-    from models.physics.in_the_loop import MachineInTheLoop
 
     def by_echoes(arrays):
         algorithm = MachineInTheLoop(device, flawed.nudges.best)
@@ -151,29 +163,22 @@ def test_cosine_and_error_are_those_of_the_exact_gradient_of_the_machine(flawed,
         assert got.error == pytest.approx(wanted.relative_error, rel=2e-2), name
 
 
-def test_nudges_below_the_resolution_are_not_the_best():
-    device = SimulatedDevice(bits=8, nudge_range=1.0, substeps=2)
-    report = check(device, epsilons=(1e-4, 1e-3, 0.1, 0.3), repetitions=2, directions=2)
-    assert report.nudges.changes[0] == math.inf
-    assert report.nudges.best >= 0.1
-
-
-def test_a_program_can_be_checked():
-    device = ProcessMachine([sys.executable, str(Path(__file__).parents[2] / "examples" / "device.py")], time_limit=20)
-    report = check(device, epsilons=(0.01, 0.1), repetitions=2, directions=2)
-    device.close()
-    assert verdicts(report) == ["good"] * 7
-
-
-def test_bad_input_and_a_failing_machine_are_named():
+def test_bad_input_and_a_failing_machine_are_named(unchecked_types):
     machine = NumpyLeapfrog(Limits(drive=float(np.abs(V).max())))
-    with pytest.raises(ValueError, match="the check needs room below .*, the limit of the machine: scale them"):
+    with pytest.raises(ValueError, match=r"the check needs room below .*, the limit of the machine: scale them"):
         check(machine)
     with pytest.raises(ValueError, match=r"drives must have the axes time, batch and in, got the shape \(40, 3\)"):
         check_machine(NumpyLeapfrog(), UNIT, V[:, 0])
     for option in ({"epsilons": (0.1, 0.1)}, {"repetitions": 1}, {"directions": 1}):
         with pytest.raises(ValueError, match=f"{next(iter(option))}: at least 2 are needed, got 1"):
             check(NumpyLeapfrog(), **option)
+
+    class Still(NumpyLeapfrog):
+        def run(self, drives):
+            return 0 * super().run(drives)
+
+    with pytest.raises(ValueError, match="the machine does not move: all positions of its free pass are 0"):
+        check(Still())
 
     class Dying(NumpyLeapfrog):
         def echo(self, drives, nudges):
