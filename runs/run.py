@@ -1,15 +1,13 @@
 """One run: a config and a seed, trained in a folder of its own (`runs.folder` lists the files)."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import equinox as eqx
-import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
 import train
 from common.files import replacing, sha256_of, sha256_of_array, write_json
@@ -17,18 +15,18 @@ from common.style import save
 from data_dir.datasets import Dataset, create_dataset
 from data_dir.scaling import output_names
 from data_dir.splits import write_index_file
-from experiment_configs.machines import operator_of
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
 from models.check import try_unit
 from models.load import error_in_unit, source_of
-from models.physics.in_the_loop import MachineInTheLoop, on_machine, operators_of, require_fitting
+from models.physics.in_the_loop import operators_of
 from models.physics.operating import deferred_failures, failure_of
 from models.stack import HRU
 from runs import folder as files
 from runs.figures import draw_confusion, draw_curves, draw_predictions
 from runs.folder import finished_result, locked, run_folder, setting_of
 from runs.identity import checkpoint_key, data_identity, identity, require_same_run
+from runs.machines import run_on_machine
 from runs.record import peak_memory, run_record
 from training.checkpoints import CheckpointError, Checkpoints
 
@@ -110,37 +108,6 @@ def _run_seed(config, seed, place, stop, on_step, on_evaluation, on_start, on_re
         result = run.execute(model, state, keys.training, stop, on_step)
         write_json(folder / files.RESULT, result)
         return result
-
-
-@contextmanager
-def run_on_machine(config: ExperimentConfig) -> Iterator[Callable[[PyTree], PyTree]]:
-    """A function that puts units of a model on the machine of the config, or leaves a config without a machine alone.
-
-    The machine ends with the block. The function raises `ConfigError` for a unit that does not fit the machine, and
-    `MachineError` if the machine does not answer.
-    """
-    machine = config.machine
-    if machine is None:
-        yield lambda model: model
-        return
-    operator = operator_of(machine)
-
-    def place(model):
-        try:
-            model = on_machine(model, MachineInTheLoop(operator, config.epsilon), machine.get("units"))
-            require_fitting(model, config.hidden_dim)
-            return model
-        except ValueError as error:
-            raise ConfigError(f"machine {machine['name']}: {error}") from error
-
-    try:
-        yield place
-    except jax.errors.JaxRuntimeError:
-        if operator.failure is not None:
-            raise operator.failure from None
-        raise
-    finally:
-        operator.close()
 
 
 @dataclass

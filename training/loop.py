@@ -16,7 +16,7 @@ import optax
 from jaxtyping import PyTree
 
 from models.check import RetraceWarning, retrace_errors
-from models.physics.in_the_loop import operators_of
+from models.physics.in_the_loop import in_jax, operators_of
 from models.physics.operating import failure_of
 from training.dispatch import StepsPerDispatch, stack_batches, steps_until_multiple
 from training.evaluation import evaluate
@@ -263,13 +263,16 @@ def _mean(values: list[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
-def _retrace_error(training: TrainingState, data: Any, batch_size: int) -> float:
-    """The largest of `retrace_errors` on the first training batch, in stored order."""
+def _retrace_error(training: TrainingState, data: Any, batch_size: int) -> float | None:
+    """The largest of `retrace_errors` on the first training batch, in stored order; None if no unit runs in jax."""
+    measured = in_jax(training.model)
+    if not any(measured):
+        return None
     x, _ = data.batch(np.arange(min(batch_size, data.size)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RetraceWarning)  # the evaluation records it instead
         model = eqx.nn.inference_mode(training.model)
-        return float(np.max(retrace_errors(model, training.state, jnp.asarray(x))))
+        return float(np.max(np.asarray(retrace_errors(model, training.state, jnp.asarray(x)))[:, measured]))
 
 
 def _largest(tree: PyTree) -> str:

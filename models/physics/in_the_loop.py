@@ -222,9 +222,21 @@ def require_fitting(model: PyTree, features: int) -> None:
 
 def operators_of(model: PyTree) -> list[Operator]:
     """The operators of the machines of a model, each once, in the order of its units."""
-    nodes = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, MachineInTheLoop))
-    found = {id(x.operator): x.operator for x in nodes if isinstance(x, MachineInTheLoop)}
-    return list(found.values())
+    return list({id(x): x for x in map(_operator_of, _algorithms(model)) if x is not None}.values())
+
+
+def in_jax(model: PyTree) -> list[bool]:
+    """Whether each unit of a model runs in jax, and not on a machine."""
+    return [_operator_of(x) is None for x in _algorithms(model)]
+
+
+def _algorithms(model):
+    leaves = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, AbstractLearningAlgorithm))
+    return [x for x in leaves if isinstance(x, AbstractLearningAlgorithm)]
+
+
+def _operator_of(algorithm):
+    return algorithm.operator if isinstance(algorithm, MachineInTheLoop) else None
 
 
 def _at_most(limit: float, dtype: Any) -> float:
@@ -245,11 +257,12 @@ def _contrast(hamiltonian, drive, trace):
 
 def named(hamiltonian: AbstractHamiltonian) -> dict[str, Array]:
     """The arrays of a Hamiltonian by the path of the field, as a machine gets them: "step", "springs.stiffness"."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): x
-        for path, x in jax.tree_util.tree_leaves_with_path(hamiltonian)
-        if eqx.is_array(x)
-    }
+    return {name_of(path): x for path, x in jax.tree_util.tree_leaves_with_path(hamiltonian) if eqx.is_array(x)}
+
+
+def name_of(path: tuple) -> str:
+    """The name of an array at a path of a Hamiltonian."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def position_of(system: AbstractSystem, inputs: Float[Array, "time batch *in"]) -> jax.ShapeDtypeStruct:

@@ -235,7 +235,8 @@ class Operator:
 
     def _free_pass(self, ticket, parameters, drives, shape):
         self._program(parameters)
-        positions = _measured("run", "positions", self._called("run", lambda: self.machine.run(drives)), shape)
+        positions = self._called("run", lambda: self.machine.run(drives.copy()))
+        positions = _measured("run", "positions", positions, shape)
         self.record.free_passes += 1
         self._shared.held = ticket
         return positions
@@ -248,7 +249,7 @@ class Operator:
             and all(np.array_equal(last[name], value) for name, value in parameters.items())
         ):
             return
-        self._called("program", lambda: self.machine.program(parameters))
+        self._called("program", lambda: self.machine.program({name: x.copy() for name, x in parameters.items()}))
         self._shared.parameters = parameters
         self.record.programmed += 1
 
@@ -257,8 +258,7 @@ class Operator:
             self._free_pass(ticket, parameters, drives, nudges.shape)
             self.record.repeated += 1
         self._shared.held = ticket if self.machine.limits.holds_state else None
-        backwards = np.ascontiguousarray(drives[::-1]), np.ascontiguousarray(nudges[::-1])
-        trace = self._called("echo", lambda: self.machine.echo(*backwards))
+        trace = self._called("echo", lambda: self.machine.echo(drives[::-1].copy(), nudges[::-1].copy()))
         if not isinstance(trace, Trace):
             raise MachineError(f"echo returned a {type(trace).__name__} instead of a Trace")
         named = {"positions": trace.positions}

@@ -32,7 +32,7 @@ VERSION = 1
 LONGEST_LINE = 2**16
 LONGEST_HEADER = 4096  # bytes of an npy file before its numbers
 _KINDS = {"oscillators": (int,), "holds_state": (bool,), "momenta": (bool,)}
-_KINDS |= dict.fromkeys(("drive", "nudge", "seconds_per_step"), (int, float))
+_KINDS |= dict.fromkeys(("drive", "nudge"), (int, float))
 _TRACE = ("positions", "momenta_before", "momenta_after", "starts")
 
 

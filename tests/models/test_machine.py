@@ -325,7 +325,8 @@ class Remembers(Scripted):
     def run(self, drives):
         self.called("run")
         (self.end,) = self.parameters.values()
-        self.memory[:] = self.end
+        self.memory[:] = self.end + drives
+        drives += 1
         return self.memory
 
     def echo(self, drives, nudges):
@@ -356,10 +357,11 @@ def test_an_echo_starts_from_its_own_free_pass_whatever_ran_in_between():
     assert machine.threads[0] is not threading.current_thread()
 
 
-def test_the_numbers_of_a_machine_are_copied():
+def test_arguments_and_numbers_of_a_machine_are_copied():
     operator = Operator(Remembers())
     ticket, positions = operator.run(UNITS[0], ZEROS, 2)
     mean, half_difference = operator.echoes(ticket, UNITS[0], ZEROS, ZEROS + 0.5)
+    assert not ZEROS.any()
     assert (positions[0, 0, 0], mean.positions[0, 0, 0], half_difference.positions[0, 0, 0]) == (1.0, 1.0, 0.5)
 
 

@@ -1,5 +1,6 @@
 """A run whose oscillators are in another program: the record, a failure, and resuming after the program died."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -37,11 +38,13 @@ def configured(workplace):
 
 
 def test_killing_the_device_saves_the_step_before_and_the_same_command_resumes(configured, capsys):
-    device()
+    device(("import json\n", "import json\nimport os\nopen('pid', 'w').write(str(os.getpid()))\n"))
     assert run("--dataset_name", "Tiny", "--model_name", "NonlinHRU") == 2
     assert "this is a program, which is not run unasked" in capsys.readouterr().err
     status, result = trained()
     assert status == 0
+    with pytest.raises(ProcessLookupError):  # the device has ended
+        os.kill(int(Path("pid").read_text()), 0)
     # 4 steps; 2 evaluations of 4 batches and 1; the test part for its metric and for the hash of its outputs.
     record = {"seed": None, "free_passes": 4 + 10 + 2, "echoes": 8, "repeated": 0, "clipped_drives": 0}
     assert configured | record == {name: result["machine"][name] for name in configured | record}
