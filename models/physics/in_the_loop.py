@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, PyTree
 from typing_extensions import override
 
 from ..rhel.hamiltonian import AbstractHamiltonian
-from ..rhel.nudges import per_sequence, relative_amplitude
+from ..rhel.nudges import finite_nudges, per_sequence
 from ..rhel.pair import MeanAndHalfDifference
 from ..rhel.requirements import position_like, require_linear_readout
 from ..rhel.system import AbstractLearningAlgorithm, AbstractSystem, drives_of, one_sequence, outputs_of
@@ -157,14 +157,7 @@ class MachineInTheLoop(AbstractLearningAlgorithm):
 
     def _gradients(self, system, inputs, outputs_grad, ticket, drives, positions):
         """Gradients of the system, summed over the batch, and of the inputs."""
-        largest = jax.vmap(lambda x: jnp.max(jnp.abs(x)), 1)(outputs_grad)
-        largest = jnp.where(largest == 0, 1, largest)
-        _, of_positions = jax.vjp(lambda x: outputs_of(system, x, inputs), positions)
-        (nudges,) = of_positions(per_sequence(jnp.divide)(outputs_grad, largest))
-        amplitude, reduced = self._amplitude(positions, nudges)
-        most = _at_most(self.operator.machine.limits.nudge, nudges.dtype)
-        nudges = jnp.clip(per_sequence(jnp.multiply)(nudges, amplitude), -most, most)  # rounding may exceed the limit
-        weight = jnp.where(amplitude == 0, 0, -0.5 * largest / jnp.where(amplitude == 0, 1, amplitude))
+        nudges, weight, reduced = self._nudges(system, inputs, outputs_grad, positions)
         traces = self._echoes(system.hamiltonian, ticket, drives, nudges, reduced)
 
         def contrasts(hamiltonian, drives):
@@ -181,14 +174,22 @@ class MachineInTheLoop(AbstractLearningAlgorithm):
         hamiltonian_grad = jax.tree.map(jnp.add, system_grad.hamiltonian, hamiltonian_grad)
         return eqx.tree_at(lambda x: x.hamiltonian, system_grad, hamiltonian_grad), inputs_grad
 
-    def _amplitude(self, positions, nudges):
-        """The factor of the nudges of every sequence, and the number of sequences that the machine's limit reduces."""
-        size, height = (jax.vmap(lambda x: jnp.max(jnp.abs(x)), 1)(x) for x in (positions, nudges))
-        sums = jnp.sum(nudges**2, axis=0), jnp.sum(nudges, axis=0)
-        amplitude = jax.vmap(partial(relative_amplitude, self.epsilon))(size, *sums)
-        most = self.operator.machine.limits.nudge / jnp.where(height == 0, 1, height)
-        reduced = (height > 0) & (amplitude > most)
-        return jnp.where(reduced, most, amplitude), jnp.sum(reduced, dtype=jnp.int32)
+    def _nudges(self, system, inputs, outputs_grad, positions):
+        """Nudges, the weight of the contrast, and the number of sequences that the limit of the machine reduces."""
+
+        def positions_grad(inputs, outputs_grad):
+            anywhere = jnp.zeros((len(inputs), *positions.shape[1:]), positions.dtype)  # the readout is linear
+            return jax.vjp(lambda x: outputs_of(system, x, inputs), anywhere)[1](outputs_grad)[0]
+
+        steps = inputs, outputs_grad
+        size = jax.vmap(lambda x: jnp.max(jnp.abs(x)), 1)(positions)
+        nudges, weight = finite_nudges(positions_grad, steps, size, self.epsilon, len(inputs))
+        nudges, most = nudges(*steps), _at_most(self.operator.machine.limits.nudge, positions.dtype)
+        height = jax.vmap(lambda x: jnp.max(jnp.abs(x)), 1)(nudges)
+        reduced = height > most
+        factor = jnp.where(reduced, most / jnp.where(reduced, height, 1), 1)
+        nudges = jnp.clip(per_sequence(jnp.multiply)(nudges, factor), -most, most)  # rounding may exceed the limit
+        return nudges, weight / factor, jnp.sum(reduced, dtype=jnp.int32)
 
 
 def on_machine(model: PyTree, algorithm: MachineInTheLoop, units: Sequence[int] | None = None) -> PyTree:
