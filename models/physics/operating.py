@@ -81,16 +81,17 @@ class _Machine:
             self._calls = SimpleQueue()
             threading.Thread(target=_make, args=(self._calls,), daemon=True, name="machine").start()
             weakref.finalize(self, self._calls.put, None)
-        self._last = futures.Future()
-        self._calls.put((call, self._last))
+        self._last = future = futures.Future()
+        self._calls.put((call, future))
         try:
-            error = self._last.exception(time_limit)
+            error = future.exception(min(time_limit, threading.TIMEOUT_MAX))
         except futures.TimeoutError:
             raise MachineError(f"{name} took longer than the time limit of {time_limit:g} s") from None
+        self._last = None  # which holds the arrays
         if error is not None:
             words = str(error) if isinstance(error, MachineError) else f"{type(error).__name__}: {error}"
             raise MachineError(f"{name} failed: {words}") from error
-        return self._last.result()
+        return future.result()
 
 
 def _make(calls: SimpleQueue) -> None:

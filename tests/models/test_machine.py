@@ -358,7 +358,7 @@ def test_an_echo_starts_from_its_own_free_pass_whatever_ran_in_between():
 
 
 def test_arguments_and_numbers_of_a_machine_are_copied():
-    operator = Operator(Remembers())
+    operator = Operator(Remembers(), time_limit=np.inf)
     ticket, positions = operator.run(UNITS[0], ZEROS, 2)
     mean, half_difference = operator.echoes(ticket, UNITS[0], ZEROS, ZEROS + 0.5)
     assert not ZEROS.any()
