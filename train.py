@@ -124,9 +124,9 @@ def train(
     `model` and `state` are left intact. `dataset` is a `Dataset`, `key` the training key of `seed_keys`. Gradients of a
     larger global norm than `grad_clip` are scaled down to it. `skip_nonfinite` steps whose loss or gradient is not
     finite are skipped and counted. With `retrace`, an evaluation records the largest of `models.check.retrace_errors`
-    over the units and the first `batch_size` training samples. `steps_per_dispatch` steps are sent to the device at
-    once, fewer before an evaluation or a checkpoint; by default as many as take about a second and 32 MiB, at most 64.
-    The results do not depend on it.
+    over the units in jax and the first `batch_size` training samples. `steps_per_dispatch` steps are sent to the device
+    at once, fewer before an evaluation or a checkpoint; by default as many as take about a second and 32 MiB, at most
+    64. The results do not depend on it.
 
     - `resume(progress)` gets the progress at the start, and returns the progress to start from.
     - `stop()` is asked before every dispatch. If it is true, `on_checkpoint` is called, and `Stopped` is raised.

@@ -5,7 +5,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Annotated, Any, get_args
 
@@ -40,6 +40,16 @@ def checked(fields: dict[str, Any] | None) -> dict[str, Any] | None:
     return fields
 
 
+def clashes(fields: Mapping[str, Any] | None, blocks: int, algorithm: str) -> Iterator[tuple[str, str]]:
+    """The fields of a config that do not fit its machine, each with the reason."""
+    if fields is not None:
+        units = fields.get("units") or range(blocks)
+        if max(units) >= blocks:
+            yield "machine", f"there are {blocks} units, counted from 0"
+        elif len(units) == blocks and algorithm != "RHEL":
+            yield "learning_algorithm", "all units run on the machine, whose gradient is that of RHEL: write RHEL"
+
+
 def machine_options(name: str) -> dict[str, Any]:
     """The kinds of the options of a machine, by their names: the fields of its class that fit into JSON."""
     fields = (field for field in dataclasses.fields(MACHINES[name]) if field.init)
@@ -54,6 +64,8 @@ def operator_of(fields: Mapping[str, Any]) -> Operator:
         raise ValueError(f"name is {json.dumps(name)}: allowed is one of {', '.join(MACHINES)}")
     if units is not None and not (_fits(units, list) and units and all(_fits(x, int) and x >= 0 for x in units)):
         raise ValueError(f"units is {json.dumps(units)}: allowed is a list of blocks, counted from 0")
+    if units is not None and len(set(units)) < len(units):
+        raise ValueError(f"units is {json.dumps(units)}: a block is named twice")
     known = machine_options(name)
     for option, value in options.items():
         if option not in known:

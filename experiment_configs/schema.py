@@ -189,8 +189,8 @@ class ExperimentConfig(BaseModel):
             if getattr(self, name) and option.algorithms and way not in option.algorithms:
                 ways = " or ".join(option.algorithms)
                 raise self._clash(name, f"{way} does not differentiate it: false, or {ways}")
-        if self.machine is not None and max(self.machine.get("units") or [0]) >= self.num_blocks:
-            raise self._clash("machine", f"there are {self.num_blocks} units, counted from 0")
+        for name, reason in machines.clashes(self.machine, self.num_blocks, self.learning_algorithm):
+            raise self._clash(name, reason)
         try:
             self.learning_rate()
         except scheduler.SchedulerError as error:

@@ -1,6 +1,7 @@
 """The folder of a run: its path, the names of its files, its lock, and whether the run is finished.
 
-<output_parent_dir>/[<setting>/]<dataset>/<model>_<algorithm>/seed_<n>/     <setting>: what --set gave, as lr=0.003
+<output_parent_dir>/[<setting>/]<dataset>/<model>_<algorithm>/seed_<n>/     <setting>: what --set gave, as lr=0.003,
+                                                                                and the machine, as machine=process
     config.json      config with defaults, shape and hash of the data, precision, versions, commit, device, command
     split.json       the stored rows of each part, as an index file (not for data sets that come cut into parts)
     metrics.jsonl    one line per evaluation (the fields of `train.Evaluation`)
@@ -48,7 +49,7 @@ def run_folder(config: ExperimentConfig, seed: int) -> Path:
 
 
 def setting_of(config: ExperimentConfig) -> str:
-    """The name of the folder that --set gave to the config, as lr=0.003; "" without such a folder."""
+    """The name of the folder that --set or a machine gave to the config, as lr=0.003; "" without such a folder."""
     name = Path(config.output_parent_dir).name
     return name if "=" in name else ""
 

@@ -28,7 +28,7 @@ from models.load import RunError, load_run, read_record, unit_of_run
 from models.trained import SeriesError, TrainedModel
 from runs import folder as files
 from runs.identity import data_differences, data_identity
-from runs.run import run_on_machine
+from runs.machines import run_on_machine
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,15 +1,13 @@
 """One run: a config and a seed, trained in a folder of its own (`runs.folder` lists the files)."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import equinox as eqx
-import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
 import train
 from common.files import replacing, sha256_of, sha256_of_array, write_json
@@ -17,17 +15,18 @@ from common.style import save
 from data_dir.datasets import Dataset, create_dataset
 from data_dir.scaling import output_names
 from data_dir.splits import write_index_file
-from experiment_configs.machines import operator_of
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models import create_model
 from models.check import try_unit
 from models.load import error_in_unit, source_of
-from models.physics.in_the_loop import MachineInTheLoop, on_machine, operators_of, require_fitting
+from models.physics.in_the_loop import operators_of
+from models.physics.operating import deferred_failures, failure_of
 from models.stack import HRU
 from runs import folder as files
 from runs.figures import draw_confusion, draw_curves, draw_predictions
 from runs.folder import finished_result, locked, run_folder, setting_of
 from runs.identity import checkpoint_key, data_identity, identity, require_same_run
+from runs.machines import run_on_machine
 from runs.record import peak_memory, run_record
 from training.checkpoints import CheckpointError, Checkpoints
 
@@ -111,37 +110,6 @@ def _run_seed(config, seed, place, stop, on_step, on_evaluation, on_start, on_re
         return result
 
 
-@contextmanager
-def run_on_machine(config: ExperimentConfig) -> Iterator[Callable[[PyTree], PyTree]]:
-    """A function that puts units of a model on the machine of the config, or leaves a config without a machine alone.
-
-    The machine ends with the block. The function raises `ConfigError` for a unit that does not fit the machine, and
-    `MachineError` if the machine does not answer.
-    """
-    machine = config.machine
-    if machine is None:
-        yield lambda model: model
-        return
-    operator = operator_of(machine)
-
-    def place(model):
-        try:
-            model = on_machine(model, MachineInTheLoop(operator, config.epsilon), machine.get("units"))
-            require_fitting(model, config.hidden_dim)
-            return model
-        except ValueError as error:
-            raise ConfigError(f"machine {machine['name']}: {error}") from error
-
-    try:
-        yield place
-    except jax.errors.JaxRuntimeError:
-        if operator.failure is not None:
-            raise operator.failure from None
-        raise
-    finally:
-        operator.close()
-
-
 @dataclass
 class _Run:
     """A run at work in its folder."""
@@ -189,12 +157,11 @@ class _Run:
                 on_evaluation=self._record,
                 on_checkpoint=self._save,
             )
+            self._replace_files()
+            result = self._completed(trained)
         except (train.NonFiniteLoss, train.MachineFailure) as failure:
             self._replace_files()
             result = self._failed(failure)
-        else:
-            self._replace_files()
-            result = self._completed(trained)
         seconds = self.progress.seconds
         result |= {
             "skipped_steps": self.progress.skipped,
@@ -276,7 +243,11 @@ class _Run:
     def _completed(self, trained: train.TrainingResult) -> dict:
         config, dataset, path = self.config, self.dataset, self.folder / files.MODEL
         options = {"batch_size": config.batch_size, "classification": config.classification}
-        outputs = train.predict(trained.model, trained.state, dataset.test, **options)
+        operators = operators_of(trained.model)
+        with deferred_failures(operators):
+            outputs = train.predict(trained.model, trained.state, dataset.test, **options)
+        if failure := failure_of(operators):
+            raise train.MachineFailure(trained.best_step, "prediction of the test set", failure)
         result = {
             **{"status": "completed", "seed": self.seed, "metric": config.metric},
             **{name: getattr(trained, name) for name in ("best_step", *_MEASURES, "steps", "stop_reason")},

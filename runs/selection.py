@@ -148,11 +148,14 @@ def _load(arguments: argparse.Namespace, dataset_name: str) -> Iterator[Experime
 
 
 def _in_its_folder(config: ExperimentConfig, given: Iterable[str]) -> ExperimentConfig:
-    """The config, with a folder for its setting below its output folder if --set gives any field.
+    """The config, with a folder for its setting below its output folder if --set gives any field, or on a machine.
 
     The name lists the fields in the order of the config, with the values of the config: 0.0010 is 0.001.
     """
+    given = {*given, *["machine"] * (config.machine is not None)}
     named = {name: getattr(config, name) for name in type(config).model_fields if name in given}
+    if config.machine is not None:
+        named["machine"] = config.machine["name"]
     if not named:
         return config
     name = settings.folder_name(named)

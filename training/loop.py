@@ -16,7 +16,8 @@ import optax
 from jaxtyping import PyTree
 
 from models.check import RetraceWarning, retrace_errors
-from models.physics.in_the_loop import operators_of
+from models.physics.in_the_loop import in_jax, operators_of
+from models.physics.operating import failure_of
 from training.dispatch import StepsPerDispatch, stack_batches, steps_until_multiple
 from training.evaluation import evaluate
 from training.progress import Clock, Evaluation, Progress
@@ -51,7 +52,10 @@ class NonFiniteLoss(ArithmeticError):
 
 
 class MachineFailure(RuntimeError):
-    """A machine failed in the training. `step` and `rows` as for `NonFiniteLoss`; `where`: the pass's purpose."""
+    """A machine failed in a training.
+
+    `step` and `rows` as for `NonFiniteLoss`. `where` says what the pass was for, as text.
+    """
 
     def __init__(self, step: int, where: str, cause: Exception, rows: list[int] | None = None):
         self.step, self.where, self.rows = step, where, rows
@@ -106,6 +110,8 @@ class Loop:
         """Send some steps to the device, up to the next evaluation or checkpoint, and read the losses before them."""
         progress, multiples = self.progress, (self.print_steps, self.checkpoint_steps or self.print_steps)
         with self.clock.timing("steps"):
+            if self.operators:
+                self._read_losses()  # so that a failure belongs to the steps that are read next
             first = self._slots is None
             if self._slots is None:
                 batch = next(self._batches_after(progress.step))
@@ -170,7 +176,7 @@ class Loop:
         loss, metric = evaluate(
             model, state, split, batch_size=self.batch_size, classification=self.dataset.classification
         )
-        if failure := self._machine_failure():
+        if failure := failure_of(self.operators):
             raise MachineFailure(step, f"evaluation of the {name}", failure)
         if not math.isfinite(loss):
             raise NonFiniteLoss(step, f"{name} loss", model, state)
@@ -184,16 +190,9 @@ class Loop:
     def _call_on_checkpoint(self) -> None:
         if self.on_checkpoint is not None and self._saved != self.progress.step:
             self.clock.read()
-            self.progress.machines = self.machine_records()
+            self.progress.machines = [asdict(operator.record) for operator in self.operators]
             self.on_checkpoint(self.progress)
         self._saved = self.progress.step
-
-    def machine_records(self) -> list[dict]:
-        """The record of each machine."""
-        return [asdict(operator.record) for operator in self.operators]
-
-    def _machine_failure(self) -> Exception | None:
-        return next((operator.failure for operator in self.operators if operator.failure is not None), None)
 
     def _batches_after(self, step: int):
         train_set = self.dataset.train
@@ -213,11 +212,12 @@ class Loop:
         now = time.perf_counter()
         self.steps_per_dispatch.measured(count, now - max(started, self._read_at))
         self._read_at = now
+        finite = np.isfinite(losses) & np.isfinite(norms)
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=done + 1):
             if math.isfinite(loss) and math.isfinite(norm):
                 self.progress.losses.append(loss)
                 self.progress.gradient_norms.append(norm)
-            elif failure := self._machine_failure():
+            elif (failure := failure_of(self.operators)) and not any(finite[step - done :]):
                 raise self._stopped_by(failure, step)
             elif self.progress.skipped < self.skip_nonfinite:
                 self.progress.skipped += 1
@@ -263,13 +263,16 @@ def _mean(values: list[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
-def _retrace_error(training: TrainingState, data: Any, batch_size: int) -> float:
-    """The largest of `retrace_errors` on the first training batch, in stored order."""
+def _retrace_error(training: TrainingState, data: Any, batch_size: int) -> float | None:
+    """The largest of `retrace_errors` on the first training batch, in stored order; None if no unit runs in jax."""
+    measured = in_jax(training.model)
+    if not any(measured):
+        return None
     x, _ = data.batch(np.arange(min(batch_size, data.size)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RetraceWarning)  # the evaluation records it instead
         model = eqx.nn.inference_mode(training.model)
-        return float(np.max(retrace_errors(model, training.state, jnp.asarray(x))))
+        return float(np.max(np.asarray(retrace_errors(model, training.state, jnp.asarray(x)))[:, measured]))
 
 
 def _largest(tree: PyTree) -> str:

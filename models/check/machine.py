@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..physics.imperfect import EchoImperfection, ImperfectBPTT, ImperfectRHEL
-from ..physics.in_the_loop import MachineInTheLoop, named
+from ..physics.in_the_loop import MachineInTheLoop, kinetic_parameters, name_of, named
 from ..physics.machine import Machine, Trace
 from ..physics.operating import Operator
 from ..rhel import AbstractHamiltonian, BareSystem, evolve
@@ -117,16 +117,15 @@ class _Bench:
         self.positions = drives  # of the first of them
         trained = {name: x for name, x in self.parameters.items() if np.issubdtype(x.dtype, np.inexact)}
         if not self.operator.machine.limits.momenta:
-            moving = self.random.standard_normal(shape)
-            kinetic = jax.grad(lambda x: self.with_arrays(x).kinetic(jnp.asarray(moving)))(trained)
-            trained = {name: x for name, x in trained.items() if not np.any(kinetic[name])}
+            kinetic = kinetic_parameters(self.hamiltonian, self.rest)
+            trained = {name: x for name, x in trained.items() if name not in kinetic}
         self.arguments: Arrays = {**trained, DRIVES: drives}
         self.pushed = jax.jit(lambda x, tangents: jax.jvp(self.declared, (x,), (tangents,)))
 
     def with_arrays(self, arrays):
         """The declared energy with other parameters."""
         leaves, structure = jax.tree_util.tree_flatten_with_path(self.hamiltonian)
-        names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
+        names = (name_of(path) for path, _ in leaves)
         return jax.tree.unflatten(structure, [arrays.get(name, x) for name, (_, x) in zip(names, leaves, strict=True)])
 
     def declared(self, arguments):

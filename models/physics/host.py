@@ -1,4 +1,4 @@
-"""A call of a numpy function from within a jax program, made exactly once.
+"""A call of a numpy function from within a jax program. The call is made once for each run of the program.
 
 `jax.pure_callback` may be dropped, merged or repeated. An ordered `jax.experimental.io_callback` is an effect: jax and
 XLA keep each call, make it once, and in the order of the program, also from one program to the next. Such a call cannot

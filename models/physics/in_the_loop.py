@@ -19,16 +19,18 @@ How jax calls the machine. A machine must make every pass that is asked for, onc
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.interpreters import partial_eval
 from jaxtyping import Array, Float, PyTree
 from typing_extensions import override
 
 from ..rhel.hamiltonian import AbstractHamiltonian
-from ..rhel.nudges import per_sequence, relative_amplitude
+from ..rhel.nudges import finite_nudges, per_sequence
 from ..rhel.pair import MeanAndHalfDifference
 from ..rhel.requirements import position_like, require_linear_readout
 from ..rhel.system import AbstractLearningAlgorithm, AbstractSystem, drives_of, one_sequence, outputs_of
@@ -115,19 +117,18 @@ class MachineInTheLoop(AbstractLearningAlgorithm):
                 "(a complex LinHRU has 2 ssm_dim oscillators)"
             )
 
-    def _drives(self, system, inputs):
-        """The drives as the machine plays them."""
-        largest = self.operator.machine.limits.drive
+    def _clipped(self, system, inputs):
+        """The drives as the machine plays them, and the number of those that are clipped to its limit."""
         drives = drives_of(system, inputs)
-        return drives if largest == math.inf else jnp.clip(drives, -largest, largest)
+        largest = _at_most(self.operator.machine.limits.drive, drives.dtype)
+        above = jnp.abs(drives) > largest
+        # Not jnp.clip: at the limit itself it halves the gradient.
+        return jnp.where(above, jnp.sign(drives) * largest, drives), jnp.sum(above, dtype=jnp.int32)
 
     def _free_pass(self, system, inputs):
         """Ticket, drives and positions of a free pass on the machine."""
         position = position_of(system, inputs)
-        drives = drives_of(system, inputs)
-        largest = self.operator.machine.limits.drive
-        clipped = jnp.sum(jnp.abs(drives) > largest, dtype=jnp.int32)
-        drives = self._drives(system, inputs)
+        drives, clipped = self._clipped(system, inputs)
         shape = jax.ShapeDtypeStruct((*drives.shape[:2], *position.shape), position.dtype)
 
         def call(parameters, drives, clipped):
@@ -156,13 +157,7 @@ class MachineInTheLoop(AbstractLearningAlgorithm):
 
     def _gradients(self, system, inputs, outputs_grad, ticket, drives, positions):
         """Gradients of the system, summed over the batch, and of the inputs."""
-        largest = jax.vmap(lambda x: jnp.max(jnp.abs(x)), 1)(outputs_grad)
-        largest = jnp.where(largest == 0, 1, largest)
-        _, of_positions = jax.vjp(lambda x: outputs_of(system, x, inputs), positions)
-        (nudges,) = of_positions(per_sequence(jnp.divide)(outputs_grad, largest))
-        amplitude, reduced = self._amplitude(positions, nudges)
-        nudges = per_sequence(jnp.multiply)(nudges, amplitude)
-        weight = jnp.where(amplitude == 0, 0, -0.5 * largest / jnp.where(amplitude == 0, 1, amplitude))
+        nudges, weight, reduced = self._nudges(system, inputs, outputs_grad, positions)
         traces = self._echoes(system.hamiltonian, ticket, drives, nudges, reduced)
 
         def contrasts(hamiltonian, drives):
@@ -172,21 +167,29 @@ class MachineInTheLoop(AbstractLearningAlgorithm):
         hamiltonian_grad, drives_grad = of_energies(jnp.broadcast_to(weight, value.shape))
 
         def ports(system, inputs):
-            return outputs_of(system, positions, inputs), self._drives(system, inputs)
+            return outputs_of(system, positions, inputs), self._clipped(system, inputs)[0]
 
         _, of_ports = eqx.filter_vjp(ports, system, inputs)
         system_grad, inputs_grad = of_ports((outputs_grad, drives_grad))
         hamiltonian_grad = jax.tree.map(jnp.add, system_grad.hamiltonian, hamiltonian_grad)
         return eqx.tree_at(lambda x: x.hamiltonian, system_grad, hamiltonian_grad), inputs_grad
 
-    def _amplitude(self, positions, nudges):
-        """The factor of the nudges of every sequence, and the number of sequences that the machine's limit reduces."""
-        size, height = (jax.vmap(lambda x: jnp.max(jnp.abs(x)), 1)(x) for x in (positions, nudges))
-        sums = jnp.sum(nudges**2, axis=0), jnp.sum(nudges, axis=0)
-        amplitude = jax.vmap(partial(relative_amplitude, self.epsilon))(size, *sums)
-        most = self.operator.machine.limits.nudge / jnp.where(height == 0, 1, height)
-        reduced = (height > 0) & (amplitude > most)
-        return jnp.where(reduced, most, amplitude), jnp.sum(reduced, dtype=jnp.int32)
+    def _nudges(self, system, inputs, outputs_grad, positions):
+        """Nudges, the weight of the contrast, and the number of sequences that the limit of the machine reduces."""
+
+        def positions_grad(inputs, outputs_grad):
+            anywhere = jnp.zeros((len(inputs), *positions.shape[1:]), positions.dtype)  # the readout is linear
+            return jax.vjp(lambda x: outputs_of(system, x, inputs), anywhere)[1](outputs_grad)[0]
+
+        steps = inputs, outputs_grad
+        size = jax.vmap(lambda x: jnp.max(jnp.abs(x)), 1)(positions)
+        nudges, weight = finite_nudges(positions_grad, steps, size, self.epsilon, len(inputs))
+        nudges, most = nudges(*steps), _at_most(self.operator.machine.limits.nudge, positions.dtype)
+        height = jax.vmap(lambda x: jnp.max(jnp.abs(x)), 1)(nudges)
+        reduced = height > most
+        factor = jnp.where(reduced, most / jnp.where(reduced, height, 1), 1)
+        nudges = jnp.clip(per_sequence(jnp.multiply)(nudges, factor), -most, most)  # rounding may exceed the limit
+        return nudges, weight / factor, jnp.sum(reduced, dtype=jnp.int32)
 
 
 def on_machine(model: PyTree, algorithm: MachineInTheLoop, units: Sequence[int] | None = None) -> PyTree:
@@ -220,9 +223,27 @@ def require_fitting(model: PyTree, features: int) -> None:
 
 def operators_of(model: PyTree) -> list[Operator]:
     """The operators of the machines of a model, each once, in the order of its units."""
-    nodes = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, MachineInTheLoop))
-    found = {id(x.operator): x.operator for x in nodes if isinstance(x, MachineInTheLoop)}
-    return list(found.values())
+    return list({id(x): x for x in map(_operator_of, _algorithms(model)) if x is not None}.values())
+
+
+def in_jax(model: PyTree) -> list[bool]:
+    """Whether each unit of a model runs in jax, and not on a machine."""
+    return [_operator_of(x) is None for x in _algorithms(model)]
+
+
+def _algorithms(model):
+    leaves = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, AbstractLearningAlgorithm))
+    return [x for x in leaves if isinstance(x, AbstractLearningAlgorithm)]
+
+
+def _operator_of(algorithm):
+    return algorithm.operator if isinstance(algorithm, MachineInTheLoop) else None
+
+
+def _at_most(limit: float, dtype: Any) -> float:
+    """The largest number of this type that is not above a limit."""
+    near = np.asarray(limit, dtype)
+    return float(near if near.astype(float) <= limit else np.nextafter(near, np.zeros_like(near)))
 
 
 def _contrast(hamiltonian, drive, trace):
@@ -237,11 +258,12 @@ def _contrast(hamiltonian, drive, trace):
 
 def named(hamiltonian: AbstractHamiltonian) -> dict[str, Array]:
     """The arrays of a Hamiltonian by the path of the field, as a machine gets them: "step", "springs.stiffness"."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): x
-        for path, x in jax.tree_util.tree_leaves_with_path(hamiltonian)
-        if eqx.is_array(x)
-    }
+    return {name_of(path): x for path, x in jax.tree_util.tree_leaves_with_path(hamiltonian) if eqx.is_array(x)}
+
+
+def name_of(path: tuple) -> str:
+    """The name of an array at a path of a Hamiltonian."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def position_of(system: AbstractSystem, inputs: Float[Array, "time batch *in"]) -> jax.ShapeDtypeStruct:
@@ -249,13 +271,20 @@ def position_of(system: AbstractSystem, inputs: Float[Array, "time batch *in"]) 
     return position_like(system, one_sequence(inputs))
 
 
-def _require_no_kinetic_parameter(hamiltonian, trained, momentum):
-    """Raises `ValueError` if the kinetic energy depends on a trained parameter, whose gradient needs the momenta."""
+def kinetic_parameters(hamiltonian: AbstractHamiltonian, momentum: Array | jax.ShapeDtypeStruct) -> set[str]:
+    """The names of the floating-point arrays on which the kinetic energy depends, see `named`."""
     arrays, static = eqx.partition(hamiltonian, eqx.is_inexact_array)
     jaxpr = jax.make_jaxpr(lambda arrays, p: eqx.combine(arrays, static).kinetic(p))(arrays, momentum).jaxpr
     _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    flags = zip(named(arrays), jax.tree.leaves(trained), used, strict=False)
-    names = [name for name, is_trained, is_used in flags if is_trained and is_used]
+    return {name for name, is_used in zip(named(arrays), used, strict=False) if is_used}  # the last is the momentum
+
+
+def _require_no_kinetic_parameter(hamiltonian, trained, momentum):
+    """Raises `ValueError` if the kinetic energy depends on a trained parameter, whose gradient needs the momenta."""
+    kinetic = kinetic_parameters(hamiltonian, momentum)
+    arrays = named(eqx.filter(hamiltonian, eqx.is_inexact_array))
+    flags = zip(arrays, jax.tree.leaves(trained), strict=False)
+    names = [name for name, is_trained in flags if is_trained and name in kinetic]
     if names:
         raise ValueError(
             f"the gradient of {', '.join(names)}, on which the kinetic energy of {type(hamiltonian).__name__} depends, "

@@ -26,7 +26,6 @@ class Limits:
 
     - `oscillators`: their number; None for a machine that takes the number from its parameters.
     - `drive`, `nudge`: the largest absolute value. Drives are clipped to it, the nudges of a sequence scaled down.
-    - `seconds_per_step`: the time of one step of a whole batch; None if unknown. For estimates only.
     - `holds_state`: whether the machine keeps or clones the end state of `run`, so that several echoes start from it. A
       gradient then takes three passes; otherwise four, with a second `run` before the second echo.
     - `momenta`: whether the trace of an echo has the momenta.
@@ -37,12 +36,11 @@ class Limits:
     oscillators: int | None = None
     drive: float = np.inf
     nudge: float = np.inf
-    seconds_per_step: float | None = None
     holds_state: bool = False
     momenta: bool = True
 
     def __post_init__(self):
-        for name in ("oscillators", "drive", "nudge", "seconds_per_step"):
+        for name in ("oscillators", "drive", "nudge"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"limits: {name} must be above 0, got {value!r}")
@@ -76,7 +74,9 @@ class Trace:
 class Machine(Protocol):
     """A machine. Any class with these members is one; it need not be a subclass.
 
-    It may raise any exception. The training then ends with a `MachineError` that repeats its words.
+    `program`, `run` and `echo` are called from one thread, which is not that of the caller. A machine may keep and
+    change its arguments, and use the memory of its results again. It may raise any exception. The training then ends
+    with a `MachineError` that repeats its words.
     """
 
     @property

@@ -68,8 +68,8 @@ class NumpyLeapfrog:
 
     def run(self, drives: np.ndarray) -> np.ndarray:
         """See `Machine`."""
-        # The shape of the state follows from the motion: a drive need not have the shape of a position.
-        rest = np.zeros((drives.shape[1], self._oscillators(drives)), self.dtype)
+        # Without a limit, each oscillator has its drive.
+        rest = np.zeros((drives.shape[1], self.limits.oscillators or drives.shape[2]), self.dtype)
         positions, self._end = self._played((rest, rest), drives)[:2]
         return positions
 
@@ -82,11 +82,6 @@ class NumpyLeapfrog:
             self._end = None
         trace = self._played((q, -p), drives, nudges)[2]
         return trace if self.limits.momenta else Trace(trace.positions, starts=trace.starts)
-
-    def _oscillators(self, drives):
-        if self.limits.oscillators is not None:
-            return self.limits.oscillators
-        return drives.shape[2]
 
     def _played(self, state, drives, nudges=None):
         """Positions after each step, the last state, and the trace."""

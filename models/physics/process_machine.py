@@ -14,11 +14,13 @@ import io
 import json
 import math
 import os
+import signal
 import subprocess
 import tempfile
 import threading
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -30,7 +32,7 @@ VERSION = 1
 LONGEST_LINE = 2**16
 LONGEST_HEADER = 4096  # bytes of an npy file before its numbers
 _KINDS = {"oscillators": (int,), "holds_state": (bool,), "momenta": (bool,)}
-_KINDS |= dict.fromkeys(("drive", "nudge", "seconds_per_step"), (int, float))
+_KINDS |= dict.fromkeys(("drive", "nudge"), (int, float))
 _TRACE = ("positions", "momenta_before", "momenta_after", "starts")
 
 
@@ -38,15 +40,18 @@ _TRACE = ("positions", "momenta_before", "momenta_after", "starts")
 class ProcessMachine:
     """The program `command`, started without a shell at the first call.
 
-    `time_limit`: seconds for an answer. A program that is late is killed. `close` ends the program.
+    `time_limit`: seconds for an answer. `close` ends the program.
 
     Every call raises `MachineError` if the program cannot be started, ends, is late, reports an error, or answers
-    something else than the protocol asks for; with the end of what the program printed to its standard error.
+    something else than the protocol asks for; with the end of what the program printed to its standard error. The
+    program, and all programs that it started, are then killed, unless it reports an error: the next answer could be
+    that to an earlier message. Ctrl-C in a terminal does not reach the program.
     """
 
     command: list[str]
     time_limit: float = 60.0
     _process: subprocess.Popen | None = field(default=None, init=False, repr=False)
+    _asking: threading.Event = field(default_factory=threading.Event, init=False, repr=False)  # a call is in flight
 
     def __post_init__(self):
         if not self.command or not all(isinstance(x, str) and x for x in self.command):
@@ -80,9 +85,12 @@ class ProcessMachine:
         return Trace(**arrays)
 
     def close(self) -> None:
-        """End the program: close its input, and kill it if it has not ended after a second."""
+        """End the program: close its input, and kill it if it has not ended after five seconds.
+
+        A program that still owes an answer is killed at once.
+        """
         if self._process is not None:
-            _end(self._process, self._errors)
+            self._finalize()
         self._process = self._limits = None
 
     def _start(self):
@@ -90,30 +98,36 @@ class ProcessMachine:
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the program)
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
             try:
-                self._process = subprocess.Popen(self.command, **pipes)
+                self._process = subprocess.Popen(self.command, start_new_session=True, **pipes)
             except OSError as error:
                 self._errors.close()
                 raise MachineError(f"{self.command[0]}: cannot be started ({error.strerror})") from error
-            weakref.finalize(self, _end, self._process, self._errors)
+            self._finalize = weakref.finalize(self, _end, self._process, self._errors, self._asking)
 
     def _asked(self, call: str, arrays: Mapping[str, np.ndarray], wanted: dict, **more: Any) -> tuple[dict, dict]:
         """The line and the arrays of the answer. `wanted`: the first two axes of the arrays that may come back."""
         if self._process is None:
             raise MachineError("the program is not running: it starts when it is asked for its limits")
+        if self._process.returncode is not None:  # its number may belong to another process, which is not to be killed
+            raise MachineError(f"the program ended in an earlier call{self._said()}")
         process, late = self._process, threading.Event()
         assert process.stdin is not None
         assert process.stdout is not None
 
         def kill():
             late.set()
-            process.kill()
+            _kill(process)
 
         watch = threading.Timer(self.time_limit, kill)
         watch.daemon = True
         watch.start()
+        self._asking.set()
         try:
+            _require_silence(process.stdout)
             _send(process.stdin, {"call": call, **more}, arrays)
             return _received(process.stdout, wanted)
+        except _Reported as error:
+            raise MachineError(f"{error}{self._said()}") from None
         except (MachineError, OSError, EOFError) as error:
             if late.is_set():
                 words = f"no answer within the time limit of {self.time_limit:g} s; the program was killed"
@@ -121,9 +135,11 @@ class ProcessMachine:
                 words = str(error)
             else:
                 words = f"the program ended{_status(process)}"
+            _kill(process)  # its next answer could belong to an earlier message
             raise MachineError(f"{words}{self._said()}") from error
         finally:
             watch.cancel()
+            self._asking.clear()
 
     def _said(self) -> str:
         """The last line that the program printed to its standard error."""
@@ -131,6 +147,24 @@ class ProcessMachine:
         size = os.fstat(self._errors.fileno()).st_size
         text = os.pread(self._errors.fileno(), 2000, max(0, size - 2000)).decode(errors="replace").strip()
         return f" (it printed: {text.splitlines()[-1][-300:]})" if text else ""
+
+
+class _Reported(MachineError):
+    """The program reports an error. It keeps the protocol."""
+
+
+def _require_silence(stream: Any) -> None:
+    """Raises `MachineError` if the program has printed something before it is asked."""
+    os.set_blocking(stream.fileno(), False)
+    try:
+        early = stream.peek(1)
+    finally:
+        os.set_blocking(stream.fileno(), True)
+    if early:
+        raise MachineError(
+            f"the program printed {early[:60]!r} before it was asked; one message answers each message, and messages "
+            "for people belong on the standard error"
+        )
 
 
 def _send(stream: IO[bytes], line: dict, arrays: Mapping[str, np.ndarray]) -> None:
@@ -161,7 +195,7 @@ def _received(stream: IO[bytes], wanted: dict[str, tuple[int, ...]]) -> tuple[di
             "standard error"
         )
     if "error" in line:
-        raise MachineError(f"the program reports: {str(line['error'])[:500]}")
+        raise _Reported(f"the program reports: {str(line['error'])[:500]}")
     arrays, announced = {}, line.get("arrays", [])
     for one in announced if isinstance(announced, list) else [announced]:
         if not _is_announcement(one, wanted):
@@ -219,7 +253,15 @@ def _status(process: subprocess.Popen) -> str:
     return f" (signal {-code})" if code < 0 else f" (exit status {code})"
 
 
-def _end(process: subprocess.Popen, errors: IO[bytes]) -> None:
+def _kill(process: subprocess.Popen) -> None:
+    """Kill the program and what it started: a process that keeps its output open would keep the answer waiting."""
+    with suppress(ProcessLookupError):  # they have ended
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _end(process: subprocess.Popen, errors: IO[bytes], asking: threading.Event) -> None:
+    if asking.is_set():  # to close a stream waits for the call that reads it
+        _kill(process)
     for stream in (process.stdin, process.stdout, errors):
         try:
             if stream is not None:
@@ -227,7 +269,7 @@ def _end(process: subprocess.Popen, errors: IO[bytes]) -> None:
         except OSError:  # what was not sent is lost
             pass
     try:
-        process.wait(1.0)
+        process.wait(5.0)
     except subprocess.TimeoutExpired:
-        process.kill()
+        _kill(process)
         process.wait()

@@ -85,7 +85,7 @@ class AbstractLearningAlgorithm(eqx.Module):
     def outputs(
         self, system: AbstractSystem, inputs: Float[Array, "time batch *in"]
     ) -> Float[Array, "time batch *out"]:
-        """The same where no derivative is taken."""
+        """Outputs of the system, where no derivative is taken."""
         return self.respond(system, inputs)
 
     def __call__(

@@ -1,6 +1,7 @@
 """A machine in the loop: its gradient against reverse mode, what it is asked to do, and what its failures do."""
 
-import time
+import sys
+import threading
 
 import equinox as eqx
 import jax
@@ -128,10 +129,11 @@ def drives():
 
 
 def test_drives_above_the_limit_are_clipped_warned_of_counted_and_have_no_gradient(x64, drives):
+    drives = drives.at[3, 0].set(0.7)  # which is not above the limit
     machine = MachineInTheLoop(NumpyLeapfrog(Limits(drive=0.7), LAW))
     with pytest.warns(MachineWarning, match="2 of 20 drives are above 0.7, the limit of the machine"):
         springs, of_drives = springs_gradient(machine, drives)
-    expected, of_clipped = springs_gradient(BPTT(), jnp.clip(drives, -0.7, 0.7))
+    expected, of_clipped = springs_gradient(BPTT(), jnp.minimum(drives, 0.7))
     assert_close(springs, expected, 1e-8)
     assert_close(of_drives, jnp.where(drives > 0.7, 0, of_clipped), 1e-8)
     record = machine.operator.record
@@ -153,6 +155,25 @@ def test_nudges_above_the_limit_are_scaled_down_and_counted(x64, drives):
     assert heights == pytest.approx([1e-4, 1e-4])
     assert algorithm.operator.record.reduced_nudges == 1
     assert_close(got, springs_gradient(BPTT(), drives, 1e6), 1e-8)
+
+
+def test_no_drive_or_nudge_of_32_bits_is_above_a_limit_of_64_bits(drives):
+    class Strict(NumpyLeapfrog):
+        def run(self, drives):
+            heights[0].append(np.abs(drives.astype(float)).max())
+            return super().run(drives)
+
+        def echo(self, drives, nudges):
+            heights[1].append(np.abs(nudges.astype(float)).max())
+            return super().echo(drives, nudges)
+
+    limits, heights = (0.1, 0.001), ([], [])
+    with pytest.warns(MachineWarning):
+        springs_gradient(MachineInTheLoop(Strict(Limits(None, *limits), LAW), 1.0), drives, 1e6)
+    for limit, reached in zip(limits, heights, strict=True):
+        assert float(np.float32(limit)) > limit  # so rounding to 32 bits exceeds it
+        assert reached == [pytest.approx(limit)] * 2
+        assert max(reached) <= limit
 
 
 def test_a_forward_pass_is_one_run_for_all_sequences_also_if_nobody_reads_its_outputs(drives):
@@ -233,6 +254,7 @@ class Scripted:
 
 
 ZEROS = np.zeros((4, 1, 2))
+LATE = threading.Event()
 NOT_FINITE = np.where(np.arange(8).reshape(4, 1, 2) == 5, np.nan, 0.0)
 
 
@@ -244,7 +266,8 @@ NOT_FINITE = np.where(np.arange(8).reshape(4, 1, 2) == 5, np.nan, 0.0)
         ([[0.0]], None, "run returned a list for positions instead of floating-point numbers"),
         (ZEROS.astype(int), None, "run returned an array of int64 for positions"),
         (lambda: 1 / 0, None, "run failed: ZeroDivisionError: division by zero"),
-        (lambda: time.sleep(5), None, "run took longer than the time limit of 0.2 s"),
+        (lambda: sys.exit("no board"), None, "run failed: SystemExit: no board"),
+        (lambda: LATE.wait(9), None, "run took longer than the time limit of 0.2 s"),
         (ZEROS, ZEROS, "echo returned a ndarray instead of a Trace"),
         (ZEROS, Trace(ZEROS), "echo returned a NoneType for momenta_before"),
         (ZEROS, Trace(ZEROS, ZEROS, NOT_FINITE), "echo returned momenta_after that are not finite"),
@@ -266,8 +289,13 @@ def test_a_machine_that_fails_is_named_and_not_called_again(positions, trace, wo
         mean, half_difference = operator.echoes(1, PARAMETERS, ZEROS, ZEROS)
         assert np.isnan([mean.positions, half_difference.momenta_after]).all()
     assert not operator.deferred
+    if "longer" in words:
+        with pytest.raises(MachineError, match="has not returned from an earlier call, which was late"):
+            operator.reset()
+        LATE.set()
+        operator._shared._last.exception()  # pyright: ignore[reportOptionalMemberAccess]
     operator.reset()
-    operator.machine = Scripted(ZEROS, Trace(ZEROS, ZEROS, ZEROS))
+    operator.machine.positions, operator.machine.trace = ZEROS, Trace(ZEROS, ZEROS, ZEROS)
     gradient()
     assert operator.record.echoes == 2
 
@@ -279,32 +307,90 @@ def test_an_object_that_is_no_machine_is_refused(unchecked_types):
         Operator(Scripted(), time_limit=0)
 
 
+class Remembers(Scripted):
+    """A machine whose numbers are its parameter. It uses its memory again, may fail, and notes its thread."""
+
+    def __init__(self):
+        self.threads, self.fails, self.memory = [], None, np.zeros((4, 1, 2))
+
+    def called(self, name):
+        self.threads.append(threading.current_thread())
+        if self.fails == name:
+            raise OSError("the cable is out")
+
+    def program(self, parameters):
+        self.called("program")
+        self.parameters = parameters
+
+    def run(self, drives):
+        self.called("run")
+        (self.end,) = self.parameters.values()
+        self.memory[:] = self.end + drives
+        drives += 1
+        return self.memory
+
+    def echo(self, drives, nudges):
+        self.called("echo")
+        self.memory[:] = self.end + nudges
+        return Trace(*[self.memory] * 3)
+
+
+UNITS = [{"k": np.array(1.0)}, {"k": np.array(2.0)}, {"stiffness": np.array(3.0)}]
+
+
 def test_an_echo_starts_from_its_own_free_pass_whatever_ran_in_between():
-    """Three free passes with other parameters each, and their echoes in any order."""
+    """Three free passes with other parameters each, and their echoes in any order, by one operator or by two."""
+    machine = Remembers()
+    for operators in ([Operator(machine)], [Operator(machine), Operator(machine)]):
+        one, two = operators[0], operators[-1]
+        tickets = [operator.run(unit, ZEROS, 2)[0] for operator, unit in zip((one, two), UNITS, strict=False)]
 
-    class Remembers(Scripted):
-        def program(self, parameters):
-            self.parameters = parameters
+        def echoed(operator, number, tickets=tickets):
+            mean, _ = operator.echoes(tickets[number], UNITS[number], ZEROS, ZEROS)
+            return mean.positions[0, 0, 0]
 
-        def run(self, drives):
-            (self.end,) = self.parameters.values()
-            return np.full(drives.shape, self.end)
+        assert [echoed(one, 0), echoed(one, 0)] == [1.0, 1.0]
+        tickets.append(two.run(UNITS[2], ZEROS, 2)[0])
+        assert [echoed(one, 1), echoed(two, 2), echoed(one, 0), echoed(one, 0)] == [2.0, 3.0, 1.0, 1.0]
+        assert sum(operator.record.repeated for operator in {one, two}) == 4
+    assert len(set(machine.threads)) == 1
+    assert machine.threads[0] is not threading.current_thread()
 
-        def echo(self, drives, nudges):
-            return Trace(*[np.full(drives.shape, self.end)] * 3)
 
+def test_arguments_and_numbers_of_a_machine_are_copied():
+    operator = Operator(Remembers(), time_limit=np.inf)
+    ticket, positions = operator.run(UNITS[0], ZEROS, 2)
+    mean, half_difference = operator.echoes(ticket, UNITS[0], ZEROS, ZEROS + 0.5)
+    assert not ZEROS.any()
+    assert (positions[0, 0, 0], mean.positions[0, 0, 0], half_difference.positions[0, 0, 0]) == (1.0, 1.0, 0.5)
+
+
+@pytest.mark.parametrize("after", ["failed program", "failed run", "reset", "close"])
+def test_a_machine_is_programmed_and_run_again_after(after):
+    operator, unit = Operator(Remembers()), UNITS[0]
+    ticket, _ = operator.run(unit, ZEROS, 2)
+    if after.startswith("failed"):
+        operator.machine.fails = after.split()[1]
+        with pytest.raises(MachineError, match="the cable is out"):
+            operator.run(UNITS[1], ZEROS, 2)
+        operator.failure = operator.machine.fails = None
+    else:
+        getattr(operator, after)()
+    operator.echoes(ticket, unit, ZEROS, ZEROS)
+    counted = operator.record.programmed, operator.record.free_passes
+    assert counted == (3 if after == "failed run" else 2, 2)
+
+
+def test_numbers_that_are_not_finite_are_not_sent_and_are_no_failure(drives):
     operator = Operator(Remembers())
-    units = [{"k": np.array(1.0)}, {"k": np.array(2.0)}, {"stiffness": np.array(3.0)}]
-    tickets = [operator.run(unit, ZEROS, 2)[0] for unit in units[:2]]
-
-    def echoed(number):
-        mean, _ = operator.echoes(tickets[number], units[number], ZEROS, ZEROS)
-        return mean.positions[0, 0, 0]
-
-    assert [echoed(0), echoed(0)] == [1.0, 1.0]
-    tickets.append(operator.run(units[2], ZEROS, 2)[0])
-    assert [echoed(number) for number in (1, 2, 0, 0)] == [2.0, 3.0, 1.0, 1.0]
-    assert operator.record.repeated == 4
+    for x, y in ((ZEROS + np.inf, UNITS[0]), (ZEROS, {"k": np.array(np.nan)})):
+        assert np.isnan(operator.run(y, x, 2)[1]).all()
+    ticket, _ = operator.run(UNITS[0], ZEROS, 2)
+    for trace in (*operator.echoes(ticket, UNITS[0], ZEROS, NOT_FINITE), operator.echo(1, UNITS[0], NOT_FINITE, ZEROS)):
+        assert np.isnan([trace.positions, trace.momenta_before, trace.momenta_after]).all()
+    assert (operator.record.passes, operator.failure) == (1, None)
+    springs, _ = springs_gradient(MachineInTheLoop(NumpyLeapfrog(law=LAW)), drives.at[3].set(jnp.nan))
+    assert np.isnan(springs.k).all()
 
 
 def test_the_rows_of_an_echo_go_back_in_time():

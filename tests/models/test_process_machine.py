@@ -1,7 +1,9 @@
 """A machine that is another program: the example devices, and programs that do not keep the protocol."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ import pytest
 
 from models.physics.machine import Limits, Machine, MachineError, Trace
 from models.physics.numpy_leapfrog import NumpyLeapfrog
+from models.physics.operating import Operator
 from models.physics.process_machine import ProcessMachine
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -61,6 +64,7 @@ def say(text):
 read()
 """
 HELLO = PREAMBLE + 'say({"version": 1, "limits": {"drive": 2}})\nread()\n'
+TWO_ANSWERS = PREAMBLE + """say(b'{"version": 1, "limits": {"drive": 2}}\\n{}\\n')\nread()\n"""
 
 
 def asked(program, time_limit=20.0):
@@ -90,7 +94,7 @@ def positions(shape=DRIVES.shape, length=9999, name="positions"):
         (PREAMBLE + 'say({"version": 1, "limits": {"drive": -1}})', "impossible limits {\"drive\": -1} (limits: drive"),
         (PREAMBLE + 'say({"version": 1, "limits": {"momenta": 1}})', "impossible limits {\"momenta\": 1} (momenta"),
         (PREAMBLE + 'say({"version": 1, "limits": {"size": 1}})', "impossible limits {\"size\": 1} ('size')"),
-        (HELLO + 'say({"error": "too hot"})', "the program reports: too hot"),
+        (TWO_ANSWERS, "the program printed b'{}\\n' before it was asked; one message answers each message"),
         (HELLO + "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "the program ended (signal 9)"),
         (HELLO + "import os; os.close(1); time.sleep(9)", "the program ended its output"),
         (HELLO + f"say({positions([7, 3], 128)!r}.encode())", "announced the array {\"name\": \"positions\", \"shape"),
@@ -104,16 +108,42 @@ def test_a_program_that_does_not_keep_the_protocol_is_an_error_in_words(program,
     assert words in asked(program)
 
 
-def test_a_program_that_is_late_or_does_not_read_is_killed():
+def test_a_program_that_is_late_or_does_not_read_is_killed_with_what_it_started():
     start = time.perf_counter()
     words = "no answer within the time limit of 0.3 s; the program was killed"
-    assert words in asked(HELLO + "time.sleep(9)", 0.3)
+    assert words in asked(HELLO + "import os; os.fork(); time.sleep(9)", 0.3)
     machine = ProcessMachine([sys.executable, "-S", "-c", "import time; time.sleep(9)"], 0.3)
     machine._start()
     with pytest.raises(MachineError, match=words):  # the pipe to the program fills
         machine.run(np.zeros((1000, 10, 10)))
     machine.close()
+    operator = Operator(ProcessMachine([sys.executable, "-S", "-c", HELLO + "time.sleep(9)"]), time_limit=0.3)
+    process = started(operator.machine)
+    assert os.getpgid(process.pid) == process.pid != os.getpgid(0)  # Ctrl-C does not reach it
+    with pytest.raises(MachineError, match=r"program took longer than the time limit of 0\.3 s"):
+        operator.run(PARAMETERS, DRIVES, 3)
+    operator.close()  # while the call is in flight
+    assert process.returncode == -signal.SIGKILL
     assert time.perf_counter() - start < 9
+
+
+def started(machine):
+    """The process of a machine that has told its limits."""
+    assert machine.limits.drive == 2
+    return machine._process
+
+
+def test_a_program_that_reports_an_error_lives_on_and_one_that_leaves_the_protocol_is_killed():
+    twice = 'say({"error": "too hot"})\nread()\nsay({"error": "too cold"})\nread()\nsay({"arrays": 1})\nread()'
+    machine = ProcessMachine([sys.executable, "-S", "-c", HELLO + twice], 20.0)
+    process = started(machine)
+    for words in ("reports: too hot", "reports: too cold", "announced the array 1", "ended in an earlier call"):
+        assert process.poll() is None or "ended" in words
+        with pytest.raises(MachineError, match=f"the program {words}"):
+            machine.run(DRIVES)
+        if "announced" in words:
+            assert process.wait(5) == -signal.SIGKILL
+    machine.close()
 
 
 def test_a_command_that_is_none_is_refused():

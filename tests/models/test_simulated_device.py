@@ -2,11 +2,15 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
+from models import create_model
+from models.create import MODELS
+from models.physics.in_the_loop import named
 from models.physics.machine import Limits, Machine, MachineError
-from models.physics.numpy_leapfrog import LAWS, NumpyLeapfrog
+from models.physics.numpy_leapfrog import LAWS, NumpyLeapfrog, law_of
 from models.physics.operating import Operator
 from models.physics.simulated_device import SimulatedDevice
 
@@ -162,5 +166,14 @@ def test_a_flaw_outside_its_range_is_refused(flaws, words):
         SimulatedDevice(**flaws)
 
 
-def test_the_laws_are_those_of_the_units():
-    assert set(LAWS) == {"LinHRU", "NonlinHRU"}
+@pytest.mark.parametrize("name", MODELS)
+def test_the_laws_are_those_of_the_units(name):
+    sizes = {"data_dim": 2, "label_dim": 2, "hidden_dim": 4, "num_blocks": 1, "ssm_dim": OSCILLATORS}
+    model, _ = create_model(name, **sizes, classification=True, key=jax.random.PRNGKey(0))
+    hamiltonian = model.blocks[0].unit.hamiltonian()
+    parameters = {name: np.asarray(x) for name, x in named(hamiltonian).items()}
+    q, p, v = jax.random.normal(jax.random.PRNGKey(1), (3, len(parameters["step"])))
+    law = LAWS[name]
+    assert law_of(parameters) is law
+    np.testing.assert_allclose(law.velocity(parameters, p), jax.grad(hamiltonian.kinetic)(p), rtol=1e-5)
+    np.testing.assert_allclose(-law.force(parameters, q, v), jax.grad(hamiltonian.potential)(q, v), rtol=1e-4)

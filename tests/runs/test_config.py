@@ -615,6 +615,7 @@ def test_a_pipe_in_place_of_a_config_is_not_waited_for(tmp_path):
         ({"name": "simulated_device", "spread": -0.1}, "spread must be finite and at least 0, got -0.1"),
         ({"name": "numpy_leapfrog", "units": []}, "units is []: allowed is a list of blocks"),
         ({"name": "numpy_leapfrog", "units": [2]}, "there are 2 units, counted from 0"),
+        ({"name": "numpy_leapfrog", "units": [0, 0]}, "units is [0, 0]: a block is named twice"),
         ({"name": "process"}, "process: it needs command"),
         ({"name": "process", "command": "device"}, 'command is "device": allowed is a list of texts'),
         ({"name": "process", "command": []}, "command must be a list of texts"),
@@ -642,5 +643,10 @@ def test_a_machine_of_a_config_is_made_from_its_options_and_a_program_needs_a_pe
     with pytest.raises(ConfigError, match=r'command of machine is \["other"\]'):
         allowed.replace({"machine": {"name": "process", "command": ["other"]}})
     assert operator_of(program["machine"]).time_limit == 1800  # the program is killed first
+    on_one = fields | {"machine": {"name": "numpy_leapfrog", "units": [1]}, "learning_algorithm": "BPTT"}
+    assert validate(on_one, "here").learning_algorithm == "BPTT"  # of the other unit
+    for whole in ({"name": "numpy_leapfrog"}, {"name": "numpy_leapfrog", "units": [1, 0]}):
+        with pytest.raises(ConfigError, match='learning_algorithm is "BPTT": all units run on the machine, whose grad'):
+            validate(on_one | {"machine": whole}, "here")
     with pytest.raises(ConfigError, match="damping is true: a machine does not differentiate it"):
         validate(fields | {"machine": machine, "damping": True}, "here")

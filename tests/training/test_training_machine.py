@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_training import OPTIONS, dataset, hru, same
+from small_training import OPTIONS, arrays, dataset, hru, same, spoilt
 
 import train
 from models.physics.in_the_loop import MachineInTheLoop
@@ -69,7 +69,7 @@ def trained(algorithm, **options):
     model = with_learning_algorithm(model, algorithm)
     options = {**LONG, **options, "on_step": lambda step, loss: losses.append(loss), "on_checkpoint": save}
     try:
-        return train.train(model, state, dataset(), **options), losses, saved
+        return train.train(model, state, options.pop("data", None) or dataset(), **options), losses, saved
     except train.MachineFailure as failure:
         return failure, losses, saved
 
@@ -77,7 +77,7 @@ def trained(algorithm, **options):
 @pytest.fixture(scope="module")
 def on_machine(algorithm):
     """The whole training, the calls of the machine and its record."""
-    result, losses, _ = trained(algorithm)
+    result, losses, _ = trained(algorithm, retrace=True)
     return result, losses, algorithm.operator.machine.calls, dataclasses.asdict(algorithm.operator.record)
 
 
@@ -88,6 +88,7 @@ def test_fifty_steps_on_the_machine_have_the_losses_of_fifty_steps_in_jax(on_mac
     model = with_learning_algorithm(model, BPTT())
     in_jax = train.train(model, state, dataset(), **LONG, on_step=lambda step, loss: expected.append(loss))
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert result.history[-1].retrace_error is None  # it is a property of the declared energy, not of the machine
     assert result.test_loss == pytest.approx(in_jax.test_loss, rel=1e-5)
 
 
@@ -126,9 +127,16 @@ def test_a_machine_that_dies_in_an_evaluation_is_named_and_no_loss_is_taken_from
     assert (len(losses), saved, failure.rows) == (STEPS, [], None)
 
 
-def test_a_failed_machine_is_not_skipped_like_a_step_that_is_not_finite(algorithm):
-    failure, _, saved = trained(algorithm, dies_at=2, skip_nonfinite=5)
-    assert (failure.step, saved) == (1, [])
+def test_a_failed_machine_is_told_from_steps_that_are_skipped_before_it(algorithm):
+    """Steps 4 and 5 are skipped without a pass. Step 4 ends the first dispatch; 5, 6 and 7 are in the second."""
+    options = {"data": spoilt(4, 5), "skip_nonfinite": 5, "steps_per_dispatch": 4}
+    failure, losses, saved = trained(algorithm, dies_at=3 * 4 + 2, **options)
+    assert (failure.step, len(losses)) == (7, 6)
+    _, _, expected = trained(algorithm, num_steps=6, **options)
+    (before, counts), (whole, of_whole) = saved[0], expected[-1]
+    assert (len(saved), counts["step"], counts["skipped"]) == (1, 6, 2) == (1, of_whole["step"], of_whole["skipped"])
+    model = len(arrays(hru("NonlinHRU")[0]))
+    assert all(map(np.array_equal, before[:model], whole[:model]))
 
 
 def test_outside_of_a_training_a_failure_raises_with_the_words_of_the_machine(algorithm):
