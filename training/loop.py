@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 from models.check import RetraceWarning, retrace_errors
 from models.physics.in_the_loop import operators_of
 from models.physics.operating import failure_of
+from training.devices import divided, replicated
 from training.dispatch import StepsPerDispatch, stack_batches, steps_until_multiple
 from training.evaluation import evaluate
 from training.progress import Clock, Evaluation, Progress
@@ -83,6 +84,7 @@ class Loop:
     skip_nonfinite: int
     retrace: bool
     checkpoint_steps: int | None
+    devices: int
     steps_per_dispatch: StepsPerDispatch
     on_step: Callable[[int, float], None] | None
     on_evaluation: Callable[[Evaluation], None] | None
@@ -94,6 +96,7 @@ class Loop:
         for operator, record in zip(self.operators, self.progress.machines, strict=False):
             operator.resume(record)
         self._loader_key, self._dropout_key = jax.random.split(self.progress.key)
+        self.progress.training = replicated(self.progress.training, self.devices)
         self._batches = self._batches_after(self.progress.step)
         self._unread: tuple | None = None
         self._slots: int | None = None
@@ -123,11 +126,12 @@ class Loop:
                 self.num_steps - progress.step,
                 steps_until_multiple(progress.step, multiples),
             )
-            x, y = jax.device_put(stack_batches(self._batches, count, self._slots))
+            x, y = divided(stack_batches(self._batches, count, self._slots), self.devices, axis=1)
+            key, used = replicated((self._dropout_key, jnp.int32(count)), self.devices)
             started = time.perf_counter()
             with self.clock.timing("compiling") if first else nullcontext():
                 progress.training, losses, norms = train_steps(
-                    (x, y, self._dropout_key, jnp.int32(count)),
+                    (x, y, key, used),
                     progress.training,
                     self.optimiser,
                     self.dataset.classification,
@@ -153,7 +157,7 @@ class Loop:
         with self.clock.timing("evaluation"):
             train_results = self.measure("training set", data.train, step, model, state)
             val_results = self.measure("validation set", data.validation, step, model, state)
-            error = _retrace_error(progress.training, data.train, self.batch_size) if self.retrace else None
+            error = self._retrace_error() if self.retrace else None
         rate = self.learning_rate
         updates_before = max(step - progress.skipped - 1, 0)
         seconds = self.clock.read()
@@ -171,10 +175,24 @@ class Loop:
         if self.on_evaluation is not None:
             self.on_evaluation(evaluation)
 
+    def _retrace_error(self) -> float:
+        """The largest of `retrace_errors` on the first training batch, in stored order."""
+        training = self.progress.training
+        x, _ = self.dataset.train.batch(np.arange(self.batch_size))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RetraceWarning)  # the evaluation records it instead
+            model = eqx.nn.inference_mode(training.model)
+            return float(np.max(retrace_errors(model, training.state, divided(x, self.devices))))
+
     def measure(self, name: str, split: Any, step: int, model: eqx.Module, state: eqx.nn.State) -> tuple[float, float]:
         """Loss and metric of a split. Raises `NonFiniteLoss` and `MachineFailure`."""
         loss, metric = evaluate(
-            model, state, split, batch_size=self.batch_size, classification=self.dataset.classification
+            model,
+            state,
+            split,
+            batch_size=self.batch_size,
+            classification=self.dataset.classification,
+            devices=self.devices,
         )
         if failure := failure_of(self.operators):
             raise MachineFailure(step, f"evaluation of the {name}", failure)
@@ -241,8 +259,7 @@ class Loop:
     def _failure(self, step: int, where: str) -> NonFiniteLoss:
         """The error of a training step."""
         samples = self._batches_after(step - 1).draw()
-        x, y = map(jnp.asarray, self.dataset.train.batch(samples))
-        batch = (x, y, self._dropout_key)
+        batch = (*divided(self.dataset.train.batch(samples), self.devices), self._dropout_key)
         before = self._before(step)
         _, gradient = eqx.filter_jit(batch_gradient)(batch, before, self.dataset.classification)
         rows = self.dataset.train.rows[samples].tolist()
@@ -261,15 +278,6 @@ def _of_smaller_loss(new: Evaluation, best: Evaluation) -> bool:
 def _mean(values: list[float]) -> float:
     """The mean, summed exactly; not a number if every step was skipped."""
     return math.fsum(values) / len(values) if values else math.nan
-
-
-def _retrace_error(training: TrainingState, data: Any, batch_size: int) -> float:
-    """The largest of `retrace_errors` on the first training batch, in stored order."""
-    x, _ = data.batch(np.arange(min(batch_size, data.size)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RetraceWarning)  # the evaluation records it instead
-        model = eqx.nn.inference_mode(training.model)
-        return float(np.max(retrace_errors(model, training.state, jnp.asarray(x))))
 
 
 def _largest(tree: PyTree) -> str:
