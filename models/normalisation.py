@@ -113,10 +113,14 @@ class BatchNorm(eqx.Module):
 
 
 def _moments(x, axis_name):
-    """Mean and variance of every feature over the steps of all sequences under the axis."""
+    """Mean and variance of every feature over the steps of all sequences under the axis.
+
+    Inside `jax.shard_map`, over those of all devices.
+    """
+    axes = (axis_name, *jax.sharding.get_abstract_mesh().manual_axes)
     means, variances = _moments_of_sequence(None, x)
-    mean = jax.lax.pmean(means, axis_name)
-    return mean, jax.lax.pmean(variances + (means - mean) ** 2, axis_name)
+    mean = jax.lax.pmean(means, axes)
+    return mean, jax.lax.pmean(variances + (means - mean) ** 2, axes)
 
 
 @batched_at_once

@@ -72,7 +72,7 @@ class Planning:
         """Compile a step. Memory by XLA's own analysis; the disk holds model, checkpoints, metrics and figures."""
         training, batches = self._start()
         batch = (*divided(next(batches), self.devices), self.key)
-        step = train.train_step.lower(batch, training, self.optimiser, self.config.classification)
+        step = train.train_step.lower(batch, training, self.optimiser, self.config.classification, self.devices)
         memory = step.compile().compiled.memory_analysis()
         saved = io.BytesIO()
         eqx.tree_serialise_leaves(saved, (self.model, self.state))
@@ -106,7 +106,8 @@ class Planning:
         def send(count):
             nonlocal training
             dispatched = (*stack, self.key, replicated(jnp.int32(count), self.devices))
-            training, losses, _ = train.train_steps(dispatched, training, self.optimiser, self.config.classification)
+            static = (self.optimiser, self.config.classification, self.devices)
+            training, losses, _ = train.train_steps(dispatched, training, *static)
             return losses
 
         def seconds(counts):

@@ -31,7 +31,7 @@ from runs import folder as files
 from runs.devices import Asked, devices_for, recorded
 from runs.identity import data_differences, data_identity
 from runs.run import run_on_machine
-from training.devices import divided, replicated
+from training.devices import of_samples, replicated
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -162,7 +162,7 @@ def _kept_run(folder: str | Path, own_units: bool, asked: Asked) -> Iterator[Kep
         with run_on_machine(config) as place:
             devices = devices_for(config, asked, recorded(record))
             placed = {name: replicated(place(loaded[name]), devices) for name in ("trained", "model")}
-            placed |= {"state": replicated(loaded["state"], devices), "put": partial(divided, devices=devices)}
+            placed |= {"state": replicated(loaded["state"], devices), "over": partial(of_samples, devices=devices)}
             yield KeptRun(**loaded | placed, config=config, devices=devices)
 
 

@@ -9,24 +9,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from training.devices import divided, replicated
+from training.devices import divided, over_devices, replicated, total
 from training.steps import sample_loss
 
 
 @eqx.filter_jit
-def _evaluate_batch(model, state, x, y, weights, classification):
+def _evaluate_batch(model, state, x, y, weights, classification, devices):
     """Sums of loss and metric over the samples of weight 1, and the outputs of all samples.
 
     The metric of a regression with labels (batch, T, K) is one squared error for each of the K outputs.
     """
-    forward = jax.vmap(model, axis_name="batch", in_axes=(0, None, None), out_axes=(0, None))
-    output, _ = forward(x, state, None)
-    losses = jax.vmap(sample_loss, in_axes=(0, 0, None))(output, y, classification)
-    metrics = jnp.argmax(output, axis=1) == jnp.argmax(y, axis=1) if classification else losses
-    if y.ndim == 3:
-        errors = jnp.mean((output - y) ** 2, axis=1)
-        return jnp.sum(weights * losses), jnp.sum(weights[:, None] * errors, axis=0), output
-    return jnp.sum(weights * losses), jnp.sum(weights * metrics), output
+
+    def of_part(model_and_state, x, y, weights):
+        model, state = model_and_state
+        forward = jax.vmap(model, axis_name="batch", in_axes=(0, None, None), out_axes=(0, None))
+        output, _ = forward(x, state, None)
+        losses = jax.vmap(sample_loss, in_axes=(0, 0, None))(output, y, classification)
+        metrics = jnp.argmax(output, axis=1) == jnp.argmax(y, axis=1) if classification else losses
+        if y.ndim == 3:
+            metrics, weights_of = jnp.mean((output - y) ** 2, axis=1), weights[:, None]
+        else:
+            weights_of = weights
+        return total((jnp.sum(weights * losses), jnp.sum(weights_of * metrics, axis=0)), devices), output
+
+    (loss, metric), output = over_devices(of_part, devices)((model, state), x, y, weights)
+    return loss, metric, output
 
 
 def _evaluate_batches(model, state, data, batch_size, classification, devices):
@@ -36,7 +43,7 @@ def _evaluate_batches(model, state, data, batch_size, classification, devices):
     for x, y in data.loop_epoch(batch_size):
         filled = np.where(rows < len(x), rows, 0)
         batch = divided((x[filled], y[filled], rows < len(x)), devices)
-        yield len(x), *_evaluate_batch(model, state, *batch, classification)
+        yield len(x), *_evaluate_batch(model, state, *batch, classification, devices)
 
 
 def evaluate(

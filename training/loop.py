@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -18,7 +19,7 @@ from jaxtyping import PyTree
 from models.check import RetraceWarning, retrace_errors
 from models.physics.in_the_loop import operators_of
 from models.physics.operating import failure_of
-from training.devices import divided, replicated
+from training.devices import divided, of_samples, replicated
 from training.dispatch import StepsPerDispatch, stack_batches, steps_until_multiple
 from training.evaluation import evaluate
 from training.progress import Clock, Evaluation, Progress
@@ -135,6 +136,7 @@ class Loop:
                     progress.training,
                     self.optimiser,
                     self.dataset.classification,
+                    self.devices,
                 )
             self._read_losses()
             self._unread = (progress.step, count, losses, norms, started)
@@ -181,8 +183,8 @@ class Loop:
         x, _ = self.dataset.train.batch(np.arange(self.batch_size))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RetraceWarning)  # the evaluation records it instead
-            model = eqx.nn.inference_mode(training.model)
-            return float(np.max(retrace_errors(model, training.state, divided(x, self.devices))))
+            model, over = eqx.nn.inference_mode(training.model), partial(of_samples, devices=self.devices)
+            return float(np.max(retrace_errors(model, training.state, jnp.asarray(x), over)))
 
     def measure(self, name: str, split: Any, step: int, model: eqx.Module, state: eqx.nn.State) -> tuple[float, float]:
         """Loss and metric of a split. Raises `NonFiniteLoss` and `MachineFailure`."""
@@ -261,7 +263,7 @@ class Loop:
         samples = self._batches_after(step - 1).draw()
         batch = (*divided(self.dataset.train.batch(samples), self.devices), self._dropout_key)
         before = self._before(step)
-        _, gradient = eqx.filter_jit(batch_gradient)(batch, before, self.dataset.classification)
+        _, gradient = eqx.filter_jit(batch_gradient)(batch, before, self.dataset.classification, self.devices)
         rows = self.dataset.train.rows[samples].tolist()
         return NonFiniteLoss(step, where, before.model, before.state, rows, gradient)
 
