@@ -75,8 +75,8 @@ def described(config: ExperimentConfig, asked: Asked, devices: int) -> list[str]
     fewer = asked is None and config.machine is None and devices < usual()
     if devices == 1 and not fewer:
         return []
-    reason = "; more cannot divide them equally" * fewer
+    reason = "; no larger number can divide it equally" * fewer
     return [
-        f"{config.dataset_name}: {devices} of {len(present)} devices ({present[0].device_kind}) divide each batch of "
-        f"{config.batch_size} samples{reason}"
+        f"{config.dataset_name}: each batch of {config.batch_size} samples on {devices} of {len(present)} devices "
+        f"({present[0].device_kind}){reason}"
     ]
