@@ -151,7 +151,7 @@ def predictions(run: KeptRun, series: np.ndarray, file: Path) -> Iterator[Float[
 
 
 @contextmanager
-def _kept_run(folder: str | Path, own_units: bool, asked: Asked) -> Iterator[KeptRun]:
+def _kept_run(folder: str | Path, own_units: bool = False, asked: Asked = None) -> Iterator[KeptRun]:
     """Within the block jax has the precision of the run."""
     folder = Path(folder)
     record = read_record(folder)
