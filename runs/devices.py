@@ -13,6 +13,7 @@ from runs.command import ALL
 from runs.folder import CONFIG
 from training.devices import dividing, require_devices
 
+MOST_OF_A_CPU = 64
 Asked = int | str | None  # the value of --devices: a number or `ALL`; None without the flag
 
 
@@ -24,9 +25,10 @@ def make_devices(arguments: argparse.Namespace) -> None:
     asked = getattr(arguments, "devices", None)
     folder = getattr(arguments, "evaluate", getattr(arguments, "run", None))
     needed = recorded(read_record(folder)) if asked is None and folder is not None else asked
-    if isinstance(needed, int) and needed > 1:
+    if isinstance(needed, int) and 1 < needed <= MOST_OF_A_CPU:
         with suppress(RuntimeError):  # jax has started
-            jax.config.update("jax_num_cpu_devices", max(needed, jax.config.jax_num_cpu_devices))
+            present = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
+            jax.config.update("jax_num_cpu_devices", max(needed, present))
 
 
 def recorded(record: dict) -> int:

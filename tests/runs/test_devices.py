@@ -94,7 +94,9 @@ def test_numbers_of_devices_that_are_refused(workplace, capsys):
         assert f"'{value}' is not a whole number of at least 1, or all" in refusal(capsys, f"--devices {value}")
 
 
-@pytest.mark.parametrize(("flags", "expected"), [({"devices": 6}, 6), ({"devices": "all"}, None), ({}, None)])
+@pytest.mark.parametrize(
+    ("flags", "expected"), [({"devices": 6}, 6), ({"devices": 10**6}, None), ({"devices": "all"}, None), ({}, None)]
+)
 def test_a_cpu_becomes_the_devices_that_the_flag_asks_for(monkeypatch, flags, expected):
     asked = []
     monkeypatch.setattr(jax.config, "update", lambda name, number: asked.append((name, number)))
