@@ -23,7 +23,9 @@ import jax
 import optax
 from jaxtyping import PRNGKeyArray
 
+from models.physics.in_the_loop import operators_of
 from models.physics.operating import deferred_failures
+from training.devices import require_devices
 from training.dispatch import StepsPerDispatch
 from training.evaluation import evaluate, predict
 from training.loop import Loop, MachineFailure, NonFiniteLoss
@@ -109,6 +111,7 @@ def train(
     retrace: bool = False,
     steps_per_dispatch: int | None = None,
     checkpoint_steps: int | None = None,
+    devices: int = 1,
     resume: Callable[[Progress], Progress] | None = None,
     stop: Callable[[], bool] | None = None,
     on_step: Callable[[int, float], None] | None = None,
@@ -126,7 +129,8 @@ def train(
     finite are skipped and counted. With `retrace`, an evaluation records the largest of `models.check.retrace_errors`
     over the units in jax and the first `batch_size` training samples. `steps_per_dispatch` steps are sent to the device
     at once, fewer before an evaluation or a checkpoint; by default as many as take about a second and 32 MiB, at most
-    64. The results do not depend on it.
+    64. The results do not depend on it. The first `devices` devices of jax divide each batch among them; the results
+    are those of one device up to rounding.
 
     - `resume(progress)` gets the progress at the start, and returns the progress to start from.
     - `stop()` is asked before every dispatch. If it is true, `on_checkpoint` is called, and `Stopped` is raised.
@@ -138,13 +142,18 @@ def train(
     **Raises:** `NonFiniteLoss` if the loss or gradient of a batch is not finite and may not be skipped, or if the loss
     of a whole split is not finite; `MachineFailure` if a machine in the loop fails, after the progress before a failed
     training step went to `on_checkpoint`; `Stopped`; `DataError` if the training set has fewer samples than a batch;
-    `ValueError` for a `steps_per_dispatch` below 1.
+    `ValueError` for a `steps_per_dispatch` below 1, and for `devices` that jax does not see, that cannot divide a batch
+    equally, or that are several for a machine in the loop.
     """
+    require_devices(devices, batch_size)
+    if devices > 1 and operators_of(model):
+        raise ValueError(f"devices {devices}: a machine in the loop gets whole batches: it needs 1")
     pace = StepsPerDispatch(steps_per_dispatch)
     optimiser = adam(learning_rate, grad_clip)  # pyright: ignore[reportArgumentType] (a number or a schedule has a hash)
     progress = Progress(initial_state(model, state, optimiser, skip_nonfinite), copied((model, state)), key)
     if resume is not None:
         progress = resume(progress)
+    progress.used(devices)
     loop = Loop(
         progress,
         dataset,
@@ -157,6 +166,7 @@ def train(
         skip_nonfinite=skip_nonfinite,
         retrace=retrace,
         checkpoint_steps=checkpoint_steps,
+        devices=devices,
         steps_per_dispatch=pace,
         on_step=on_step,
         on_evaluation=on_evaluation,

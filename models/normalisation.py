@@ -113,10 +113,20 @@ class BatchNorm(eqx.Module):
 
 
 def _moments(x, axis_name):
-    """Mean and variance of every feature over the steps of all sequences under the axis."""
+    """Mean and variance of every feature over the steps of all sequences under the axis.
+
+    Inside `jax.shard_map`, over those of all devices.
+    """
+
+    def average(x):
+        x = jax.lax.pmean(x, axis_name)
+        # Not in one `pmean`: its derivative would send an array of the size of the batch to the other devices.
+        devices = jax.sharding.get_abstract_mesh().manual_axes
+        return jax.lax.pmean(x, devices) if devices else x
+
     means, variances = _moments_of_sequence(None, x)
-    mean = jax.lax.pmean(means, axis_name)
-    return mean, jax.lax.pmean(variances + (means - mean) ** 2, axis_name)
+    mean = average(means)
+    return mean, average(variances + (means - mean) ** 2)
 
 
 @batched_at_once

@@ -3,8 +3,8 @@
 Legend: N series, L steps, C channels of the files (without time), H features, P oscillators.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,7 @@ class TrainedModel:
     - `model`: the network for series, with labels, in the units of the files, and with the channel of time. It is
       `trained` itself, or holds it as `model.trained` if the run standardised its channels or mapped its labels.
     - `state`: the averages of the BatchNorm.
+    - `over(function)`: a function(model, state, batch) as several devices compute it. By default one computes it.
 
     The methods take raw series (N, L, C), without the channel of time, as arrays of numbers. If the run had padded
     data, series may be shorter: a list of arrays (L_i, C), or NaN after their ends. The methods work without dropout,
@@ -77,6 +78,7 @@ class TrainedModel:
     trained: HRU
     model: HRU | OfRawSeries
     state: eqx.nn.State
+    over: Callable[[Callable], Callable] = field(default=lambda function: function, kw_only=True)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.state))
@@ -126,7 +128,7 @@ class TrainedModel:
         model = eqx.nn.inference_mode(self.model)
         for start, size, batch in self._batches(x):
             with self._precision():
-                outputs = np.asarray(_outputs(model, self.state, jnp.asarray(batch)))[:size]
+                outputs = np.asarray(self.over(_outputs)(model, self.state, jnp.asarray(batch)))[:size]
             bad = np.flatnonzero(~np.isfinite(outputs.reshape(size, -1)).all(axis=1))
             if len(bad):
                 raise SeriesError(
@@ -192,7 +194,7 @@ class TrainedModel:
         model, batches = eqx.nn.inference_mode(self.model), []
         for _, size, batch in self._batches(x):
             with self._precision():
-                of_blocks = function(model, self.state, jnp.asarray(batch))
+                of_blocks = self.over(function)(model, self.state, jnp.asarray(batch))
             batches.append([np.asarray(block)[:size] for block in of_blocks])
         return [np.concatenate(of_block) for of_block in zip(*batches, strict=True)]
 

@@ -13,6 +13,7 @@ from experiment_configs.schema import ExperimentConfig
 from models.load import RunError
 from runs import compilation_cache, planning, prediction, streams
 from runs.command import use_of
+from runs.devices import make_devices, recorded
 from runs.folder import RESULT, UNCHECKED, finished_result, run_folder, setting_of
 from runs.overwriting import Overwriting
 from runs.selection import Selection
@@ -29,6 +30,7 @@ def act(arguments: argparse.Namespace, signals: StopSignals | None) -> int:
     precision = jax.enable_x64(True) if arguments.double_precision else contextlib.nullcontext()
     try:
         with precision, compilation_cache.enabled(arguments.compilation_cache):
+            make_devices(arguments)
             if signals is not None:
                 return train_all(arguments, signals)
             status = {"plan": _plan, "evaluate": _evaluate, "predict": _predict}[use](arguments)
@@ -53,19 +55,19 @@ def _plan(arguments: argparse.Namespace) -> int:
         removed = []
     print(*selection.lines, sep="\n", file=sys.stderr)
     cells = []
-    for config in selection.configs:
+    for config, devices in zip(selection.configs, selection.devices, strict=True):
         folders = [run_folder(config, seed) for seed in config.seeds]
         to_do = [folder for folder in folders if folder in removed or finished_result(folder, config.num_steps) is None]
-        cells.append((config, len(to_do)))
+        cells.append((config, len(to_do), devices))
     return 1 if _print_plan(cells, timing=not arguments.no_timing) else 0
 
 
-def _print_plan(cells: list[tuple[ExperimentConfig, int]], *, timing: bool) -> int:
-    """A row for each config and its number of runs, with memory and disk as soon as they are known, then the times.
+def _print_plan(cells: list[tuple[ExperimentConfig, int, int]], *, timing: bool) -> int:
+    """A row for each config with its number of runs and of devices: memory and disk, then the times.
 
     Returns how many rows could not be measured. They end in the reason, as a step that does not fit into the memory.
     """
-    names = [(c.dataset_name, c.model_name, c.learning_algorithm, setting_of(c) or "-") for c, _ in cells]
+    names = [(c.dataset_name, c.model_name, c.learning_algorithm, setting_of(c) or "-") for c, *_ in cells]
     shown = 4 if any(setting != "-" for *_, setting in names) else 3
     head = ("data set", "model", "algorithm", "setting")[:shown]
     names = [name[:shown] for name in names]
@@ -77,7 +79,7 @@ def _print_plan(cells: list[tuple[ExperimentConfig, int]], *, timing: bool) -> i
     head = row((*head, "runs", "parameters", "temporaries", "arguments", "disk"))
     print(f"{head}  s / 1000 steps  at most" if timing else head.rstrip(), flush=True)
     start, seconds, failed = time.monotonic(), [], 0
-    for number, (config, runs) in enumerate(cells):
+    for number, (config, runs, devices) in enumerate(cells):
         left = (time.monotonic() - start) / max(number, 1) * (len(cells) - number)
         left = f", about {_duration(left)} left" if number else ""
         print(f"Measuring {title(config)} ({number + 1} of {len(cells)}{left})", file=sys.stderr, flush=True)
@@ -86,7 +88,7 @@ def _print_plan(cells: list[tuple[ExperimentConfig, int]], *, timing: bool) -> i
             print(f"{text}  finished", flush=True)
             continue
         try:
-            planned = planning.Planning(config, runs)
+            planned = planning.Planning(config, runs, devices)
             needs = planned.needs()
             sizes = (f"{size / 2**20:,.1f} MiB" for size in (needs.temporaries, needs.arguments, needs.disk))
             text = row((*names[number], str(runs), f"{needs.parameters:,}", *sizes))
@@ -108,12 +110,13 @@ def _print_plan(cells: list[tuple[ExperimentConfig, int]], *, timing: bool) -> i
     until = datetime.now() + timedelta(seconds=math.fsum(seconds))
     at_most = f", one after the other: at most {_duration(math.fsum(seconds))}, until {until:%Y-%m-%d %H:%M}. Early "
     at_most += "stopping ends runs sooner; the start of Python and compiling come on top"
-    total = sum(runs for _, runs in cells)
+    total = sum(runs for _, runs, _ in cells)
+    each = " on each device" * any(devices > 1 for *_, devices in cells)
     unknown = f" ({failed} row{'s' * (failed > 1)} could not be measured)" * (failed > 0)
     print(
         f"{total} run{'s' * (total != 1)}{unknown}{at_most * timing}.\n"
-        "temporaries and arguments: memory of a step by XLA's own analysis; the data and a second copy of the model "
-        "come on top. disk: of all these runs, with their two checkpoints, which a finished run keeps."
+        f"temporaries and arguments: memory of a step{each} by XLA's own analysis; the data and a second copy of "
+        "the model come on top. disk: of all these runs, with their two checkpoints, which a finished run keeps."
     )
     return failed
 
@@ -125,7 +128,11 @@ def _duration(seconds: float) -> timedelta:
 def _evaluate(arguments: argparse.Namespace) -> int:
     part = getattr(arguments, "split", "test")
     result = prediction.evaluate_run(
-        arguments.evaluate, part=part, data_dir=getattr(arguments, "data_dir", None), own_units=arguments.own_units
+        arguments.evaluate,
+        part=part,
+        data_dir=getattr(arguments, "data_dir", None),
+        own_units=arguments.own_units,
+        devices=getattr(arguments, "devices", None),
     )
     run, then, now, differences = result.run, result.recorded, result.recomputed, result.differences()
     _note_what_was_used(run)
@@ -137,8 +144,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         + (f" ({'; '.join(differences)})" if differences else "")
     )
     if not equal and not on_machine:
-        recorded_on = f"{run.record.get('device')} with jax {run.record.get('versions', {}).get('jax')}"
-        this = f"{jax.devices()[0].device_kind} with jax {jax.__version__}"
+        jax_then = run.record.get("versions", {}).get("jax")
+        recorded_on = _machine(run.record.get("device"), recorded(run.record), jax_then)
+        this = _machine(jax.devices()[0].device_kind, run.devices, jax.__version__)
         print(f"Recorded on {recorded_on}, recomputed on {this}; the two may round differently.", file=sys.stderr)
     return 0 if equal or on_machine else 1
 
@@ -146,13 +154,22 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     output = getattr(arguments, "output", None)
     written = prediction.predict_file(
-        arguments.run, arguments.predict, output, overwrite=arguments.overwrite, own_units=arguments.own_units
+        arguments.run,
+        arguments.predict,
+        output,
+        overwrite=arguments.overwrite,
+        own_units=arguments.own_units,
+        devices=getattr(arguments, "devices", None),
     )
     _note_what_was_used(written.run)
     print(f"{written.path}: {written.series} series, by {title(written.run.config)} ({arguments.run})")
     if written.ignored:
         print(f"the labels in {arguments.predict}, {', '.join(written.ignored)}, were not used")
     return 0
+
+
+def _machine(device: object, count: int, jax_version: object) -> str:
+    return f"{f'{count} x ' * (count > 1)}{device} with jax {jax_version}"
 
 
 def _note_what_was_used(run: prediction.KeptRun) -> None:

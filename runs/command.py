@@ -21,8 +21,8 @@ OVERRIDES = (
 # The flags that --evaluate and --predict read. Training and --plan read all flags except --split, --run and --output;
 # only --plan reads --no_timing.
 KEPT_RUN_FLAGS = {
-    "evaluate": {"evaluate", "split", "data_dir", "own_units", "compilation_cache"},
-    "predict": {"predict", "run", "output", "overwrite", "own_units", "compilation_cache"},
+    "evaluate": {"evaluate", "split", "devices", "data_dir", "own_units", "compilation_cache"},
+    "predict": {"predict", "run", "output", "overwrite", "devices", "own_units", "compilation_cache"},
 }
 STATUS = (
     "Exit status: 0; 1 if a run failed, if a row of --plan could not be measured, or if the metric, the loss or an "
@@ -50,6 +50,10 @@ def _whole_number(what: str, least: int, below: float = float("inf")) -> Callabl
 _positive = _whole_number("a whole number of at least 1", 1)
 _whole = _whole_number("a whole number of at least 0", 0)
 _seed = _whole_number("a whole number from 0 to 4294967295", 0, 2**32)
+
+
+def _devices(text: str) -> int | str:
+    return text if text == ALL else _whole_number(f"a whole number of at least 1, or {ALL}", 1)(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -122,6 +126,13 @@ def _add_training(flags) -> None:
         "it names as its machine",
     )
     add("--tensorboard", **no, help="write event files too; needs tensorboardX")
+    add(
+        "--devices",
+        type=_devices,
+        metavar="N",
+        help=f"number of devices that divide each batch among them, or {ALL} (without it: all accelerators of the "
+        "machine that can divide a batch equally; one CPU; for --evaluate and --predict: as many as the run had)",
+    )
     add("--double_precision", **no, help="compute in float64")
     add(
         "--overwrite",

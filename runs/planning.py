@@ -16,6 +16,7 @@ from experiment_configs.schema import ExperimentConfig
 from runs.run import make_model
 from training import dispatch
 from training.checkpoints import KEPT
+from training.devices import divided, replicated
 from training.dispatch import stack_batches
 from training.steps import copied
 
@@ -30,7 +31,7 @@ BYTES_PER_CHECKPOINT, BYTES_PER_ARRAY = 30_000, 300
 
 
 class Needs(NamedTuple):
-    """What the runs of a config need, in bytes."""
+    """What the runs of a config need, in bytes; of memory, on each device."""
 
     parameters: int  # a number
     temporaries: int  # working memory of a step, by XLA's own analysis
@@ -47,17 +48,17 @@ class Times(NamedTuple):
 
 
 class Planning:
-    """A step of the training of a config, to be measured. `runs`: how many runs are to be made."""
+    """A step of the training of a config on so many devices, to be measured. `runs`: how many runs are to be made."""
 
-    def __init__(self, config: ExperimentConfig, runs: int):
+    def __init__(self, config: ExperimentConfig, runs: int, devices: int = 1):
         """Load the data and make the model. Raises `DataError` and `ConfigError` as a run does."""
         seed = config.seeds[0]
         self.dataset = create_dataset(seed=seed, **config.data_options())
-        self.config, self.runs = config.completed(self.dataset.output_step), runs
+        self.config, self.runs, self.devices = config.completed(self.dataset.output_step), runs, devices
         keys = train.seed_keys(seed)
         dims = {"data_dim": self.dataset.data_dim, "label_dim": self.dataset.label_dim}
         self.model, self.state = make_model(self.config, **dims, key=keys.model)
-        self.key = keys.training
+        self.key = replicated(keys.training, devices)
         self.optimiser = train.adam(config.learning_rate())
         self.evaluations = math.ceil(config.num_steps / config.print_steps)
 
@@ -65,13 +66,13 @@ class Planning:
         """The training state, which a step takes, and the batches."""
         optimiser_state = self.optimiser.init(eqx.filter(self.model, eqx.is_inexact_array))
         training = copied(train.TrainingState(self.model, self.state, optimiser_state, jnp.array(0)))
-        return training, self.dataset.train.loop(self.config.batch_size, key=self.key)
+        return replicated(training, self.devices), self.dataset.train.loop(self.config.batch_size, key=self.key)
 
     def needs(self) -> Needs:
         """Compile a step. Memory by XLA's own analysis; the disk holds model, checkpoints, metrics and figures."""
         training, batches = self._start()
-        batch = (*next(batches), self.key)
-        step = train.train_step.lower(batch, training, self.optimiser, self.config.classification)
+        batch = (*divided(next(batches), self.devices), self.key)
+        step = train.train_step.lower(batch, training, self.optimiser, self.config.classification, self.devices)
         memory = step.compile().compiled.memory_analysis()
         saved = io.BytesIO()
         eqx.tree_serialise_leaves(saved, (self.model, self.state))
@@ -92,7 +93,7 @@ class Planning:
         Fewer steps, but at least one, if they take more than `TIMING_SECONDS`.
         """
         per_step, timed = self._seconds_per_step()
-        evaluation = _seconds_per_evaluation(self.config, self.dataset, self.model, self.state)
+        evaluation = _seconds_per_evaluation(self.config, self.dataset, self.model, self.state, self.devices)
         longest = self.config.num_steps * per_step + self.evaluations * evaluation
         return Times(1000 * per_step, self.runs * longest, timed)
 
@@ -100,12 +101,13 @@ class Planning:
         training, batches = self._start()
         x, y = next(batches)
         slots = max(2, min(TIMED_STEPS, dispatch.DISPATCH_BYTES // (x.nbytes + y.nbytes)))
-        stack = jax.device_put(stack_batches(batches, slots, slots))
+        stack = divided(stack_batches(batches, slots, slots), self.devices, axis=1)
 
         def send(count):
             nonlocal training
-            dispatched = (*stack, self.key, jnp.int32(count))
-            training, losses, _ = train.train_steps(dispatched, training, self.optimiser, self.config.classification)
+            dispatched = (*stack, self.key, replicated(jnp.int32(count), self.devices))
+            static = (self.optimiser, self.config.classification, self.devices)
+            training, losses, _ = train.train_steps(dispatched, training, *static)
             return losses
 
         def seconds(counts):
@@ -123,13 +125,14 @@ class Planning:
         return seconds([min(slots, most - done) for done in range(0, most, slots)]) / most, most
 
 
-def _seconds_per_evaluation(config: ExperimentConfig, dataset: Dataset, model, state) -> float:
+def _seconds_per_evaluation(config: ExperimentConfig, dataset: Dataset, model, state, devices: int) -> float:
     """The time for the training and the validation part, from the time of one batch."""
     x, y = next(dataset.train.loop_epoch(config.batch_size))
     batch = Dataloader(x, y)  # pyright: ignore[reportArgumentType] (arrays on the device serve, too)
+    options = {"batch_size": config.batch_size, "classification": config.classification, "devices": devices}
     for _ in range(2):  # the first call compiles
         start = time.perf_counter()
-        train.evaluate(model, state, batch, batch_size=config.batch_size, classification=config.classification)
+        train.evaluate(model, state, batch, **options)
         seconds = time.perf_counter() - start
     batches = sum(math.ceil(part.size / config.batch_size) for part in (dataset.train, dataset.validation))
     return batches * seconds

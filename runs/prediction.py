@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,15 +28,18 @@ from experiment_configs.schema import ExperimentConfig, validate
 from models.load import RunError, load_run, read_record, unit_of_run
 from models.trained import SeriesError, TrainedModel
 from runs import folder as files
+from runs.devices import Asked, devices_for, recorded
 from runs.identity import data_differences, data_identity
 from runs.machines import run_on_machine
+from training.devices import of_samples, replicated
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class KeptRun(TrainedModel):
-    """A finished run: its model and its config."""
+    """A finished run: its model, its config, and how many devices divide each batch now."""
 
     config: ExperimentConfig
+    devices: int
 
 
 class Measured(NamedTuple):
@@ -71,24 +75,31 @@ class Predictions(NamedTuple):
 
 
 def evaluate_run(
-    folder: str | Path, *, part: str = "test", data_dir: str | None = None, own_units: bool = False
+    folder: str | Path,
+    *,
+    part: str = "test",
+    data_dir: str | None = None,
+    own_units: bool = False,
+    devices: Asked = None,
 ) -> Reproduction:
     """Compute the metric, the loss and the outputs for one part of the data again, on the rows that the run used.
 
     `part` is "train", "validation" or "test". `data_dir` replaces the recorded folder of the data. `own_units` allows
-    to import the Python file that the run names as its unit.
+    to import the Python file that the run names as its unit. `devices` divide each batch among them, by default as many
+    as the run had, or fewer if the machine has fewer.
 
     **Raises:** `RunError` for a folder without a finished run; `DataError` if the data are missing, or are not the data
     of the run.
     """
-    with _kept_run(folder, own_units) as run:
-        recorded = _recorded(run.folder, part)
+    with _kept_run(folder, own_units, devices) as run:
+        then = _recorded(run.folder, part)
         dataset = _dataset(run, data_dir)
         arguments = (run.trained, run.state, getattr(dataset, part))
         options = {"batch_size": run.config.batch_size, "classification": run.config.classification}
+        options["devices"] = run.devices
         loss, metric = train.evaluate(*arguments, **options)
-        outputs = None if recorded.outputs_sha256 is None else sha256_of_array(train.predict(*arguments, **options))
-        return Reproduction(run, part, recorded, Measured(metric, loss, outputs))
+        outputs = None if then.outputs_sha256 is None else sha256_of_array(train.predict(*arguments, **options))
+        return Reproduction(run, part, then, Measured(metric, loss, outputs))
 
 
 def predict_file(
@@ -98,6 +109,7 @@ def predict_file(
     *,
     overwrite: bool = False,
     own_units: bool = False,
+    devices: Asked = None,
 ) -> Predictions:
     """Predict for every series of a file, and write the predictions as CSV.
 
@@ -105,7 +117,7 @@ def predict_file(
     columns that the run was trained on. Labels in it are ignored. The channel of time is added here. The columns of a
     classification are index (from 0), predicted, and one probability per class; of a regression index and one column
     per label step and output, in the units of the labels. If a table has ids, they follow the index. The default of
-    `output` is <file>_predictions.csv beside the input. It appears in one piece.
+    `output` is <file>_predictions.csv beside the input. It appears in one piece. `devices` as for `evaluate_run`.
 
     **Raises:** `RunError` for a folder without a finished run; `DataError` for a file of another kind or shape than the
     data of the run, for values or predictions that are not finite, and for an output that cannot be written, or that
@@ -119,7 +131,7 @@ def predict_file(
         raise DataError(f"{output}: there is no folder {output.parent}.")
     if output.exists() and (not overwrite or output.samefile(file)):
         raise DataError(f"{output}: exists already. --output names another file, --overwrite replaces it.")
-    with _kept_run(folder, own_units) as run:
+    with _kept_run(folder, own_units, devices) as run:
         series, ids, ignored = _opened_series(file, run)
         with replacing(output) as temporary, open(temporary, "w", encoding="utf-8", newline="") as table:
             csv.writer(table, lineterminator="\n").writerows(_with_ids(_rows(run, predictions(run, series, file)), ids))
@@ -139,7 +151,7 @@ def predictions(run: KeptRun, series: np.ndarray, file: Path) -> Iterator[Float[
 
 
 @contextmanager
-def _kept_run(folder: str | Path, own_units: bool = False) -> Iterator[KeptRun]:
+def _kept_run(folder: str | Path, own_units: bool = False, asked: Asked = None) -> Iterator[KeptRun]:
     """Within the block jax has the precision of the run."""
     folder = Path(folder)
     record = read_record(folder)
@@ -148,8 +160,10 @@ def _kept_run(folder: str | Path, own_units: bool = False) -> Iterator[KeptRun]:
     with jax.enable_x64(record["precision"] == "float64"):
         loaded = vars(load_run(folder, unit=config.unit_class))
         with run_on_machine(config) as place:
-            placed = {name: place(loaded[name]) for name in ("trained", "model")}
-            yield KeptRun(**loaded | placed, config=config)
+            devices = devices_for(config, asked, recorded(record))
+            placed = {name: replicated(place(loaded[name]), devices) for name in ("trained", "model")}
+            placed |= {"state": replicated(loaded["state"], devices), "over": partial(of_samples, devices=devices)}
+            yield KeptRun(**loaded | placed, config=config, devices=devices)
 
 
 def _recorded(folder: Path, part: str) -> Measured:

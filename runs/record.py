@@ -20,7 +20,7 @@ from runs.identity import data_identity, precision
 _PACKAGES = ("jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "numpy")
 
 
-def run_record(config: ExperimentConfig, seed: int, dataset: Dataset) -> dict[str, Any]:
+def run_record(config: ExperimentConfig, seed: int, dataset: Dataset, devices: int = 1) -> dict[str, Any]:
     """The content of config.json."""
     device = jax.devices()[0]
     return {
@@ -33,6 +33,7 @@ def run_record(config: ExperimentConfig, seed: int, dataset: Dataset) -> dict[st
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "commit": commit(),
         "device": f"{device.platform} ({device.device_kind})",
+        "devices": devices,
         "command": shlex.join(sys.orig_argv),
     }
 
@@ -68,7 +69,7 @@ def commit() -> str | None:
 
 
 def peak_memory() -> dict[str, int | None]:
-    """The largest memory of this process until now, in bytes; None if the device does not report it."""
+    """The largest memory of this process until now, in bytes: on the host, and on any device; None if none tells it."""
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    device = jax.devices()[0].memory_stats() or {}
-    return {"host": host, "device": device.get("peak_bytes_in_use")}
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    return {"host": host, "device": max((peak for peak in peaks if peak is not None), default=None)}

@@ -63,6 +63,7 @@ def run_seed(
     config: ExperimentConfig,
     seed: int,
     *,
+    devices: int = 1,
     stop: Callable[[], bool] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     on_evaluation: Callable[[train.Evaluation], None] | None = None,
@@ -85,10 +86,10 @@ def run_seed(
     written.
     """
     with run_on_machine(config) as place:
-        return _run_seed(config, seed, place, stop, on_step, on_evaluation, on_start, on_resume)
+        return _run_seed(config, seed, devices, place, stop, on_step, on_evaluation, on_start, on_resume)
 
 
-def _run_seed(config, seed, place, stop, on_step, on_evaluation, on_start, on_resume) -> dict:
+def _run_seed(config, seed, devices, place, stop, on_step, on_evaluation, on_start, on_resume) -> dict:
     dataset = create_dataset(seed=seed, **config.data_options())
     config = config.completed(dataset.output_step)
     require_batch(config, dataset)
@@ -98,7 +99,7 @@ def _run_seed(config, seed, place, stop, on_step, on_evaluation, on_start, on_re
     folder = run_folder(config, seed)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        run = _Run(config, seed, dataset, folder, on_evaluation, on_resume)
+        run = _Run(config, seed, dataset, folder, devices, on_evaluation, on_resume)
         require_same_run(folder, run.identity)
         finished = finished_result(folder, config.num_steps)
         if finished is not None:
@@ -118,6 +119,7 @@ class _Run:
     seed: int
     dataset: Dataset
     folder: Path
+    devices: int
     on_evaluation: Callable | None
     on_resume: Callable | None
     progress: train.Progress = field(init=False)  # `_begin` sets it
@@ -151,6 +153,7 @@ class _Run:
                 skip_nonfinite=config.skip_nonfinite,
                 retrace=config.learning_algorithm != "BPTT",
                 checkpoint_steps=config.checkpoint_steps,
+                devices=self.devices,
                 resume=self._begin,
                 stop=stop,
                 on_step=on_step,
@@ -165,6 +168,7 @@ class _Run:
         seconds = self.progress.seconds
         result |= {
             "skipped_steps": self.progress.skipped,
+            "devices": self.progress.devices,
             "parameters": train.count_parameters(model),
             "seconds": round(seconds.total, 3),
             "seconds_per_1000_steps": round(1000 * seconds.steps / result["steps"], 3),
@@ -209,7 +213,7 @@ class _Run:
         if self.config.unit_class is not None:
             with replacing(self.folder / files.UNIT) as path:
                 path.write_bytes(source_of(self.config.unit_class))
-        write_json(self.folder / files.CONFIG, run_record(self.config, self.seed, self.dataset))
+        write_json(self.folder / files.CONFIG, run_record(self.config, self.seed, self.dataset, self.devices))
         for name in files.AT_THE_END:
             (self.folder / name).unlink(missing_ok=True)
         if self.dataset.split is not None and self.dataset.stored is not None:
@@ -242,7 +246,7 @@ class _Run:
 
     def _completed(self, trained: train.TrainingResult) -> dict:
         config, dataset, path = self.config, self.dataset, self.folder / files.MODEL
-        options = {"batch_size": config.batch_size, "classification": config.classification}
+        options = {"batch_size": config.batch_size, "classification": config.classification, "devices": self.devices}
         operators = operators_of(trained.model)
         with deferred_failures(operators):
             outputs = train.predict(trained.model, trained.state, dataset.test, **options)

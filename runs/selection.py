@@ -15,7 +15,7 @@ from data_dir.datasets import PPG, PUBLISHED_UEA, create_dataset, processed_data
 from data_dir.storage import DataError, config_beside_data, processed_folder, script_command
 from experiment_configs import MODEL_NAMES
 from experiment_configs.schema import ConfigError, ExperimentConfig, config_path, load_config
-from runs import settings
+from runs import devices, settings
 from runs.command import ALL, FALLBACK_SET, OVERRIDES, PUBLISHED_ALGORITHMS
 from runs.folder import run_folder, setting_of
 from runs.identity import data_identity, identity, require_same_run
@@ -26,7 +26,10 @@ SMALL_UEA_SETS = ("SelfRegulationSCP1", "SelfRegulationSCP2")  # small enough to
 
 
 class Selection:
-    """The runs of a command: `configs`, the `identities` of their runs by folder, and `lines` about the data sets."""
+    """The runs of a command: `configs`, the `identities` of their runs by folder, and `lines` about the data sets.
+
+    `devices`: for each config, how many devices divide a batch among them.
+    """
 
     def __init__(self, arguments: argparse.Namespace):
         """Load the data of every config and seed once, so that errors come before the first run.
@@ -34,9 +37,11 @@ class Selection:
         **Raises:** `ConfigError` or `DataError`.
         """
         self.configs: list[ExperimentConfig] = []
+        self.devices: list[int] = []
         self.identities: dict[Path, dict] = {}
         self._dims: list[tuple[int, int]] = []  # channels of the data and of the labels, for each config
         lines, checked = {}, {}
+        asked, usual = getattr(arguments, "devices", None), devices.usual()
         for config in select_configs(arguments):
             # Configs that differ only in model and algorithm have the same data.
             key = (config.batch_size, config.seeds, *config.data_options().values())
@@ -46,6 +51,8 @@ class Selection:
             dims, output_step, data, _ = checked[key]
             config = config.completed(output_step)
             self.configs.append(config)
+            self.devices.append(devices.devices_for(config, asked, usual))
+            lines |= dict.fromkeys(devices.described(config, asked, self.devices[-1]))
             self._dims.append(dims)
             for seed in config.seeds:
                 folder = run_folder(config, seed)

@@ -12,6 +12,7 @@ from data_dir.storage import DataError
 from experiment_configs.schema import ConfigError, ExperimentConfig
 from models.load import error_in_unit
 from models.physics.machine import MachineError
+from runs.devices import devices_before
 from runs.folder import EVENTS, RESULT, UNCHECKED, RunRefused, finished_result, run_folder, setting_of
 from runs.overwriting import Overwriting, take_over
 from runs.progress import RunProgress
@@ -58,8 +59,9 @@ def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
     print(*selection.lines, sep="\n", file=sys.stderr)
     results = []
     try:
-        for config in selection.configs:
-            results.append((config, [_attempt(config, seed, arguments, signals) for seed in config.seeds]))
+        for config, devices in zip(selection.configs, selection.devices, strict=True):
+            of_seeds = [_attempt(config, seed, devices, arguments, signals) for seed in config.seeds]
+            results.append((config, of_seeds))
     except Stopped as stopped:
         print(f"{signals.received} received: {stopped}; the same command resumes from there.", file=sys.stderr)
         return RESUMABLE
@@ -75,7 +77,9 @@ def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
     return 2 if refused and refused + kept == len(results) else int(failed > 0)
 
 
-def _attempt(config: ExperimentConfig, seed: int, arguments: argparse.Namespace, signals: StopSignals) -> dict:
+def _attempt(
+    config: ExperimentConfig, seed: int, devices: int, arguments: argparse.Namespace, signals: StopSignals
+) -> dict:
     """Make one run, with its progress on stderr and a line on stdout. A finished run is only reported.
 
     An error becomes a result too, so that the other runs are made.
@@ -88,11 +92,15 @@ def _attempt(config: ExperimentConfig, seed: int, arguments: argparse.Namespace,
     if (earlier := finished_result(folder)) is not None:
         kept = "its result and model are kept until the first new checkpoint or a failure"
         print(f"{name}: continues the finished run of {earlier['steps']} steps; {kept}", file=sys.stderr)
+    if (before := devices_before(folder)) not in (None, devices):
+        also = f"begun on {before} device{'s' * (before != 1)}, continues on {devices}"
+        print(f"{name}: {also}: the results differ by rounding from those of one number of devices", file=sys.stderr)
     try:
         with RunProgress(name, config, folder / EVENTS if arguments.tensorboard else None) as progress:
             result = run_seed(
                 config,
                 seed,
+                devices=devices,
                 stop=lambda: signals.received is not None,
                 on_step=progress.step,
                 on_evaluation=progress.evaluation,

@@ -24,8 +24,8 @@ from small_experiments import HERE, REGRESSION, write_config, write_dataset
 gc.set_threshold(200_000, 50, 100)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Two devices on the CPU, for the tests of sharding. Everything else runs on the first.
-jax.config.update("jax_num_cpu_devices", 2)
+# Four devices on the CPU, for the tests of several devices. Everything else runs on the first.
+jax.config.update("jax_num_cpu_devices", 4)
 
 
 def sharing(make_context, programs=100):

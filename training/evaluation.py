@@ -9,37 +9,45 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from training.devices import divided, over_devices, replicated, total
 from training.steps import sample_loss
 
 
 @eqx.filter_jit
-def _evaluate_batch(model, state, x, y, weights, classification):
+def _evaluate_batch(model, state, x, y, weights, classification, devices):
     """Sums of loss and metric over the samples of weight 1, and the outputs of all samples.
 
     The metric of a regression with labels (batch, T, K) is one squared error for each of the K outputs.
     """
-    forward = jax.vmap(model, axis_name="batch", in_axes=(0, None, None), out_axes=(0, None))
-    output, _ = forward(x, state, None)
-    losses = jax.vmap(sample_loss, in_axes=(0, 0, None))(output, y, classification)
-    metrics = jnp.argmax(output, axis=1) == jnp.argmax(y, axis=1) if classification else losses
-    if y.ndim == 3:
-        errors = jnp.mean((output - y) ** 2, axis=1)
-        return jnp.sum(weights * losses), jnp.sum(weights[:, None] * errors, axis=0), output
-    return jnp.sum(weights * losses), jnp.sum(weights * metrics), output
+
+    def of_part(model_and_state, x, y, weights):
+        model, state = model_and_state
+        forward = jax.vmap(model, axis_name="batch", in_axes=(0, None, None), out_axes=(0, None))
+        output, _ = forward(x, state, None)
+        losses = jax.vmap(sample_loss, in_axes=(0, 0, None))(output, y, classification)
+        metrics = jnp.argmax(output, axis=1) == jnp.argmax(y, axis=1) if classification else losses
+        if y.ndim == 3:
+            metrics, weights_of = jnp.mean((output - y) ** 2, axis=1), weights[:, None]
+        else:
+            weights_of = weights
+        return total((jnp.sum(weights * losses), jnp.sum(weights_of * metrics, axis=0)), devices), output
+
+    (loss, metric), output = over_devices(of_part, devices)((model, state), x, y, weights)
+    return loss, metric, output
 
 
-def _evaluate_batches(model, state, data, batch_size, classification):
+def _evaluate_batches(model, state, data, batch_size, classification, devices):
     """(number of samples, *result of `_evaluate_batch`) for every batch of a split."""
-    model = eqx.nn.inference_mode(model)
+    model, state = replicated((eqx.nn.inference_mode(model), state), devices)
     rows = np.arange(batch_size)
     for x, y in data.loop_epoch(batch_size):
         filled = np.where(rows < len(x), rows, 0)
-        batch = (jnp.asarray(values) for values in (x[filled], y[filled], rows < len(x)))
-        yield len(x), *_evaluate_batch(model, state, *batch, classification)
+        batch = divided((x[filled], y[filled], rows < len(x)), devices)
+        yield len(x), *_evaluate_batch(model, state, *batch, classification, devices)
 
 
 def evaluate(
-    model: eqx.Module, state: eqx.nn.State, data: Any, *, batch_size: int, classification: bool
+    model: eqx.Module, state: eqx.nn.State, data: Any, *, batch_size: int, classification: bool, devices: int = 1
 ) -> tuple[float, float]:
     """Mean loss and metric (accuracy, or mean squared error) over every sample of a split, without dropout.
 
@@ -48,12 +56,13 @@ def evaluate(
     squared errors: the mean over all numbers that `--predict` writes.
 
     `data` is a `Dataloader`. Its last batch is filled up with repeated samples of weight 0, so all splits share one
-    compiled program. A loss that is not finite is returned, not raised.
+    compiled program. So many `devices`, which must divide the batch size, divide each batch. A loss that is not finite
+    is returned, not raised.
 
     **Raises:** `DataError` for a split without samples.
     """
     losses, metrics = [], []
-    for _, loss, metric, _ in _evaluate_batches(model, state, data, batch_size, classification):
+    for _, loss, metric, _ in _evaluate_batches(model, state, data, batch_size, classification, devices):
         losses.append(float(loss))
         metrics.append(np.ravel(metric).tolist())
     outputs = len(metrics[0])
@@ -64,8 +73,8 @@ def evaluate(
 
 
 def predict(
-    model: eqx.Module, state: eqx.nn.State, data: Any, *, batch_size: int, classification: bool
+    model: eqx.Module, state: eqx.nn.State, data: Any, *, batch_size: int, classification: bool, devices: int = 1
 ) -> Float[np.ndarray, "samples ..."]:
     """The outputs of a model for every sample of a split, in stored order, as `evaluate` computes them."""
-    batches = _evaluate_batches(model, state, data, batch_size, classification)
+    batches = _evaluate_batches(model, state, data, batch_size, classification, devices)
     return np.concatenate([np.asarray(output)[:count] for count, _, _, output in batches])

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -18,6 +19,7 @@ from jaxtyping import PyTree
 from models.check import RetraceWarning, retrace_errors
 from models.physics.in_the_loop import in_jax, operators_of
 from models.physics.operating import failure_of
+from training.devices import divided, of_samples, replicated
 from training.dispatch import StepsPerDispatch, stack_batches, steps_until_multiple
 from training.evaluation import evaluate
 from training.progress import Clock, Evaluation, Progress
@@ -83,6 +85,7 @@ class Loop:
     skip_nonfinite: int
     retrace: bool
     checkpoint_steps: int | None
+    devices: int
     steps_per_dispatch: StepsPerDispatch
     on_step: Callable[[int, float], None] | None
     on_evaluation: Callable[[Evaluation], None] | None
@@ -94,6 +97,7 @@ class Loop:
         for operator, record in zip(self.operators, self.progress.machines, strict=False):
             operator.resume(record)
         self._loader_key, self._dropout_key = jax.random.split(self.progress.key)
+        self.progress.training = replicated(self.progress.training, self.devices)
         self._batches = self._batches_after(self.progress.step)
         self._unread: tuple | None = None
         self._slots: int | None = None
@@ -123,14 +127,16 @@ class Loop:
                 self.num_steps - progress.step,
                 steps_until_multiple(progress.step, multiples),
             )
-            x, y = jax.device_put(stack_batches(self._batches, count, self._slots))
+            x, y = divided(stack_batches(self._batches, count, self._slots), self.devices, axis=1)
+            key, used = replicated((self._dropout_key, jnp.int32(count)), self.devices)
             started = time.perf_counter()
             with self.clock.timing("compiling") if first else nullcontext():
                 progress.training, losses, norms = train_steps(
-                    (x, y, self._dropout_key, jnp.int32(count)),
+                    (x, y, key, used),
                     progress.training,
                     self.optimiser,
                     self.dataset.classification,
+                    self.devices,
                 )
             self._read_losses()
             self._unread = (progress.step, count, losses, norms, started)
@@ -153,7 +159,7 @@ class Loop:
         with self.clock.timing("evaluation"):
             train_results = self.measure("training set", data.train, step, model, state)
             val_results = self.measure("validation set", data.validation, step, model, state)
-            error = _retrace_error(progress.training, data.train, self.batch_size) if self.retrace else None
+            error = self._retrace_error() if self.retrace else None
         rate = self.learning_rate
         updates_before = max(step - progress.skipped - 1, 0)
         seconds = self.clock.read()
@@ -171,10 +177,28 @@ class Loop:
         if self.on_evaluation is not None:
             self.on_evaluation(evaluation)
 
+    def _retrace_error(self) -> float | None:
+        """The largest of `retrace_errors` on the first training batch, in stored order; None if no unit runs in jax."""
+        training = self.progress.training
+        measured = in_jax(training.model)
+        if not any(measured):
+            return None
+        x, _ = self.dataset.train.batch(np.arange(self.batch_size))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RetraceWarning)  # the evaluation records it instead
+            model, over = eqx.nn.inference_mode(training.model), partial(of_samples, devices=self.devices)
+            errors = retrace_errors(model, training.state, jnp.asarray(x), over)
+            return float(np.max(np.asarray(errors)[:, measured]))
+
     def measure(self, name: str, split: Any, step: int, model: eqx.Module, state: eqx.nn.State) -> tuple[float, float]:
         """Loss and metric of a split. Raises `NonFiniteLoss` and `MachineFailure`."""
         loss, metric = evaluate(
-            model, state, split, batch_size=self.batch_size, classification=self.dataset.classification
+            model,
+            state,
+            split,
+            batch_size=self.batch_size,
+            classification=self.dataset.classification,
+            devices=self.devices,
         )
         if failure := failure_of(self.operators):
             raise MachineFailure(step, f"evaluation of the {name}", failure)
@@ -241,10 +265,9 @@ class Loop:
     def _failure(self, step: int, where: str) -> NonFiniteLoss:
         """The error of a training step."""
         samples = self._batches_after(step - 1).draw()
-        x, y = map(jnp.asarray, self.dataset.train.batch(samples))
-        batch = (x, y, self._dropout_key)
+        batch = (*divided(self.dataset.train.batch(samples), self.devices), self._dropout_key)
         before = self._before(step)
-        _, gradient = eqx.filter_jit(batch_gradient)(batch, before, self.dataset.classification)
+        _, gradient = eqx.filter_jit(batch_gradient)(batch, before, self.dataset.classification, self.devices)
         rows = self.dataset.train.rows[samples].tolist()
         return NonFiniteLoss(step, where, before.model, before.state, rows, gradient)
 
@@ -261,18 +284,6 @@ def _of_smaller_loss(new: Evaluation, best: Evaluation) -> bool:
 def _mean(values: list[float]) -> float:
     """The mean, summed exactly; not a number if every step was skipped."""
     return math.fsum(values) / len(values) if values else math.nan
-
-
-def _retrace_error(training: TrainingState, data: Any, batch_size: int) -> float | None:
-    """The largest of `retrace_errors` on the first training batch, in stored order; None if no unit runs in jax."""
-    measured = in_jax(training.model)
-    if not any(measured):
-        return None
-    x, _ = data.batch(np.arange(min(batch_size, data.size)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RetraceWarning)  # the evaluation records it instead
-        model = eqx.nn.inference_mode(training.model)
-        return float(np.max(np.asarray(retrace_errors(model, training.state, jnp.asarray(x)))[:, measured]))
 
 
 def _largest(tree: PyTree) -> str:

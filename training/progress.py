@@ -65,12 +65,18 @@ class Progress:
     gradient_norms: list[float] = field(default_factory=list)
     history: list[Evaluation] = field(default_factory=list)
     seconds: Seconds = field(default_factory=Seconds)
+    devices: list[int] = field(default_factory=list)  # the numbers of devices that the training had, in their order
     machines: list[dict] = field(default_factory=list)  # the record of each machine, see `models.physics.operating`
 
     @property
     def best_evaluation(self) -> Evaluation:
         """The evaluation of the best model. Raises `IndexError` before the first one."""
         return self.history[-1 - self.evaluations_since_best]
+
+    def used(self, devices: int) -> None:
+        """Record the number of devices of the steps that follow."""
+        if self.devices[-1:] != [devices]:
+            self.devices.append(devices)
 
     def add(self, evaluation: Evaluation, better: Callable[[Evaluation, Evaluation], bool]) -> None:
         """Add the evaluation of the present model, and keep the model if it is `better` than the best so far."""
@@ -92,6 +98,7 @@ class Progress:
             **{name: getattr(self, name) for name in _JSON_FIELDS},
             "history": [evaluation._asdict() for evaluation in self.history],
             "seconds": asdict(self.seconds),
+            "devices": self.devices,
             "machines": self.machines,
         }
 
@@ -108,6 +115,7 @@ class Progress:
             key,
             history=[Evaluation(**evaluation) for evaluation in json_part["history"]],
             seconds=Seconds(**json_part["seconds"]),
+            devices=json_part.get("devices", [1]),  # which was fixed
             machines=json_part.get("machines", []),
             **{name: json_part[name] for name in _JSON_FIELDS},
         )

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from training.devices import average, over_devices
+
 Batch = tuple[Float[Array, "batch time channels"], Float[Array, "batch *labels"], PRNGKeyArray]  # x, y, dropout key
 
 
@@ -59,15 +61,21 @@ def adam(learning_rate: optax.ScalarOrSchedule, grad_clip: float | None = None) 
 
 @eqx.filter_jit(donate="all-except-first")
 def train_step(
-    batch: Batch, training: TrainingState, optimiser: optax.GradientTransformation, classification: bool
+    batch: Batch,
+    training: TrainingState,
+    optimiser: optax.GradientTransformation,
+    classification: bool,
+    devices: int = 1,
 ) -> tuple[TrainingState, Float[Array, ""]]:
     """One step of the optimiser on one batch (x, y, dropout key of the run).
+
+    On several devices (`training.devices`), the samples of x and y are `divided`, and all else is `replicated`.
 
     The arrays of `training` are donated: the new state takes their memory.
 
     **Returns:** the new training state, and the loss of the batch before the step.
     """
-    training, loss, _ = _step(batch, training, optimiser, classification)
+    training, loss, _ = _step(batch, training, optimiser, classification, devices)
     return training, loss
 
 
@@ -78,6 +86,7 @@ def train_steps(
     training: TrainingState,
     optimiser: optax.GradientTransformation,
     classification: bool,
+    devices: int = 1,
 ) -> tuple[TrainingState, Float[Array, " slots"], Float[Array, " slots"]]:
     """Several steps in one call. It returns while the device still computes. (A function of `eqx.filter_jit` waits.)
 
@@ -89,12 +98,13 @@ def train_steps(
     """
     arrays, rest = eqx.partition(training, eqx.is_array)
     leaves, structure = jax.tree.flatten(rest)
-    arrays, losses, norms = _compiled_steps(arrays, batches, tuple(leaves), structure, optimiser, classification)
+    static = (tuple(leaves), structure, optimiser, classification, devices)
+    arrays, losses, norms = _compiled_steps(arrays, batches, *static)
     return eqx.combine(arrays, rest), losses, norms
 
 
-@functools.partial(jax.jit, donate_argnums=0, static_argnums=(2, 3, 4, 5))
-def _compiled_steps(arrays, batches, leaves, structure, optimiser, classification):
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=(2, 3, 4, 5, 6))
+def _compiled_steps(arrays, batches, leaves, structure, optimiser, classification, devices):
     x, y, key, count = batches
     rest = jax.tree.unflatten(structure, leaves)
     pick = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
@@ -106,15 +116,15 @@ def _compiled_steps(arrays, batches, leaves, structure, optimiser, classificatio
     def step(carry):
         slot, arrays, losses, norms = carry
         batch = (pick(x, slot), pick(y, slot), key)
-        training, loss, norm = _step(batch, eqx.combine(arrays, rest), optimiser, classification)
+        training, loss, norm = _step(batch, eqx.combine(arrays, rest), optimiser, classification, devices)
         return slot + 1, eqx.filter(training, eqx.is_array), losses.at[slot].set(loss), norms.at[slot].set(norm)
 
     unset = jnp.full(len(x), jnp.nan)
     return jax.lax.while_loop(running, step, (jnp.int32(0), arrays, unset, unset))[1:]
 
 
-def _step(batch, training, optimiser, classification):
-    (loss, state), gradient = batch_gradient(batch, training, classification)
+def _step(batch, training, optimiser, classification, devices):
+    (loss, state), gradient = batch_gradient(batch, training, classification, devices)
     updates, optimiser_state = optimiser.update(
         gradient, training.optimiser, eqx.filter(training.model, eqx.is_inexact_array)
     )
@@ -129,7 +139,7 @@ def _step(batch, training, optimiser, classification):
 
 
 def batch_gradient(
-    batch: Batch, training: TrainingState, classification: bool
+    batch: Batch, training: TrainingState, classification: bool, devices: int = 1
 ) -> tuple[tuple[Float[Array, ""], eqx.nn.State], eqx.Module]:
     """The gradient of the mean loss of a batch (x, y, dropout key), by the learning algorithm of the model's units.
 
@@ -138,13 +148,21 @@ def batch_gradient(
     x, y, key = batch
     keys = jax.random.split(jax.random.fold_in(key, training.step), len(x))
 
-    def batch_loss(model):
-        forward = jax.vmap(model, axis_name="batch", in_axes=(0, None, 0), out_axes=(0, None))
-        output, state = forward(x, training.state, keys)
-        losses = jax.vmap(sample_loss, in_axes=(0, 0, None))(output, y, classification)
-        return jnp.mean(losses), state
+    def of_part(model_and_state, x, y, keys):
+        model, state = model_and_state
 
-    return eqx.filter_value_and_grad(batch_loss, has_aux=True)(training.model)
+        def mean_loss(model):
+            forward = jax.vmap(model, axis_name="batch", in_axes=(0, None, 0), out_axes=(0, None))
+            output, new_state = forward(x, state, keys)
+            losses = jax.vmap(sample_loss, in_axes=(0, 0, None))(output, y, classification)
+            return jnp.mean(losses), new_state
+
+        (loss, new_state), gradient = eqx.filter_value_and_grad(mean_loss, has_aux=True)(model)
+        return (average((loss, gradient), devices), new_state), None
+
+    whole = over_devices(of_part, devices)((training.model, training.state), x, y, keys)
+    ((loss, gradient), state), _ = whole
+    return (loss, state), gradient
 
 
 def copied(tree: PyTree) -> PyTree:

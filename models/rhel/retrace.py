@@ -71,14 +71,18 @@ def _retrace_errors(model, state, x):
 
 
 def retrace_errors(
-    model: eqx.Module, state: eqx.nn.State, x: Float[Array, "batch time channels"]
+    model: eqx.Module,
+    state: eqx.nn.State,
+    x: Float[Array, "batch time channels"],
+    over: Callable[[Callable], Callable] = lambda function: function,
 ) -> Float[Array, "batch units"]:
     """`retrace_error` of every unit of a model without dropout, on a batch in training mode.
 
     The echo of a damped unit runs in its gauge (`physics.damping`), which starts again every few steps: the error is
-    the largest of them. Warns with `RetraceWarning` where an error exceeds `RETRACE_TOLERANCE`.
+    the largest of them. Warns with `RetraceWarning` where an error exceeds `RETRACE_TOLERANCE`. `over(function)` is a
+    function(model, state, x) as several devices compute it; by default one computes it.
     """
-    result = _retrace_errors(model, state, x)
+    result = over(_retrace_errors)(model, state, x)
     for unit, error in enumerate(np.max(result, axis=0)):
         if not error <= RETRACE_TOLERANCE:
             warnings.warn(

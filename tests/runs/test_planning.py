@@ -160,7 +160,7 @@ def measured(monkeypatch):
     asked = []
 
     class Given:
-        def __init__(self, config, runs):
+        def __init__(self, config, runs, devices):
             asked.append(runs)
 
         def needs(self):
