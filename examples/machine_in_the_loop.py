@@ -1,7 +1,8 @@
 """Train a device that nobody can differentiate. python examples/machine_in_the_loop.py [--quick]
 
 The oscillators of a small classifier are a `SimulatedDevice`. Each of its parameters differs from the programmed one by
-a random factor exp(sigma x), x normal, which no method knows. Five ways to train it:
+a random factor exp(sigma x), x normal, which no method knows. The device makes two steps for each step of the declared
+model. What the echoes trained is also tested in continuous time, by `solve_ivp`. Five ways to train it:
 
     echoes       the device runs forwards and echoes; the gradient is read from the echoes (`MachineInTheLoop`)
     jax          the model is trained in jax, then its parameters are programmed into the device
@@ -271,6 +272,9 @@ def train_all(bench, task, name, arrays, seed, sigmas):
                 *network_and_state, losses, passes = trained(bench, task, arrays, method, seed, task.rates[method])
                 row |= {"losses": losses, "passes": passes[-1], "to_target": passes_to(task.target, losses, passes)}
             row["loss"], row["accuracy"] = on_device(bench, *network_and_state, arrays)
+            if method == "echoes":
+                bench.insert(sigma, seed, substeps=None)
+                row["loss_solved"], row["accuracy_solved"] = on_device(bench, *network_and_state, arrays)
             rows.append(row)
     return rows
 
@@ -371,6 +375,9 @@ def print_tables(results):
         print("\nloss on the test part: the same")
         print(table("loss", lambda x: f"{np.mean(x):.2g} [{min(x):.2g}, {max(x):.2g}]"))
         on_device = [method for method in METHODS if method != "jax"]
+        rows = [row for row in results["trainings"] if row["task"] == task and row["method"] == "echoes"]
+        error = max(abs(row["loss_solved"] - row["loss"]) for row in rows)
+        print(f"echoes, on the device by solve_ivp: these losses change by at most {error:.1g}")
         print(f"\npasses of the device until the loss is {TASKS[task].target:g}: the seeds in order (-: not reached)")
         print(table("to_target", lambda x: " ".join("-" if n is None else f"{n:,}" for n in x), on_device))
 
