@@ -44,6 +44,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from typing_extensions import override
 
 from common.files import write_json
@@ -62,7 +63,14 @@ from models.rhel.system import AbstractLearningAlgorithm, BareSystem, drives_of,
 from train import adam, sample_loss, train_step
 from training.steps import initial_state
 
-METHODS = ("echoes", "jax", "twin", "twin, states", "readout")
+LABELS = {
+    "echoes": "echoes: no model of the device",
+    "jax": "trained in jax, then programmed",
+    "twin": "twin: device forwards, model backwards",
+    "twin, states": "twin, at measured states",
+    "readout": "readout only",
+}
+METHODS = tuple(LABELS)
 WITH_GRADIENT = ("echoes", "twin", "twin, states")
 SIGMAS, SEEDS, SEED = (0.0, 0.05, 0.1, 0.2, 0.3), 3, 2345
 EPSILON = 0.1
@@ -341,13 +349,15 @@ def draw(results):
                 if not found:
                     continue
                 sigmas, values = 100 * np.asarray(list(found)), np.asarray(list(found.values()))
-                axes.plot(sigmas, values.mean(1), color=colour, marker=marker, label=method)
+                axes.plot(sigmas, values.mean(1), color=colour, marker=marker, label=LABELS[method])
                 axes.fill_between(sigmas, values.min(1), values.max(1), color=colour, alpha=0.15, lw=0)
             axes.set(xlabel="σ of every parameter, %", ylabel=label)
+            if quantity == "accuracy":
+                axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             if quantity == "loss":
                 log_if_wide(axes, [row["loss"] for row in rows if row["task"] == task])
         panels[0].set_title(task, loc="left")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(METHODS))
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
