@@ -64,7 +64,7 @@ from train import adam, sample_loss, train_step
 from training.steps import initial_state
 
 LABELS = {
-    "echoes": "echoes: no model of the device",
+    "echoes": "echoes on the device",
     "jax": "trained in jax, then programmed",
     "twin": "twin: device forwards, model backwards",
     "twin, states": "twin, at measured states",
