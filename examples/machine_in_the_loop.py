@@ -18,9 +18,9 @@ parameters and the device. The tasks:
 
     tones        which of six frequencies? 80 steps, random phase and size, noise; four nonlinear oscillators
     OSULeaf      real outlines of leaves, six species, bundled with sktime; four linear oscillators
-    BasicMotions, SelfRegulationSCP1   (with --tasks) real; they do not tell the methods apart, see docs/machines.md
+    BasicMotions, SelfRegulationSCP1   (with --tasks) real; their test parts do not tell the methods apart
 
-The command prints two tables and writes into the output folder
+The command prints tables and writes into the output folder
 
     machine_in_the_loop.png   accuracy and loss on the test part, and the cosine of the gradient, against sigma
     results.json              every training; cosines with the gradient by finite differences on the device
