@@ -18,9 +18,9 @@ parameters and the device. The tasks:
 
     tones        which of six frequencies? 80 steps, random phase and size, noise; four nonlinear oscillators
     OSULeaf      real outlines of leaves, six species, bundled with sktime; four linear oscillators
-    BasicMotions, SelfRegulationSCP1   (with --tasks) real; they do not tell the methods apart, see docs/machines.md
+    BasicMotions, SelfRegulationSCP1   (with --tasks) real; their test parts do not tell the methods apart
 
-The command prints two tables and writes into the output folder
+The command prints tables and writes into the output folder
 
     machine_in_the_loop.png   accuracy and loss on the test part, and the cosine of the gradient, against sigma
     results.json              every training; cosines with the gradient by finite differences on the device
@@ -199,10 +199,11 @@ TASKS = {
 
 
 class Bench:
-    """The place of the device. Devices come and go; the operator, and so every compiled program, stays."""
+    """The place of the device, itself a machine. Devices come and go; the operator and all compiled programs stay."""
 
     def __init__(self):
-        self.operator = Operator(SimulatedDevice(substeps=SUBSTEPS))
+        self.device = SimulatedDevice(substeps=SUBSTEPS)
+        self.operator = Operator(self)
         self.algorithms = {
             "echoes": MachineInTheLoop(self.operator, EPSILON),
             "jax": RHEL(),
@@ -213,9 +214,26 @@ class Bench:
 
     def insert(self, sigma, seed, substeps=SUBSTEPS):
         """Put a device into the place."""
-        self.operator.machine = SimulatedDevice(spread=sigma, seed=seed, substeps=substeps)
+        self.device = SimulatedDevice(spread=sigma, seed=seed, substeps=substeps)
         self.operator.reset()
         self.operator.record = Record()
+
+    @property
+    def limits(self):
+        """See `Machine`."""
+        return self.device.limits
+
+    def program(self, parameters):
+        """See `Machine`."""
+        self.device.program(parameters)
+
+    def run(self, drives):
+        """See `Machine`."""
+        return self.device.run(drives)
+
+    def echo(self, drives, nudges):
+        """See `Machine`."""
+        return self.device.echo(drives, nudges)
 
 
 def network(task, x, y, seed):
