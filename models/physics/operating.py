@@ -57,7 +57,8 @@ class _Machine:
     One thread makes all calls, because a driver may be bound to the thread that opened it. It ends with the object.
     """
 
-    def __init__(self):
+    def __init__(self, machine: Any):
+        self.machine = machine  # so that its id belongs to no other
         self.lock = threading.Lock()
         self.last_ticket = 0
         self.held: int | None = None  # the ticket of the free pass whose end state the machine holds
@@ -106,7 +107,7 @@ def _make(calls: SimpleQueue) -> None:
 
 
 _MACHINES: weakref.WeakValueDictionary[int, _Machine] = weakref.WeakValueDictionary()
-"""By the id of a machine. An operator keeps both alive."""
+"""By the id of a machine."""
 
 
 @dataclass(eq=False)  # jax takes equal objects for the same: a compiled program would call another machine
@@ -138,7 +139,13 @@ class Operator:
             )
         if not self.time_limit > 0:
             raise ValueError(f"time_limit must be above 0 seconds, got {self.time_limit!r}")
-        self._shared = _MACHINES.setdefault(id(self.machine), _Machine())
+        self._known: _Machine | None = None
+
+    @property
+    def _shared(self) -> _Machine:
+        if self._known is None or self._known.machine is not self.machine:  # the field may be set to another machine
+            self._known = _MACHINES.setdefault(id(self.machine), _Machine(self.machine))
+        return self._known
 
     def reset(self) -> None:
         """Forget a failure, the parameters and the end state, for a machine that works again.

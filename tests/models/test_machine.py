@@ -365,7 +365,7 @@ def test_arguments_and_numbers_of_a_machine_are_copied():
     assert (positions[0, 0, 0], mean.positions[0, 0, 0], half_difference.positions[0, 0, 0]) == (1.0, 1.0, 0.5)
 
 
-@pytest.mark.parametrize("after", ["failed program", "failed run", "reset", "close"])
+@pytest.mark.parametrize("after", ["failed program", "failed run", "reset", "close", "exchange"])
 def test_a_machine_is_programmed_and_run_again_after(after):
     operator, unit = Operator(Remembers()), UNITS[0]
     ticket, _ = operator.run(unit, ZEROS, 2)
@@ -374,6 +374,8 @@ def test_a_machine_is_programmed_and_run_again_after(after):
         with pytest.raises(MachineError, match="the cable is out"):
             operator.run(UNITS[1], ZEROS, 2)
         operator.failure = operator.machine.fails = None
+    elif after == "exchange":
+        operator.machine = Remembers()
     else:
         getattr(operator, after)()
     operator.echoes(ticket, unit, ZEROS, ZEROS)
