@@ -120,13 +120,12 @@ def _within(bench, epsilons):
     size, largest = (np.abs(x).max((0, 2)) for x in (positions, slopes))
     moving = (size > 0) & (largest > 0)
     require(bool(np.any(moving)), "the loss does not depend on the positions: its gradient is 0")
-    if math.isinf(limit):
-        return epsilons
     slopes = slopes[:, moving] / largest[moving][:, None]
     together = np.maximum(np.sqrt(np.sum(slopes**2, 0)), np.abs(np.sum(slopes, 0))).max(1)
     most = 0.9 * limit * float(np.min(together / size[moving]))
-    epsilons = tuple(sorted({min(epsilon, most) for epsilon in epsilons}))
-    return epsilons if len(epsilons) > 1 else (most / 3, most)
+    if max(epsilons) <= most:
+        return epsilons
+    return *([epsilon for epsilon in epsilons if epsilon < most / 2] or [most / 3]), most
 
 
 def _plain_passes(bench) -> Passes:
@@ -179,15 +178,17 @@ def _response(bench, kick, kicked: Trace, *plain: Trace) -> tuple[float | None, 
 
     A half step moves the positions by velocity(p) / 2. None: not measured, or passes differ too much to tell.
     """
-    names = "momenta_before", "positions"
-    rows = [[None if (x := getattr(trace, name)) is None else x[-1] for trace in (kicked, *plain)] for name in names]
-    before = np.zeros_like(kick) if rows[0][1] is None else rows[0][1]
+    before = plain[0].momenta_before
+    before = np.zeros_like(kick) if before is None else before[-1]
     velocity = jax.vmap(bench.hamiltonian.velocity)
     moved = np.asarray(velocity(jnp.asarray(before + kick)) - velocity(jnp.asarray(before))) / 2
     parts = []
-    for (nudged, first, second), expected in zip(rows, (kick, moved), strict=True):
-        known = nudged is not None and size_of(first - second) < size_of(expected) / 4
-        parts.append(float(np.vdot(nudged - first, expected) / np.vdot(expected, expected)) if known else None)
+    for name, expected in (("momenta_before", kick), ("positions", moved)):
+        nudged, first, second = (getattr(trace, name) for trace in (kicked, *plain))
+        if nudged is None or size_of(first[-1] - second[-1]) > size_of(expected) / 4:
+            parts.append(None)
+        else:
+            parts.append(float(np.vdot(nudged[-1] - first[-1], expected) / np.vdot(expected, expected)))
     return parts[0], parts[1]
 
 
@@ -240,7 +241,8 @@ def _nudges(epsilons, gradients, cut):
         norms = [min(np.linalg.norm(x[name]) for x in (one, other)) for name in names]
         changes = [np.linalg.norm(other[name] - one[name]) for name in names]
         # A gradient of zero where another is not: the nudges are below the resolution of the machine.
-        return max((x / norm if norm else math.inf for x, norm in zip(changes, norms, strict=True)), default=math.inf)
+        relative = (x / norm if norm else math.inf for x, norm in zip(changes, norms, strict=True))
+        return float(max(relative, default=math.inf))
 
     changes = tuple(apart(*pair) for pair in pairwise(gradients))
     place = int(np.argmin(changes))

@@ -26,15 +26,16 @@ Arrays = dict[str, np.ndarray]
 class Bench:
     """The machine and what it is asked to do. `arguments`: the arrays whose gradients are checked, by their names."""
 
-    def __init__(self, machine, hamiltonian, drives, loss, n_osc, seed):
+    def __init__(self, machine, hamiltonian, drives: np.ndarray, loss, n_osc, seed):
         self.operator = machine if isinstance(machine, Operator) else Operator(machine)
         self.hamiltonian, self.n_osc, self.random = to_float64(hamiltonian), n_osc, np.random.default_rng(seed)
-        self.parameters = {name: np.asarray(x) for name, x in named(self.hamiltonian).items()}
+        self.parameters: Arrays = {name: np.asarray(x) for name, x in named(self.hamiltonian).items()}
         limits, largest = self.operator.machine.limits, float(np.abs(drives).max(initial=0))
         require(math.isfinite(largest), "the drives are not finite")
         require(largest > 0, "all drives are 0: give drives like those of the training")
         self.scaled = min(1.0, 0.9 * limits.drive / largest)  # room to move them
-        self.drives, (self.steps, self.batch, _) = self.scaled * drives, drives.shape
+        self.steps, self.batch, _ = drives.shape
+        self.drives: np.ndarray = self.scaled * drives
         shape = BareSystem(self.hamiltonian, n_osc).position_shape(drives.shape[2:])
         require(len(shape) == 1, f"a machine has one axis of oscillators, but a position has the shape {shape}")
         require(

@@ -55,6 +55,7 @@ def test_the_example_device_has_no_limit():
     assert np.all(np.diff(report.nudges.changes) > 0)
     assert report.measured.drift == report.measured.runs.max() == report.measured.echoes.max() == 0
     assert report.measured.forward.max() < 1e-6
+    assert report.measured.friction is not None
     assert abs(report.measured.friction) < 5e-3
     assert set(report.arrays) == {"W_diag", "b", "alpha", "step", DRIVES}
     for name, array in report.arrays.items():
@@ -84,6 +85,7 @@ def test_without_momenta_or_starts_the_check_leaves_out_the_kinetic_energy_and_k
     assert max(report.nudges.epsilons) < 0.1
     assert verdicts(report) == ["good"] * 7
     assert report.measured.echo.max() < 1e-9
+    assert report.measured.friction is not None
     assert abs(report.measured.friction) < 1e-2
     # The smallest sizes are left out first.
     assert len(report.nudges.epsilons) == 2
@@ -145,7 +147,7 @@ class EndPositions(NumpyLeapfrog):
 class NoRest(NumpyLeapfrog):
     """Starts a run where the last pass ended."""
 
-    state = None
+    state = ()
 
     def run(self, drives):
         rest = np.zeros(drives.shape[1:])
@@ -154,6 +156,7 @@ class NoRest(NumpyLeapfrog):
         return positions
 
     def echo(self, drives, nudges):
+        assert self._end is not None
         q, p = self._end
         _, self.state, trace = self._played((q, -p), drives, nudges)
         return trace
