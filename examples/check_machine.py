@@ -6,6 +6,10 @@ the ladder, the gradient of every array and the way out of each limit, and write
 
     check_machine.png    the budget of errors, the gradient against the size of the nudges, the passes in time
     results.json         the same numbers
+
+A program as the machine (the quotes are those of a Unix shell; other names and options are in docs/machines.md):
+
+    --machine '{"name": "process", "command": ["python", "examples/device.py"]}'
 """
 
 import argparse
@@ -17,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -26,7 +31,9 @@ from common.tables import aligned
 from experiment_configs.machines import operator_of
 from models import create_model
 from models.check.machine import check_machine
-from models.check.machine_report import GOOD_COSINE, TOLERATED, MachineReport
+from models.check.machine_numbers import GOOD_COSINE, TOLERATED, UNEXPLAINED
+from models.check.machine_report import MachineReport
+from models.physics.machine import MachineError
 
 MACHINE = {
     "name": "simulated_device",
@@ -36,7 +43,8 @@ MACHINE = {
     "noise": 1e-4,
     "substeps": 8,
 }
-PARTS = {"noise and drift": BLUE, "nudge size": ORANGE, "friction": GREEN, "rest": PURPLE}
+PARTS = {"noise and drift": BLUE, "nudge size": ORANGE, "friction": GREEN, UNEXPLAINED: PURPLE}
+LOSSES = {"linear": None, "square": lambda q: jnp.mean(q**2)}
 
 
 def unit_and_drives(unit, oscillators, steps, batch, seed=0):
@@ -102,30 +110,51 @@ _SMALL = {"textcoords": "offset points", "size": 7}
 
 def main(arguments=None):
     """Checks the machine, prints the tables, writes the figure and results.json; returns the report."""
-    parser = argparse.ArgumentParser(description="What limits a machine that learns by echoes?")
-    parser.add_argument("--machine", type=json.loads, default=MACHINE, help="the config field machine, as JSON")
-    parser.add_argument("--unit", choices=("NonlinHRU", "LinHRU"), default="NonlinHRU", help="the declared energy")
-    parser.add_argument("--oscillators", type=int, default=8, help="hidden size and ssm_dim of the unit")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--passes", type=int, help="a bound on the passes of the machine")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/check_machine"))
-    options = parser.parse_args(arguments)
+    command = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n\n", 1)[1], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser = command.add_argument_group("what is checked")
+    default = "(default: %(default)s)"
+    parser.add_argument(
+        "--machine",
+        type=json.loads,
+        default=MACHINE,
+        metavar="JSON",
+        help=f"the config field machine (default: {json.dumps(MACHINE)})",
+    )
+    parser.add_argument(
+        "--unit", choices=("NonlinHRU", "LinHRU"), default="NonlinHRU", help=f"the declared energy {default}"
+    )
+    parser.add_argument(
+        "--oscillators", type=int, default=8, help=f"ssm_dim of the unit; LinHRU has twice as many {default}"
+    )
+    parser.add_argument("--steps", type=int, default=100, help=f"steps L of a sequence {default}")
+    parser.add_argument("--batch", type=int, default=4, help=f"sequences B of a pass {default}")
+    parser.add_argument("--passes", type=int, help="a bound on the passes of the machine (default: none)")
+    parser.add_argument(
+        "--loss", choices=LOSSES, default="linear", help=f"random weights of the positions, or mean(q^2) {default}"
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/check_machine"), help=f"a folder {default}")
+    options = command.parse_args(arguments)
     try:
         operator = operator_of(options.machine)
-        hamiltonian, drives = unit_and_drives(options.unit, options.oscillators, options.steps, options.batch)
-        report = check_machine(operator, hamiltonian, drives, passes=options.passes)
-        operator.close()
+        try:
+            hamiltonian, drives = unit_and_drives(options.unit, options.oscillators, options.steps, options.batch)
+            report = check_machine(operator, hamiltonian, drives, loss=LOSSES[options.loss], passes=options.passes)
+        finally:
+            operator.close()
     except ValueError as error:
-        parser.error(str(error))
-    ways = [f"{number} {x.words}" for number, x in enumerate(report.rungs(), 1) if x.verdict != "good"]
-    end = f"{report.passes} passes of the machine, {report.seconds:.1f} s. In short: {report.limit()}."
-    print(aligned(report.rows()), "", aligned(report.array_rows()), "", *ways, end, sep="\n")
+        command.error(str(error))
+    except MachineError as error:
+        sys.exit(f"check_machine: {error}")
+    ways = [f"{number} {x.words}" for number, x in enumerate(report.rungs(), 1)]
+    print(aligned(report.rows()), "", aligned(report.array_rows()), "", *ways, "", *report.remarks(), sep="\n")
     options.output_dir.mkdir(parents=True, exist_ok=True)
     save(draw(report), options.output_dir / "check_machine.png")
     numbers = asdict(report)
     numbers["measured"] = {name: np.asarray(x).tolist() for name, x in numbers["measured"].items()}
     write_json(options.output_dir / "results.json", {"machine": options.machine, **numbers, "budget": report.budget()})
+    print(f"Figure and numbers: {options.output_dir}")
     return report
 
 

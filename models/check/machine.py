@@ -1,8 +1,6 @@
 """What limits a machine that learns by echoes? `check_machine` measures it on the machine itself, pass by pass."""
 
 import math
-from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 
 import jax
@@ -11,30 +9,27 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..physics.imperfect import EchoImperfection, ImperfectBPTT, ImperfectRHEL
-from ..physics.in_the_loop import MachineInTheLoop, kinetic_parameters, name_of, named
 from ..physics.machine import Machine, Trace
 from ..physics.operating import Operator
-from ..rhel import AbstractHamiltonian, BareSystem, evolve
-from ..rhel.hamiltonian import flow
-from .machine_report import DRIVES, GOOD_COSINE, ArrayCheck, MachineReport, Nudges, Passes
-from .precision import agreement, to_float64
+from ..rhel import AbstractHamiltonian
+from .machine_bench import Bench, Loss, require, size_of
+from .machine_numbers import DRIVES, FAR, GOOD_COSINE, ArrayCheck, Nudges, Passes
+from .machine_report import MachineReport
+from .precision import agreement
 
 EPSILONS = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
 RUNS = 3
-"""Free passes of the first rungs, each with an echo. The last echo has no drives."""
-MOVED = 0.02
-"""A finite difference moves the declared positions to both sides by this part of their root mean square."""
+"""Free passes of the first rungs, each with an echo. The first echo has a nudge in its first step, then no drives."""
+KICK = 0.1
+"""The nudge of that echo, as a part of the largest position of a sequence."""
 FRICTIONS = np.logspace(-2, 1, 7)
 """gamma T for which the declared energy predicts the gradient."""
-
-Loss = Callable[[Float[Array, "time batch osc"]], Float[Array, ""]]
-Arrays = dict[str, np.ndarray]
 
 
 def check_machine(
     machine: Machine | Operator,
     hamiltonian: AbstractHamiltonian,
-    drives: Float[Array | np.ndarray, "time batch in"],
+    drives: Float[Array | np.ndarray, "time *batch in"],
     *,
     loss: Loss | None = None,
     epsilons: tuple[float, ...] = EPSILONS,
@@ -48,38 +43,44 @@ def check_machine(
 
     1. A free pass, against the declared leapfrog.
     2. An echo without nudges: does it return?
-    3. The gradient at all `epsilons`. The best is the smaller of the two neighbours whose gradients differ least.
+    3. What a nudge in the first step of an echo does. The gradient at all `epsilons`: the best is the smaller of the
+       two neighbours whose gradients differ least.
     4. The gradient against central differences of the loss on the machine itself. For every array, the first of
        `directions` is along the gradient, the others are random and orthogonal. They give cosine and error: exactly, if
-       an array has no more numbers than directions; otherwise as an estimate, by as many degrees of freedom.
-    5. The same pass twice.
+       an array has no more numbers than directions; otherwise as an estimate, by as many degrees of freedom. If the
+       machine is near the declared energy, that gives the error of the finite step, which is subtracted.
+    5. The same pass twice, after echoes that leave the machine in different states.
     6. The spread of `repetitions` gradients, and how many to average.
     7. Friction: the energy of an echo without drives and nudges. What the declared energy tolerates is computed.
 
-    `drives`: sequences like those of the training. `loss`: of the positions; by default a linear one with random
-    weights, a part of them the same at all steps. `n_osc` as in `evolve`. It works in float64, whether or not jax is in
-    64-bit mode.
+    `drives`: sequences like those of the training, (L, B, V), or one sequence, (L, V). Above 0.9 of the limit of the
+    machine they are scaled down to it. `loss`: of the positions (L, B, P), as in the training; by default a linear one
+    with random weights, a part of them the same at all steps. The best size of the nudges depends on the loss. `n_osc`
+    as in `evolve`. It works in float64, whether or not jax is in 64-bit mode.
 
     Passes: 6, and 3 or 4 (`Limits.passes`) for each epsilon and repetition after the first, and 2 for each direction of
     each array, the drives among the arrays. `passes` is a bound: epsilons, repetitions and directions are left out
     until it is kept. The arrays of a kinetic energy are left out if the machine does not measure momenta.
 
-    Raises `ValueError` for drives of another shape, drives without room below the limit of the machine, too few
-    epsilons (2), repetitions (2) or directions (2), a bound that cannot be kept, and a machine that does not move;
-    `MachineError` for a machine that fails.
+    Raises `ValueError` for drives of another shape, not finite or all 0, a loss that is not finite or does not depend
+    on the positions, too few epsilons (2), repetitions (2) or directions (2), a bound that cannot be kept, another
+    number of oscillators than the machine has, and a machine that does not move; `MachineError` for a machine that
+    fails.
     """
-    _require(np.ndim(drives) == 3, f"drives must have the axes time, batch and in, got the shape {np.shape(drives)}")
+    drives = np.asarray(drives, np.float64)
+    drives = drives[:, None] if drives.ndim == 2 else drives
+    require(drives.ndim == 3, f"drives must have the shape (steps, sequences, drives), got {drives.shape}")
     epsilons = tuple(sorted(set(epsilons)))
     for name, count in (("epsilons", len(epsilons)), ("repetitions", repetitions), ("directions", directions)):
-        _require(count >= 2, f"{name}: at least 2 are needed, got {count}")
+        require(count >= 2, f"{name}: at least 2 are needed, got {count}")
     with jax.enable_x64(True):
-        bench = _Bench(machine, hamiltonian, np.asarray(drives, np.float64), loss, n_osc, seed)
+        bench = Bench(machine, hamiltonian, drives, loss, n_osc, seed)
         epsilons, repetitions, directions = _plan(bench, (epsilons, repetitions, directions), passes)
         before = bench.operator.record.passes, bench.operator.record.seconds
         measured = _plain_passes(bench)
-        epsilons = _within(bench, epsilons)
+        wanted, epsilons = epsilons, _within(bench, epsilons)
         gradients = [bench.gradient(epsilon) for epsilon in epsilons]
-        nudges, place = _nudges(epsilons, gradients)
+        nudges, place = _nudges(epsilons, gradients, cut=max(wanted) > max(epsilons))
         repeated = [gradients[place], *(bench.gradient(nudges.best) for _ in range(repetitions - 1))]
         tolerated, by_friction = _frictions(bench, nudges.best, measured.friction)
         growth = epsilons[place + 1] / epsilons[place]
@@ -90,90 +91,8 @@ def check_machine(
     arrays = {name: ArrayCheck(**x, friction=by_friction[name]) for name, x in arrays.items()}
     record = bench.operator.record
     used = record.passes - before[0], record.seconds - before[1]
-    return MachineReport(measured, nudges, arrays, tolerated, repetitions, *used)
-
-
-class _Bench:
-    """The machine and what it is asked to do. `arguments`: the arrays whose gradients are checked, by their names."""
-
-    def __init__(self, machine, hamiltonian, drives, loss, n_osc, seed):
-        self.operator = machine if isinstance(machine, Operator) else Operator(machine)
-        self.hamiltonian, self.n_osc, self.random = to_float64(hamiltonian), n_osc, np.random.default_rng(seed)
-        self.parameters = {name: np.asarray(x) for name, x in named(self.hamiltonian).items()}
-        self.drives, (self.steps, self.batch, _) = drives, drives.shape
-        limit, largest = self.operator.machine.limits.drive, float(np.abs(drives).max())
-        _require(
-            largest <= 0.9 * limit,
-            f"the drives reach {largest:.3g}; the check needs room below {limit:g}, the limit of the machine: scale "
-            "them",
-        )
-        shape = BareSystem(self.hamiltonian, n_osc).position_shape(drives.shape[2:])
-        _require(len(shape) == 1, f"a machine has one axis of oscillators, but a position has the shape {shape}")
-        self.rest = jnp.zeros(shape)
-        same, free = (self.random.standard_normal((n, self.batch, *shape)) for n in (1, self.steps))
-        weights = jnp.asarray(same + free) / (self.steps * self.batch)
-        self.loss: Loss = jax.jit((lambda q: jnp.vdot(q, weights)) if loss is None else loss)
-        self.losses: list[float] = []  # of free passes that should be equal
-        self.positions = drives  # of the first of them
-        trained = {name: x for name, x in self.parameters.items() if np.issubdtype(x.dtype, np.inexact)}
-        if not self.operator.machine.limits.momenta:
-            kinetic = kinetic_parameters(self.hamiltonian, self.rest)
-            trained = {name: x for name, x in trained.items() if name not in kinetic}
-        self.arguments: Arrays = {**trained, DRIVES: drives}
-        self.pushed = jax.jit(lambda x, tangents: jax.jvp(self.declared, (x,), (tangents,)))
-
-    def with_arrays(self, arrays):
-        """The declared energy with other parameters."""
-        leaves, structure = jax.tree_util.tree_flatten_with_path(self.hamiltonian)
-        names = (name_of(path) for path, _ in leaves)
-        return jax.tree.unflatten(structure, [arrays.get(name, x) for name, (_, x) in zip(names, leaves, strict=True)])
-
-    def declared(self, arguments):
-        """The positions of the declared energy."""
-        hamiltonian, start = self.with_arrays(arguments), (self.rest, self.rest)
-        return jax.vmap(lambda x: flow(hamiltonian, start, x)[1], 1, 1)(arguments[DRIVES])
-
-    def value(self, arguments, algorithm):
-        """The loss, differentiated by a learning algorithm."""
-        hamiltonian = self.with_arrays(arguments)
-        positions = partial(evolve, hamiltonian, learning_algorithm=algorithm, n_osc=self.n_osc)
-        return self.loss(jax.vmap(positions, 1, 1)(arguments[DRIVES]))
-
-    def run(self, **changed):
-        """Ticket and positions of a free pass on the machine."""
-        arrays = {**self.parameters, DRIVES: self.drives, **changed}
-        return self.operator.run(arrays, arrays.pop(DRIVES), self.rest.size)
-
-    def gradient(self, epsilon):
-        """The gradient by echoes on the machine, by the names of the arrays."""
-        arguments, algorithm = jax.tree.map(jnp.asarray, self.arguments), MachineInTheLoop(self.operator, epsilon)
-        try:
-            value, gradient = jax.value_and_grad(self.value)(arguments, algorithm)
-        except jax.errors.JaxRuntimeError as error:
-            raise (self.operator.failure or error) from None
-        self.losses.append(float(value))
-        return {name: np.asarray(x) for name, x in gradient.items()}
-
-    def slope(self, name, direction):
-        """The slope of the loss on the machine along a direction of an array, and its variance by noise."""
-        step = self._step(name, direction)
-        moved = (self.arguments[name] + sign * step * direction for sign in (1, -1))
-        ahead, behind = (float(self.loss(jnp.asarray(self.run(**{name: x})[1]))) for x in moved)
-        noise = np.mean(np.diff(self.losses) ** 2) / 2
-        return (ahead - behind) / (2 * step), noise / (2 * step**2)
-
-    def _step(self, name, direction):
-        """A step that keeps the sign of an array whose numbers all have one, and drives below the limit."""
-        x, largest = self.arguments[name], np.abs(direction).max()
-        tangents = {other: np.zeros_like(y) for other, y in self.arguments.items()} | {name: direction}
-        positions, change = self.pushed(self.arguments, tangents)
-        most = max(_size(x), 1e-3) / largest
-        if np.all(x > 0) or np.all(x < 0):
-            most = np.min(np.abs(x)[direction != 0] / np.abs(direction[direction != 0])) / 2
-        if name == DRIVES:
-            most = min(most, (self.operator.machine.limits.drive - np.abs(x).max()) / largest)
-        moved = MOVED * _size(positions)
-        return float(min(most, moved / _size(change))) if moved and _size(change) else float(most)
+    left_out = tuple(name for name in bench.parameters if name not in bench.arguments)
+    return MachineReport(measured, nudges, arrays, tolerated, repetitions, *used, bench.scaled, left_out)
 
 
 def _plan(bench, wanted, passes):
@@ -187,7 +106,7 @@ def _plan(bench, wanted, passes):
     counts = [len(wanted[0]), *wanted[1:]]
     while passes is not None and (total := 2 * RUNS + sum(costs(counts))) > passes:
         free = [place for place in range(3) if counts[place] > 2]
-        _require(bool(free), f"the check needs at least {total} passes of the machine, above the bound of {passes}")
+        require(bool(free), f"the check needs at least {total} passes of the machine, above the bound of {passes}")
         counts[max(free, key=lambda place: costs(counts)[place])] -= 1
     dropped = len(wanted[0]) - counts[0]  # from both ends, the smallest first
     return wanted[0][(dropped + 1) // 2 : len(wanted[0]) - dropped // 2], *counts[1:]
@@ -196,45 +115,81 @@ def _plan(bench, wanted, passes):
 def _within(bench, epsilons):
     """The epsilons whose nudges are below the limit of the machine, and the largest possible instead of the others."""
     limit, positions = bench.operator.machine.limits.nudge, bench.positions
-    if math.isinf(limit):
-        return epsilons
-    slopes = np.asarray(jax.grad(bench.loss)(jnp.asarray(positions)))
-    together = np.maximum(np.sqrt(np.sum(slopes**2, 0)), np.abs(np.sum(slopes, 0))).max(1)
+    slopes = np.asarray(bench.slopes(jnp.asarray(positions)))
+    require(bool(np.all(np.isfinite(slopes))), "the gradient of the loss by the positions is not finite")
     size, largest = (np.abs(x).max((0, 2)) for x in (positions, slopes))
     moving = (size > 0) & (largest > 0)
-    _require(bool(np.any(moving)), "the loss does not depend on the positions: its slope is 0")
-    most = 0.9 * limit * float(np.min(together[moving] / (size * largest)[moving]))
-    epsilons = tuple(sorted({min(epsilon, most) for epsilon in epsilons}))
-    return epsilons if len(epsilons) > 1 else (most / 3, most)
+    require(bool(np.any(moving)), "the loss does not depend on the positions: its gradient is 0")
+    slopes = slopes[:, moving] / largest[moving][:, None]
+    together = np.maximum(np.sqrt(np.sum(slopes**2, 0)), np.abs(np.sum(slopes, 0))).max(1)
+    most = 0.9 * limit * float(np.min(together / size[moving]))
+    if max(epsilons) <= most:
+        return epsilons
+    return *([epsilon for epsilon in epsilons if epsilon < most / 2] or [most / 3]), most
 
 
 def _plain_passes(bench) -> Passes:
-    """Free passes and echoes without nudges. The last echo has no drives, for friction."""
+    """Free passes, each with an echo. Only the first echo has a nudge, in its first step, and no drives after this.
+
+    Without drives it does not return to rest. A machine that does not start from rest shows it in the next free pass.
+    """
     runs, echoes, none = [], [], np.zeros((bench.steps, bench.batch, bench.rest.size))
+    first_drive = np.zeros_like(bench.drives)
+    first_drive[-1] = bench.drives[-1]
     for number in range(RUNS):
         ticket, positions = bench.run()
-        _require(bool(np.any(positions)), "the machine does not move: all positions of its free pass are 0")
+        require(bool(np.any(positions)), "the machine does not move: all positions of its free pass are 0")
         runs.append(positions)
         bench.losses.append(float(bench.loss(jnp.asarray(positions))))
-        drives = bench.drives if number < RUNS - 1 else np.zeros_like(bench.drives)
-        trace = bench.operator.echo(ticket, bench.parameters, drives, none)
-        echoes.append(_starts(trace, positions)[::-1])
-    scale = _size(runs[0])
+        require(math.isfinite(bench.losses[-1]), f"the loss of a free pass is {bench.losses[-1]}")
+        drives, nudges = (bench.drives, none) if number else (first_drive, _kick(bench, positions))
+        echoes.append(bench.operator.echo(ticket, bench.parameters, drives, nudges))
+    scale = size_of(runs[0])
     declared = np.asarray(jax.jit(bench.declared)(bench.arguments))
 
     def curve(difference):
         return np.sqrt(np.mean(np.square(difference), axis=(1, 2))) / scale
 
     apart = np.sqrt(np.mean([curve(x - y) ** 2 for x, y in pairwise(runs)], axis=0))
-    bench.positions = runs[0]
+    returned = [_starts(trace, positions) for trace, positions in zip(echoes[1:], runs[1:], strict=True)]
+    bench.positions, forward = runs[0], curve(runs[0] - declared)
+    bench.near = size_of(forward) < FAR
     return Passes(
-        curve(runs[0] - declared),
-        curve(echoes[0] - runs[0][::-1]),
+        forward,
+        curve(returned[0] - runs[1])[::-1],
         apart,
-        curve(echoes[0] - echoes[1]),
-        _size(apart) * scale / (_sensitivity(bench) or math.inf),
-        _friction(bench, trace),
+        curve(returned[0] - returned[1])[::-1],
+        size_of(apart) * scale / (_sensitivity(bench) or math.inf),
+        _friction(bench, echoes[0]),
+        _response(bench, _kick(bench, runs[0])[-1], *echoes),
     )
+
+
+def _kick(bench, positions) -> np.ndarray:
+    """Nudges of alternating signs in the first step of the echo, which is the last row."""
+    size = np.minimum(KICK * np.abs(positions).max((0, 2)), 0.9 * bench.operator.machine.limits.nudge)
+    nudges = np.zeros_like(positions)
+    nudges[-1] = size[:, None] * (-1.0) ** np.add.outer(*map(np.arange, positions.shape[1:]))
+    return nudges
+
+
+def _response(bench, kick, kicked: Trace, *plain: Trace) -> tuple[float | None, float | None]:
+    """The change of momentum and position by a nudge in its own step, as parts of what they should be.
+
+    A half step moves the positions by velocity(p) / 2. None: not measured, or passes differ too much to tell.
+    """
+    before = plain[0].momenta_before
+    before = np.zeros_like(kick) if before is None else before[-1]
+    velocity = jax.vmap(bench.hamiltonian.velocity)
+    moved = np.asarray(velocity(jnp.asarray(before + kick)) - velocity(jnp.asarray(before))) / 2
+    parts = []
+    for name, expected in (("momenta_before", kick), ("positions", moved)):
+        nudged, first, second = (getattr(trace, name) for trace in (kicked, *plain))
+        if nudged is None or size_of(first[-1] - second[-1]) > size_of(expected) / 4:
+            parts.append(None)
+        else:
+            parts.append(float(np.vdot(nudged[-1] - first[-1], expected) / np.vdot(expected, expected)))
+    return parts[0], parts[1]
 
 
 def _starts(trace: Trace, positions: np.ndarray) -> np.ndarray:
@@ -251,16 +206,16 @@ def _sensitivity(bench):
     for _ in range(4):
         tangents = {name: x * bench.random.standard_normal(x.shape) for name, x in bench.arguments.items()}
         tangents[DRIVES] = np.zeros_like(bench.drives)
-        sizes.append(_size(bench.pushed(bench.arguments, tangents)[1]))
-    return _size(np.asarray(sizes))
+        sizes.append(size_of(bench.pushed(bench.arguments, tangents)[1]))
+    return size_of(np.asarray(sizes))
 
 
 def _friction(bench, trace: Trace) -> float | None:
-    """gamma T of an echo without drives: the energy falls by gamma times the sum of p velocity(p).
+    """gamma T of an echo without drives after its first step. The energy falls by gamma times the sum of p velocity(p).
 
     Without momenta, they follow from the differences of the positions and the mass near rest.
     """
-    hamiltonian, order = bench.hamiltonian, slice(None, None, -1)  # the order of the echo
+    hamiltonian, order = bench.hamiltonian, slice(-2, None, -1)  # the order of the echo, without its first step
     halves = trace.positions[order]
     velocity, kinetic = (jax.vmap(jax.vmap(x)) for x in (hamiltonian.velocity, hamiltonian.kinetic))
     potential = jax.vmap(jax.vmap(lambda q: hamiltonian.potential(q, jnp.zeros(bench.drives.shape[2]))))
@@ -278,16 +233,21 @@ def _friction(bench, trace: Trace) -> float | None:
     return float(-np.polyfit(lost / lost[-1], energies, 1)[0] / lost[-1] * bench.steps)
 
 
-def _nudges(epsilons, gradients):
+def _nudges(epsilons, gradients, cut):
     """The sizes of the nudges, and the place of the best."""
-    changes, names = [], [name for name in gradients[0] if any(np.any(x[name]) for x in gradients)]
-    for pair in pairwise(gradients):
-        norms = [min(np.linalg.norm(x[name]) for x in pair) for name in names]
-        apart = [np.linalg.norm(pair[1][name] - pair[0][name]) for name in names]
+    names = [name for name in gradients[0] if any(np.any(x[name]) for x in gradients)]
+
+    def apart(one, other):
+        norms = [min(np.linalg.norm(x[name]) for x in (one, other)) for name in names]
+        changes = [np.linalg.norm(other[name] - one[name]) for name in names]
         # A gradient of zero where another is not: the nudges are below the resolution of the machine.
-        changes.append(_size([x / norm if norm else math.inf for x, norm in zip(apart, norms, strict=True)] or [0.0]))
+        relative = (x / norm if norm else math.inf for x, norm in zip(changes, norms, strict=True))
+        return float(max(relative, default=math.inf))
+
+    changes = tuple(apart(*pair) for pair in pairwise(gradients))
     place = int(np.argmin(changes))
-    return Nudges(epsilons, tuple(changes), epsilons[place]), place
+    from_best = tuple(apart(gradients[place], x) for x in gradients)
+    return Nudges(epsilons, changes, from_best, epsilons[place], cut), place
 
 
 def _array_check(bench, name, gradients, at_next, growth, directions) -> dict:
@@ -313,11 +273,13 @@ def _array_check(bench, name, gradients, at_next, growth, directions) -> dict:
     sideways = max(0.0, share * sum(x**2 for x in across) - hidden)
     exact = math.hypot(along, math.sqrt(sideways))
     missed = math.hypot(norm - along, math.sqrt(sideways))
+    factor = along / norm if norm else math.nan
     agrees = missed == 0
     return {
         "cosine": 1.0 if agrees else 0.0 if 0 in (exact, norm) else along / exact,
         "error": 0.0 if agrees else missed / exact if exact else math.inf,
         "resolution": math.sqrt(hidden + measured[0][1]) / exact if exact else math.inf,
+        "factor": factor,
         "noise": noise,
         "curvature": curvature,
     }
@@ -345,13 +307,3 @@ def _frictions(bench, epsilon, measured) -> tuple[float, dict[str, float]]:
         tolerated = float(np.exp(np.interp(np.log(1 - GOOD_COSINE), logs, np.log(FRICTIONS[place - 1 : place + 1]))))
     errors = {name: of_array[-1].relative_error for name, of_array in agreements.items()}
     return tolerated, errors if measured and measured > 0 else dict.fromkeys(errors, 0.0)
-
-
-def _size(x) -> float:
-    """The root mean square."""
-    return float(np.sqrt(np.mean(np.square(x))))
-
-
-def _require(good: bool, words: str) -> None:
-    if not good:
-        raise ValueError(words)

@@ -5,69 +5,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-GOOD_COSINE = 0.99
-TOLERATED = math.sqrt(GOOD_COSINE**-2 - 1)
-"""The relative error across a gradient that turns it to a cosine of 0.99: 0.142."""
-DRIVES = "the drives"
-"""The name of the gradient by the drives, beside the names of the parameters."""
+from .machine_numbers import (
+    FAR,
+    GOOD_COSINE,
+    TOLERATED,
+    UNEXPLAINED,
+    ArrayCheck,
+    Nudges,
+    Passes,
+    end,
+    percent,
+    rms,
+)
 
-
-@dataclass(frozen=True)
-class Passes:
-    """What plain passes show. Curves have a number for each step, relative to the root mean square of the positions.
-
-    - `forward`: the first free pass minus the declared one, from the first step to the last.
-    - `echo`: the echo without nudges minus its free pass, from the flip on. `runs`, `echoes`: the difference of two
-      free passes, and of two echoes without nudges, in the same orders. All are root mean squares over batch and
-      oscillators.
-    - `drift`: the relative change of every parameter that would move the declared positions as far as two free passes
-      differ.
-    - `friction`: gamma T, the part of the momentum that is lost over a sequence, measured without drives. None if the
-      machine does not move.
-    """
-
-    forward: np.ndarray
-    echo: np.ndarray
-    runs: np.ndarray
-    echoes: np.ndarray
-    drift: float
-    friction: float | None
-
-
-@dataclass(frozen=True)
-class Nudges:
-    """The gradient at several sizes of the nudges.
-
-    - `changes`: relative change of the gradient from each epsilon to the next; the root mean square over the arrays.
-    - `best`: the smaller epsilon of the two that differ least.
-    """
-
-    epsilons: tuple[float, ...]
-    changes: tuple[float, ...]
-    best: float
-
-
-@dataclass(frozen=True)
-class ArrayCheck:
-    """The gradient of one array at the best epsilon. Errors are relative to the norm of the gradient.
-
-    - `cosine`, `error`: of the mean of all repetitions with finite differences on the machine, as far as neither is
-      noise. `resolution`: the error that noise hides from this comparison.
-    - `noise`: what differs between repetitions, of one gradient. `curvature`: nudges too large.
-    - `friction`: the error that the declared energy predicts for the measured friction.
-    """
-
-    cosine: float
-    error: float
-    resolution: float
-    noise: float
-    curvature: float
-    friction: float
-
-    @property
-    def repetitions(self) -> float:
-        """Gradients to average for a cosine of 0.99, as far as noise is the limit."""
-        return max(1.0, math.ceil((self.noise / TOLERATED) ** 2)) if math.isfinite(self.noise) else math.inf
+THRESHOLDS = (
+    f"Limits: an error of {100 * TOLERATED:.0f} % of a gradient (as large as the error across one with a cosine of "
+    f"{GOOD_COSINE}), {100 * FAR:.0f} % of the positions in 1 and 2."
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +40,8 @@ class MachineReport:
 
     - `tolerated_friction`: gamma T at which the declared energy predicts a cosine of 0.99; infinite above 10.
     - `passes`, `seconds`: of the machine.
+    - `scaled`: the factor of the drives that keeps them below the limit of the machine.
+    - `left_out`: the arrays whose gradients are not checked.
     """
 
     measured: Passes
@@ -95,6 +51,8 @@ class MachineReport:
     repetitions: int
     passes: int
     seconds: float
+    scaled: float
+    left_out: tuple[str, ...]
 
     def rungs(self) -> list[Rung]:
         """The ladder, in order."""
@@ -108,14 +66,16 @@ class MachineReport:
 
     def array_rows(self) -> list[list[str]]:
         """The gradient of every array as a table: the header first."""
-        header = ["gradient of", "cosine", "error", "± by noise", "noise of one", "nudge size", "friction", "average"]
+        header = ["gradient of", "cosine", "error", "± by noise", "factor", "noise of one", "nudge size", "friction"]
         return [
-            header,
+            [*header, "average"],
             *(
                 [
                     name,
-                    f"{x.cosine:.4f}",
-                    *(percent(y) for y in (x.error, x.resolution, x.noise, x.curvature, x.friction)),
+                    x.known_cosine,
+                    *(percent(y) for y in (x.error, x.resolution)),
+                    f"{x.factor:.3f}" if x.error > 2 * x.resolution and math.isfinite(x.factor) else "-",
+                    *(percent(y) for y in (x.noise, x.curvature, x.friction)),
                     f"{x.repetitions:g}",
                 ]
                 for name, x in self.arrays.items()
@@ -125,76 +85,79 @@ class MachineReport:
     def budget(self) -> dict[str, dict[str, float]]:
         """The parts of the error of one gradient, for every array.
 
-        `rest`: what the nudges, friction and twice the noise of the comparison do not explain.
+        `unexplained`: what nudges, friction and three times the noise of the comparison do not explain.
         """
-        return {
-            name: {
-                "noise and drift": x.noise,
-                "nudge size": x.curvature,
-                "friction": x.friction,
-                "rest": _without(x.error, x.curvature, x.friction, 2 * x.resolution),
-            }
-            for name, x in self.arrays.items()
-        }
+        return {name: {"noise and drift": x.noise, **x.parts} for name, x in self.arrays.items()}
+
+    def worst(self) -> tuple[str, ArrayCheck]:
+        """The array with the largest error, and its name."""
+        return max(self.arrays.items(), key=lambda x: x[1].error)
 
     def limit(self) -> str:
-        """The largest part of the budget, in words."""
-        name, part, size = max(
-            ((name, part, size) for name, parts in self.budget().items() for part, size in parts.items()),
-            key=lambda x: x[2],
-        )
+        """What to mend first, in words."""
+        faults = [_nudge_fault(self), RESTLESS if self.measured.restless else ""]
+        if any(faults):
+            return " ".join(x for x in faults if x)
+        name, worst = self.worst()
+        part, size = max(worst.parts.items(), key=lambda x: x[1])
+        noisy, noise = max(self.arrays.items(), key=lambda x: x[1].noise)
+        if noise.noise > size:
+            name, part, size = noisy, "noise and drift", noise.noise
+        if size < TOLERATED and worst.uncertain:
+            return "Noise hides the error of a gradient, see 4."
         if size < TOLERATED:
-            return f"no part of the error of a gradient is above {percent(TOLERATED)} (cosine {GOOD_COSINE})"
-        return f"the largest part of the error is {part}: {percent(size)} of the gradient of {name}"
+            return f"No part of the error of a gradient is above {percent(TOLERATED)}."
+        part = "not explained by nudges, friction or noise" if part == UNEXPLAINED else part
+        return f"The largest part of the error is {part}: {percent(size)} of the gradient of {name}."
+
+    def remarks(self) -> list[str]:
+        """What the check changed or left out, how it judges, and the limit."""
+        lines = [THRESHOLDS, f"{self.passes} passes of the machine. In short: {self.limit()}"]
+        if self.left_out:
+            lines.insert(0, f"Not checked, because the machine measures no momenta: {', '.join(self.left_out)}.")
+        if self.scaled < 1:
+            lines.insert(0, f"The drives are scaled by {self.scaled:.2g}, to stay below the limit of the machine.")
+        return lines
 
     def __str__(self) -> str:
-        """The ladder with the ways out, as text."""
+        """The ladder with the ways out, and the table of the arrays, as text."""
         lines = [f"{n} {x.title}: {x.number} [{x.verdict}] {x.words}" for n, x in enumerate(self.rungs(), 1)]
-        return "\n".join([*lines, f"{self.passes} passes of the machine. In short: {self.limit()}."])
+        rows = self.array_rows()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return "\n".join([*lines, "", *table, "", *self.remarks()])
 
 
-def percent(x: float) -> str:
-    """A relative number in percent."""
-    if not math.isfinite(x):
-        return "∞"
-    return "0 %" if abs(x) < 1e-8 else f"{100 * x:.2g} %" if abs(x) < 0.995 else f"{100 * x:.0f} %"
-
-
-def _without(whole: float, *parts: float) -> float:
-    """What is left of an error without independent parts."""
-    rest = whole**2 - sum(x**2 for x in parts)
-    return math.sqrt(rest) if rest > 0 else 0.0
+RESTLESS = (
+    "Free passes differ from their first steps on. The machine does not start every run from rest (zero positions and "
+    "momenta), or its readout is noisy."
+)
 
 
 def _judged(good: bool) -> str:
     return "good" if good else "limits"
 
 
-def _end(curve: np.ndarray) -> float:
-    """The root mean square over the last tenth."""
-    return float(np.sqrt(np.mean(curve[-max(1, len(curve) // 10) :] ** 2)))
-
-
 def _forward(report):
     curve = report.measured.forward
-    whole, first, last = float(np.sqrt(np.mean(curve**2))), _end(curve[::-1]), _end(curve)
+    whole, first, last = rms(curve), end(curve[::-1]), end(curve)
     number = f"{percent(whole)} of the positions ({percent(first)} in the first tenth, {percent(last)} in the last)"
     words = (
         "The machine moves as its declared energy says."
-        if whole < 0.1
+        if whole < FAR
         else "The machine differs from the declared energy. The training runs the machine, so this alone is no harm: "
         "rung 4 decides. To come closer, fit the declared parameters to free passes. A difference in the first steps "
         "is a wrong scale of drives or units; one that grows is a wrong frequency or friction."
     )
-    return Rung("free pass against the declared energy", number, _judged(whole < 0.1), words)
+    return Rung("free pass against the declared energy", number, _judged(whole < FAR), words)
 
 
 def _echo(report):
-    curve, again = report.measured.echo, _end(report.measured.echoes)
-    missed, first = _end(curve), float(curve[: max(2, len(curve) // 10)].max())
+    curve, again = report.measured.echo, end(report.measured.echoes)
+    missed, first = end(curve), float(curve[: max(2, len(curve) // 10)].max())
     passed = np.flatnonzero(curve > 0.01)
-    where = f"above 1 % from step {passed[0]} of {len(curve)} after the flip" if len(passed) else "never above 1 %"
-    if missed < 0.1:
+    where = f"above 1 % from row {passed[0]} of 0 to {len(curve) - 1} on" if len(passed) else "never above 1 %"
+    if missed < FAR:
         words = "The machine returns."
     elif missed < 2 * again:
         words = "It does not return, and each echo differs: noise or drift. See 5 and 6."
@@ -205,47 +168,89 @@ def _echo(report):
             "It is lost on the way: friction (see 7), drives that are replayed wrongly, or an unstable motion. Shorter "
             "sequences return better."
         )
-    return Rung("echo without nudges", f"misses by {percent(missed)}, {where}", _judged(missed < 0.1), words)
+    return Rung("echo without nudges", f"misses by {percent(missed)}, {where}", _judged(missed < FAR), words)
+
+
+def _nudge_fault(report) -> str:
+    """What the echo does wrongly with a nudge in its own step; empty if nothing is seen."""
+    momentum, position = report.measured.nudge
+    seen = position if momentum is None else momentum
+    unseen = seen is not None and abs(seen) < 0.3
+    if all(map(math.isinf, report.nudges.changes)):
+        if unseen or seen is None:
+            return "The nudges have no effect: the gradient is 0. Add each nudge to the momenta before its step."
+        return "The machine does not resolve the nudges: the gradient is 0. Nudge more, or measure more finely."
+    if unseen:
+        return "A nudge has no effect in its own step. Add it to the momenta before the step, not after it."
+    if momentum is not None and abs(momentum - 1) > TOLERATED:
+        return f"A nudge changes the momenta by {momentum:.2g} of its size. Mend the scale or the sign of the nudges."
+    if position is not None and not 0.5 < position < 1.5:
+        return (
+            f"In its own step, a nudge moves the positions of the echo {position:.2g} times as far as it should in "
+            "half a step. Measure them at the half of the step, where the force acts; or mend the scale of the nudges."
+        )
+    return ""
 
 
 def _nudges(report):
     nudges = report.nudges
     worst = max(report.arrays.values(), key=lambda x: x.curvature).curvature
-    change = min(nudges.changes)
-    pairs = zip(nudges.epsilons, nudges.epsilons[1:], nudges.changes, strict=False)
-    near = [x for *pair, x_change in pairs if x_change < TOLERATED for x in pair]
+    change, fault = min(nudges.changes), _nudge_fault(report)
+    near = [x for x, apart in zip(nudges.epsilons, nudges.from_best, strict=True) if apart < TOLERATED]
     noisy = max(x.noise for x in report.arrays.values()) > TOLERATED / 2
     cause = "average (see 6), or reduce what differs between passes" if noisy else "the machine resolves them badly"
     words = f"At every size, the gradient differs from that at the next: {cause}."
-    if near:
-        words = f"Sizes from {min(near):g} to {max(near):g} give about the same gradient."
-    number = f"epsilon {nudges.best:g}; the next size changes the gradient by {percent(change)}"
-    return Rung("size of the nudges", number, _judged(change < TOLERATED and worst < TOLERATED), words)
+    if change < TOLERATED:
+        sizes = f"sizes from {min(near):.2g} to {max(near):.2g}"
+        words = f"For this loss, {sizes} give the same gradient to {percent(TOLERATED)}."
+    if nudges.cut:
+        words += f" The limit of the machine cuts all sizes above {max(nudges.epsilons):.2g}."
+    momentum, position = report.measured.nudge
+    seen = position if momentum is None else momentum
+    number = f"epsilon {nudges.best:.2g}; the next size changes the gradient by {percent(change)}"
+    number += "" if seen is None else f"; a nudge arrives with {seen:.3f} of its size"
+    good = change < TOLERATED and worst < TOLERATED and not fault
+    return Rung("nudges", number, _judged(good), fault or words)
 
 
 def _gradient(report):
-    name, worst = min(report.arrays.items(), key=lambda x: x[1].cosine)
-    number = f"cosine {worst.cosine:.4f}, error {percent(worst.error)} (worst: {name})"
-    if worst.resolution > TOLERATED or (worst.cosine < GOOD_COSINE and worst.error < 3 * worst.resolution):
+    title, (name, worst) = "gradient against finite differences", report.worst()
+    error = f"{percent(worst.error)} ± {percent(worst.resolution)}"
+    number = f"error {error}, cosine {worst.known_cosine} (largest error: {name})"
+    fault = _nudge_fault(report)
+    if fault:
+        return Rung(title, number, "limits", "Mend the nudges first, see 3.")
+    if worst.uncertain:
         words = (
             f"The comparison itself is uncertain by {percent(worst.resolution)}, because passes differ. Repeat with "
             "more repetitions and directions."
         )
-        return Rung("gradient against finite differences", number, "open", words)
+        return Rung(title, number, "open", words)
+    part, _ = max(worst.parts.items(), key=lambda x: x[1])
+    causes = {"nudge size": "the nudges are too large (see 3)", "friction": "friction explains most of it (see 7)"}
+    other = "it is not the declared energy (see 1), does not return (see 2), or measures badly (bits, clipping)"
     words = "The echoes give the gradient of the machine as it is."
-    if worst.cosine < GOOD_COSINE:
-        cause = "it is not the declared energy (see 1), does not return (see 2), or measures badly (bits, clipping)"
-        cause = "friction explains it (see 7)" if worst.friction > worst.error / 2 else cause
-        words = f"The echoes do not give the gradient of the machine: {cause}. Freeze this array, or mend that."
-    elif worst.error > TOLERATED:
-        words = "The direction is right and the length is not: a scale of nudges, readout or parameters."
-    return Rung("gradient against finite differences", number, _judged(worst.cosine >= GOOD_COSINE), words)
+    scaled = {
+        name: x.factor
+        for name, x in report.arrays.items()
+        if x.cosine > GOOD_COSINE
+        and abs(x.factor - 1) > max(0.01, 3 * x.resolution, 2 * math.sqrt(1 - min(1.0, x.cosine**2)))
+    }
+    if name in scaled:
+        words = "The direction is right and the length is not."
+    elif worst.error >= TOLERATED:
+        words = f"The echoes do not give the gradient of the machine: {causes.get(part, other)}. Freeze this array, or "
+        words += "mend that."
+    if scaled:
+        factors = ", ".join(f"{name} by {factor:.3g}" for name, factor in scaled.items())
+        words += f" As if the machine scaled what is programmed: {factors}. Calibrate it, or leave it to the optimiser."
+    return Rung(title, number, _judged(worst.error < TOLERATED), words)
 
 
 def _drift(report):
-    runs, echoes = _end(report.measured.runs), _end(report.measured.echoes)
+    runs, echoes = end(report.measured.runs), end(report.measured.echoes)
     epsilon, drift = report.nudges.best, report.measured.drift
-    number = f"two free passes differ as by {percent(drift)} in every parameter; two echoes by {percent(echoes)}"
+    number = f"free passes differ as if every parameter were off by {percent(drift)}; two echoes by {percent(echoes)}"
     good = max(runs, echoes) < TOLERATED * epsilon
     words = (
         "Little against the nudges."
@@ -253,13 +258,18 @@ def _drift(report):
         else f"The nudges move an echo by about {percent(epsilon)}. Run the two echoes closer in time, hold the "
         "temperature, or nudge more."
     )
-    return Rung("the same pass twice", number, _judged(good), words)
+    restless = report.measured.restless
+    return Rung("the same pass twice", number, _judged(good and not restless), RESTLESS if restless else words)
 
 
 def _noise(report):
     name, worst = max(report.arrays.items(), key=lambda x: x[1].noise)
-    number = f"{percent(worst.noise)} in one gradient (worst: {name}); average {worst.repetitions:g}"
-    if not math.isfinite(worst.noise):
+    number = f"{percent(worst.noise)} in one gradient (largest: {name})"
+    if math.isfinite(worst.repetitions):
+        number += f"; average {worst.repetitions:g} gradient{'s' if worst.repetitions > 1 else ''}"
+    if report.measured.restless:
+        words = "It is not only noise: mend the start of the runs first, see 5."
+    elif not math.isfinite(worst.noise):
         words = f"{report.repetitions} repetitions are not enough to see a gradient. Nudge more, or repeat more."
     elif worst.repetitions == 1:
         words = f"One gradient has a cosine above {GOOD_COSINE} with its mean."
