@@ -89,7 +89,7 @@ def test_a_parameter_in_the_kinetic_energy_needs_the_momenta_also_where_its_grad
 
     machine = NumpyLeapfrog(Limits(momenta=False), LAW)
     algorithm = MachineInTheLoop(machine)
-    assert set(Bench(machine, Masked(jnp.ones(2)), drives[:, None], None, None, 0).arguments) == {DRIVES}
+    assert set(Bench(machine, Masked(jnp.ones(2)), np.asarray(drives)[:, None], None, None, 0).arguments) == {DRIVES}
     with pytest.raises(ValueError, match="the gradient of k, on which the kinetic energy of Masked depends"):
         jax.grad(lambda x: jnp.sum(evolve(x, drives, learning_algorithm=algorithm)))(Masked(jnp.ones(2)))
 
