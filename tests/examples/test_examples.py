@@ -202,6 +202,9 @@ def test_a_machine_is_checked_by_a_command(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main([*machine, *small, *wrong, "--output_dir", str(tmp_path)])
         assert words in capsys.readouterr().err
+    # A machine that fails gives one line.
+    with pytest.raises(SystemExit, match=r"^check_machine: .*the program"):
+        main([*small, "--machine", '{"name": "process", "command": ["false"]}', "--output_dir", str(tmp_path)])
 
 
 @pytest.mark.long

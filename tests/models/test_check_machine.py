@@ -199,6 +199,27 @@ def test_a_parameter_that_the_machine_scales_is_named_with_its_factor(strong_alp
     assert "\nalpha " in str(strong_alpha)
 
 
+def test_the_array_with_the_largest_error_is_named(strong_alpha):
+    alpha = strong_alpha.arrays["alpha"]
+    arrays = {
+        "long": dataclasses.replace(alpha, error=0.3, factor=0.8),
+        "turned": dataclasses.replace(alpha, error=0.2, cosine=0.98, factor=1.0),
+    }
+    report = dataclasses.replace(strong_alpha, arrays=arrays)
+    gradient = report.rungs()[3]
+    assert gradient.verdict == "limits"
+    assert "error 30 %" in gradient.number
+    assert "largest error: long" in gradient.number
+    assert "The direction is right and the length is not. As if the machine scaled" in gradient.words
+    # The last line names the same array, by its largest part.
+    assert report.limit().endswith("30 % of the gradient of long.")
+    by_friction = dataclasses.replace(
+        report, arrays={"long": dataclasses.replace(arrays["long"], factor=1, friction=0.29)}
+    )
+    assert "friction explains most of it" in by_friction.rungs()[3].words
+    assert "is friction: 29 % of the gradient of long" in by_friction.limit()
+
+
 def test_a_machine_that_ignores_the_nudges_is_named():
     report = short(NoNudge(Limits(drive=0.5, holds_state=True)))
     assert report.measured.nudge == (0, 0)
