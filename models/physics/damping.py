@@ -28,7 +28,6 @@ from jaxtyping import Array, Float
 
 from ..rhel.backprop import BPTT
 from ..rhel.echo import RHEL, Echo, MeanAndTangent
-from ..rhel.free_pass import Schedule
 from ..rhel.hamiltonian import flow
 from ..rhel.retrace import RetraceProbe, miss
 from ..rhel.stretches import scan_stretches
@@ -108,10 +107,7 @@ def _backwards(end, gradients, _, hamiltonian_state_drives):
     hamiltonian, _, drives = hamiltonian_state_drives
     (q_grad, p_grad), positions_grad = gradients
     q, p = end
-    moving = jax.tree.map(lambda x: x[None], ((q, p_grad), (-p, q_grad)))
-    schedule = Schedule("sequential", len(drives))
-    echo = Echo(MeanAndTangent(hamiltonian), jnp.full(1, -0.5, q.dtype), schedule)
-    ((_, p_grad), (_, q_grad)), _, hamiltonian_grad, drives_grad = echo.stretch(
-        moving, drives[:, None], positions_grad[:, None]
-    )
-    return hamiltonian_grad, (q_grad[0], p_grad[0]), drives_grad[:, 0]
+    end, halves = jax.tree.map(lambda x: x[None], ((q, p), (p_grad, q_grad)))
+    echo = Echo(MeanAndTangent(hamiltonian), jnp.full(1, -0.5, q.dtype), has_matrices=False, unroll=1)
+    _, (p_grad, q_grad), _, total, drives_grad = echo.stretch(end, halves, drives[:, None], positions_grad[:, None])
+    return echo.hamiltonian_grad(total), (q_grad[0], p_grad[0]), drives_grad[:, 0]

@@ -133,7 +133,7 @@ def test_the_same_overwriting_command_keeps_what_it_made(workplace, stopped_befo
         assert snapshot(SEED_1) == made
     assert "--overwrite: 2 runs that this command began before it was stopped" in capsys.readouterr().err
     planned = []
-    monkeypatch.setattr(actions, "_print_plan", lambda cells, timing: planned.extend(runs for _, runs in cells))
+    monkeypatch.setattr(actions, "_print_plan", lambda cells, timing: planned.extend(runs for _, runs, *_ in cells))
     assert run(*COMMAND, "--overwrite", "--plan") == 0
     assert planned == [1]
     assert snapshot(SEED_1) == made
