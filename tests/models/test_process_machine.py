@@ -87,9 +87,9 @@ def positions(shape=DRIVES.shape, length=9999, name="positions"):
     ("program", "words"),
     [
         ("import sys; sys.exit('no board')", "the program ended (exit status 1) (it printed: no board)"),
-        ("print('Booting...')", "the program printed b'Booting...\\n' where a line of JSON was expected; messages"),
-        ("print('[1]')", "the program printed b'[1]\\n' where a line of JSON"),
-        ("print('x' * 10**6)", "where a line of JSON was expected"),
+        ("input(); print('Booting...')", "the program printed b'Booting...\\n' where a line of JSON was expected; messages"),
+        ("input(); print('[1]')", "the program printed b'[1]\\n' where a line of JSON"),
+        ("input(); print('x' * 10**6)", "where a line of JSON was expected"),
         (PREAMBLE + 'say({"version": 2})', "the program speaks version 2 of the protocol, not 1"),
         (PREAMBLE + 'say({"version": 1, "limits": {"drive": -1}})', "impossible limits {\"drive\": -1} (limits: drive"),
         (PREAMBLE + 'say({"version": 1, "limits": {"momenta": 1}})', "impossible limits {\"momenta\": 1} (momenta"),
