@@ -87,7 +87,7 @@ def positions(shape=DRIVES.shape, length=9999, name="positions"):
     ("program", "words"),
     [
         ("import sys; sys.exit('no board')", "the program ended (exit status 1) (it printed: no board)"),
-        ("input(); print('Booting...')", "the program printed b'Booting...\\n' where a line of JSON was expected; messages"),
+        ("input(); print('Booting...')", "the program printed b'Booting...\\n' where a line of JSON was expected"),
         ("input(); print('[1]')", "the program printed b'[1]\\n' where a line of JSON"),
         ("input(); print('x' * 10**6)", "where a line of JSON was expected"),
         (PREAMBLE + 'say({"version": 2})', "the program speaks version 2 of the protocol, not 1"),
