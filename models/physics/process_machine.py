@@ -74,15 +74,12 @@ class ProcessMachine:
 
     def run(self, drives: np.ndarray) -> np.ndarray:
         """See `Machine`."""
-        return self._asked("run", {"drives": drives}, {"positions": drives.shape[:2]})[1]["positions"]
+        return _with_positions(self._asked("run", {"drives": drives}, {"positions": drives.shape[:2]})[1])["positions"]
 
     def echo(self, drives: np.ndarray, nudges: np.ndarray) -> Trace:
         """See `Machine`."""
         wanted = dict.fromkeys(_TRACE if self.limits.momenta else ("positions", "starts"), drives.shape[:2])
-        arrays = self._asked("echo", {"drives": drives, "nudges": nudges}, wanted)[1]
-        if "positions" not in arrays:
-            raise MachineError("the program returned no positions")
-        return Trace(**arrays)
+        return Trace(**_with_positions(self._asked("echo", {"drives": drives, "nudges": nudges}, wanted)[1]))
 
     def close(self) -> None:
         """End the program: close its input, and kill it if it has not ended after five seconds.
@@ -147,6 +144,12 @@ class ProcessMachine:
         size = os.fstat(self._errors.fileno()).st_size
         text = os.pread(self._errors.fileno(), 2000, max(0, size - 2000)).decode(errors="replace").strip()
         return f" (it printed: {text.splitlines()[-1][-300:]})" if text else ""
+
+
+def _with_positions(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if "positions" not in arrays:
+        raise MachineError("the program returned no positions")
+    return arrays
 
 
 class _Reported(MachineError):

@@ -99,6 +99,7 @@ def positions(shape=DRIVES.shape, length=9999, name="positions"):
         (HELLO + "import os; os.close(1); time.sleep(9)", "the program ended its output"),
         (HELLO + f"say({positions([7, 3], 128)!r}.encode())", "announced the array {\"name\": \"positions\", \"shape"),
         (HELLO + f"say({positions(length=10**9)!r}.encode() + b'\\n')", "announced the array"),
+        (HELLO + "say({})", "the program returned no positions"),
         (HELLO + f"say({positions(name='p')!r}.encode())", "expected are positions [7, 2, oscillators]"),
         (HELLO + f"say({positions(length=100)!r}.encode() + b'\\n' + b'x' * 100)", "the program sent no npy file"),
         (HELLO + f"say({positions(length=400)!r}.encode() + b'\\n' + b'x' * 10)", "the program ended"),
