@@ -137,7 +137,10 @@ def measure(programs: dict[str, Program], rounds: int) -> pd.DataFrame:
         if opponent in programs:
             # The median of the ratios of each round, not the ratio of the medians: a busy moment slows both programs.
             seconds = programs[opponent].seconds
-            table[f"time / {opponent}"] = [np.median(np.divide(x.seconds, seconds)) for x in programs.values()]
+            ratios = [np.divide(program.seconds, seconds) for program in programs.values()]
+            table[f"time / {opponent}"] = np.median(ratios, axis=1)
+            if opponent == "BPTT":
+                table["lowest"], table["highest"] = np.min(ratios, axis=1), np.max(ratios, axis=1)
             if opponent != "straightforward":
                 table[f"temporaries / {opponent}"] = table["temporaries MiB"] / table["temporaries MiB"][opponent]
     return table
@@ -196,7 +199,7 @@ def markdown(table: pd.DataFrame) -> str:
             return ""
         if "MiB" in column:
             return f"{value:,.0f}"
-        return f"{value:.2f}" if "/" in column else f"{value:.3g}"
+        return f"{value:.3g}" if column.endswith(" s") else f"{value:.2f}"
 
     rows = ([*index, *(shown(x, row[x]) for x in table.columns)] for index, row in table.iterrows())
     return tables.markdown([[*table.index.names, *table.columns], *rows])
@@ -241,6 +244,9 @@ def main(argv: list[str] | None = None) -> int:
             measured[dataset_name, model_name] = table = measure(programs, options.rounds)
             print(f"\n{dataset_name}, {model_name}\n{table.to_string(float_format='{:.3g}'.format)}", flush=True)
             _write(options.output_dir, measured, device)
+            # A process has a limited number of memory maps, and every compiled program takes some.
+            del programs
+            jax.clear_caches()
     if options.growth:
         rows = list(growth(options.model_name, options.rounds, [256, 1024, 4096, 16384, 65536], [16, 64, 256, 1024]))
         write_json(options.output_dir / "growth.json", rows)
