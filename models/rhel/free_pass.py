@@ -41,7 +41,7 @@ class Schedule(NamedTuple):
     @property
     def unroll(self) -> int:
         """The steps in one iteration of a loop over the steps."""
-        return UNROLLED if self.scan == "unrolled" else 1
+        return 1 if self.scan == "sequential" else UNROLLED
 
     def kept(self, steps: int) -> int:
         """States that the free pass keeps of a stretch of so many steps."""
