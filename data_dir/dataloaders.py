@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_dir.storage import DataError
+from data_dir.tasks import GeneratedSeries
 
 Array = np.ndarray | jax.Array
 
@@ -15,7 +16,8 @@ class Dataloader:
     """The samples of one part of a data set.
 
     The loader serves the ``rows`` of ``data`` (N, L, C) and ``labels``, by default all rows in order. Labels are
-    one-hot (N, K), or in regression (N, T), or (N, T, K) with K outputs at each of T label steps. ``standardisation``
+    one-hot (N, K), or (N, T, K) for T steps of a sample, or in regression (N, T), or (N, T, K) with K outputs at each
+    of T label steps. Series of a task are generated when they are served. ``standardisation``
     maps the samples of a batch. ``time`` puts the channel t/L, t = 0..L-1, before the others. ``label_unit`` is how
     much a difference of 1 between labels means in the files of a regression, one number or one for each of the K
     outputs; metrics are in that unit. Batches are float32.
@@ -29,7 +31,7 @@ class Dataloader:
 
     def __init__(
         self,
-        data: np.ndarray,
+        data: np.ndarray | GeneratedSeries,
         labels: np.ndarray,
         *,
         rows: np.ndarray | None = None,
@@ -38,7 +40,8 @@ class Dataloader:
         standardisation: Callable[[np.ndarray], np.ndarray] | None = None,
         label_unit: float | tuple[float, ...] = 1.0,
     ):
-        data, labels = np.asarray(data, dtype=np.float32), np.asarray(labels, dtype=np.float32)
+        data = data if isinstance(data, GeneratedSeries) else np.asarray(data, dtype=np.float32)
+        labels = np.asarray(labels, dtype=np.float32)
         if data.ndim != 3 or labels.ndim not in (2, 3):
             raise DataError(
                 "data must be (samples, time steps, channels) and labels (samples, outputs) or "

@@ -12,6 +12,7 @@ from data_dir.names import BUNDLED, PPG, PUBLISHED_UEA, UEA_MULTIVARIATE, listed
 from data_dir.processed import CUT, WHOLE, ProcessedSet, array_file, is_dataset
 from data_dir.processing.uea import COLLECTION, process_dataset, raw_files
 from data_dir.scaling import (
+    REACH,
     LabelMap,
     Standardisation,
     label_map_of,
@@ -22,6 +23,7 @@ from data_dir.scaling import (
 )
 from data_dir.splits import PARTS, Split, read_index_file, split_as_original, split_by_seed
 from data_dir.storage import DataError, processed_folder, raw_folder, script_command
+from data_dir.tasks import GeneratedSeries, Task, labels_of, sha256_of_task
 
 Arrays = tuple[np.ndarray, np.ndarray]
 BY_SEED, ORIGINAL = "seed", "original"
@@ -34,10 +36,11 @@ class Dataset:
     """A data set ready to train on.
 
     ``train``, ``validation`` and ``test`` serve x (n, length, data_dim) and y: in classification one-hot rows
-    (n, label_dim), in regression (n, length // output_step) with label_dim 1, or (n, length // output_step, label_dim)
-    if there are several outputs. ``data_dim`` counts the time channel. A regression has one label of each output for
-    every ``output_step`` time steps. ``class_names`` and ``output_names`` are None if the processed files do not have
-    them. ``table`` says which columns of a table became this set (``data_dir.processing.tables.Columns``), or is None.
+    (n, label_dim), or (n, last_steps, label_dim) if last_steps is above 1; in regression (n, length // output_step)
+    with label_dim 1, or (n, length // output_step, label_dim) if there are several outputs. ``data_dim`` counts the
+    time channel. A regression has one label of each output for every ``output_step`` time steps. ``class_names`` and
+    ``output_names`` are None if the processed files do not have them. ``table`` says which columns of a table became
+    this set (``data_dir.processing.tables.Columns``), or is None.
 
     ``split`` maps "train", "validation" and "test" to rows of the ``stored`` samples; both are None if the files hold
     three parts. ``mask`` (stored rows, length) says which time steps belong to a series; None without padding.
@@ -66,6 +69,7 @@ class Dataset:
     output_step: int = 1
     standardisation: Standardisation | None = None
     label_map: LabelMap | None = None
+    last_steps: int = 1
     notes: tuple[str, ...] = ()
     sha256: str | None = None
 
@@ -76,6 +80,8 @@ class Dataset:
         if self.classification:
             names = range(self.label_dim) if self.class_names is None else self.class_names
             labels = f"{self.label_dim} classes ({listed(names)})"
+            if self.last_steps > 1:
+                labels += f", one at each of the last {self.last_steps} time steps"
         else:
             steps = self.length // self.output_step
             labels = "one label a series"
@@ -104,8 +110,11 @@ def create_dataset(
     split: str | Path = BY_SEED,
     inmemory: bool = False,
     standardise: bool = False,
+    task: Task | None = None,
 ) -> Dataset:
     """Loads a processed set (see ``data_dir.processed`` for its files) and splits it.
+
+    With ``task``, the set is generated, with the parts of the task, and only named ``dataset_name``; no file is read.
 
     ``data_dir`` holds raw/ and processed/. The sets in ``BUNDLED`` are processed on first use. ``split`` is "seed", the
     published split of ``seed``; "original", the archive's own parts, with validation rows drawn by ``seed`` if it has
@@ -120,6 +129,9 @@ def create_dataset(
     Raises DataError, naming the file and what to do, if the set is missing, if a file is damaged or was changed, or if
     the arrays do not fit together or to the arguments.
     """
+    if task is not None:
+        _check_task(task, classification, output_step, split, standardise)
+        return _generated(task, dataset_name, time, inmemory)
     stored = ProcessedSet(_folder_of(data_dir, dataset_name))
     _check_request(stored, classification, split)
     class_names = label_map = names = mask = rows = None
@@ -168,6 +180,41 @@ def create_dataset(
         label_map=label_map,
         notes=tuple(_notes(data, labels if classification else None, mask, train_rows, seed, class_names, standardise)),
         sha256=stored.sha256(),
+    )
+
+
+def _check_task(task: Task, classification: bool, output_step: int | None, split: str | Path, standardise: bool):
+    """Whether a task has the form that is asked for."""
+    if classification != task.classification:
+        raise DataError(f"task {task.name}: needs classification {task.classification}.")
+    if split != BY_SEED or standardise:
+        raise DataError(f"task {task.name}: has its own parts and channels: split and standardise must be left out.")
+    fitting = 1 if classification else task.length
+    if output_step not in (None, fitting):
+        raise DataError(f"task {task.name}: output_step {output_step} does not fit: it must be {fitting}.")
+
+
+def _generated(task: Task, name: str, time: bool, inmemory: bool) -> Dataset:
+    """The set of a task. The labels of a regression lie in [0, 2), and are mapped to the range of tanh."""
+    label_map = None if task.classification else LabelMap(centre=1.0, unit=1 / REACH)
+    labels = {part: labels_of(task, part) for part in PARTS}
+    if label_map is not None:
+        labels = {part: label_map.to_outputs(values) for part, values in labels.items()}
+    options = {"time": time, "inmemory": inmemory, "label_unit": 1.0 if label_map is None else label_map.unit}
+    classes = labels["train"].shape[-1]
+    return Dataset(
+        name=name,
+        **{part: Dataloader(GeneratedSeries(task, part), labels[part], **options) for part in PARTS},
+        data_dim=task.channels + bool(time),
+        label_dim=classes,
+        length=task.length,
+        classification=task.classification,
+        split=None,
+        class_names=list(map(str, range(classes))) if task.classification else None,
+        output_step=1 if task.classification else task.length,
+        label_map=label_map,
+        last_steps=task.last_steps,
+        sha256=sha256_of_task(task),
     )
 
 

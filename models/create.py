@@ -19,6 +19,7 @@ MODELS: dict[str, type[AbstractHRULayer]] = {"LinHRU": LinHRULayer, "NonlinHRU":
 """The unit of every model. A new model is one row here."""
 
 BATCHNORM_MODES = ("ema", "batch")
+POOLINGS = ("mean", "last")
 Size = int | np.integer
 
 
@@ -32,6 +33,8 @@ def create_model(
     *,
     classification: bool,
     output_step: Size = 1,
+    pooling: Literal["mean", "last"] = "mean",
+    last_steps: Size = 1,
     learning_algorithm: str = "RHEL",
     epsilon: float | None = None,
     train_steps: bool = True,
@@ -46,6 +49,9 @@ def create_model(
     Call it on one sequence x (L, data_dim), under `jax.vmap(model, axis_name="batch", in_axes=(0, None, 0),
     out_axes=(0, None))`, as model(x, state, key) -> (output, state): logits (label_dim,) for classification, else
     (L // output_step, label_dim) through tanh.
+
+    - `pooling`: what a classification reads, the "mean" over time or the "last" step. With "last" it may read so many
+      `last_steps`, each as a classification of its own; the logits are then (last_steps, label_dim).
 
     - `model_name`: a name of `MODELS`, or the class of your own unit.
     - `learning_algorithm`, `epsilon`: see `models.rhel`. The forward pass is the same for all algorithms.
@@ -64,8 +70,10 @@ def create_model(
         )
     if batchnorm not in BATCHNORM_MODES:
         raise ValueError(f"unknown batchnorm {batchnorm!r}; one of {', '.join(BATCHNORM_MODES)}")
+    if pooling not in POOLINGS:
+        raise ValueError(f"unknown pooling {pooling!r}; one of {', '.join(POOLINGS)}")
     sizes = {"data_dim": data_dim, "label_dim": label_dim, "hidden_dim": hidden_dim, "num_blocks": num_blocks}
-    sizes |= {"ssm_dim": ssm_dim, "output_step": output_step}
+    sizes |= {"ssm_dim": ssm_dim, "output_step": output_step, "last_steps": last_steps}
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
@@ -77,6 +85,10 @@ def create_model(
         raise ValueError(
             f"output_step is {output_step}, but a classification has one output per sequence: it must be 1"
         )
+    if not classification and pooling != "mean":
+        raise ValueError(f"pooling is {pooling!r}, but a regression reads every output_step-th step and pools none")
+    if last_steps != 1 and pooling != "last":
+        raise ValueError(f"last_steps is {last_steps}, but pooling is {pooling!r}: several steps need pooling 'last'")
     if not (0 <= dropout_rate < 1 and math.isfinite(dropout_rate)):
         raise ValueError(f"dropout_rate must lie in [0, 1), got {dropout_rate!r}")
     algorithm = make_learning_algorithm(learning_algorithm, epsilon)
@@ -85,6 +97,7 @@ def create_model(
         unit,
         **sizes,
         classification=classification,
+        pooling=pooling,
         batchnorm=batchnorm,
         dropout_rate=dropout_rate,
         remat=remat,
