@@ -1,14 +1,14 @@
 """A processed data set, split by seed, as three loaders."""
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data_dir.dataloaders import Dataloader
-from data_dir.names import BUNDLED, PPG, PUBLISHED_UEA, UEA_MULTIVARIATE, listed, nearest_name
+from data_dir.names import BUNDLED, PPG, PUBLISHED_UEA, SEQUENTIAL, UEA_MULTIVARIATE, listed, nearest_name
 from data_dir.processed import CUT, WHOLE, ProcessedSet, array_file, is_dataset
 from data_dir.processing.uea import COLLECTION, process_dataset, raw_files
 from data_dir.scaling import (
@@ -278,8 +278,18 @@ def _notes(data: np.ndarray, labels, mask, rows, seed: int, class_names, standar
 
 def _split(stored: ProcessedSet, dataset_name: str, n: int, seed: int, split: str | Path) -> Split:
     """The stored rows of each part."""
+    fixed = stored.has_fixed_test
     if split not in (BY_SEED, ORIGINAL):
-        return read_index_file(split, dataset_name, n, seed)
+        rows = read_index_file(split, dataset_name, n, seed)
+        if fixed and np.isin(stored.original_idxs()[2], np.concatenate([rows["train"], rows["validation"]])).any():
+            raise DataError(f"{split}: seed {seed}: rows of the published test part of {dataset_name} are not in test.")
+        return rows
+    if fixed and split == BY_SEED:
+        raise DataError(
+            f"{stored.folder}: has a published test part of {len(stored.original_idxs()[2])} series, of which a split "
+            'by seed would take some for the training. Write "split": "original": only the validation part is drawn '
+            "by seed."
+        )
     original = stored.original_idxs() if split == ORIGINAL else None
     try:
         return split_by_seed(n, seed) if original is None else split_as_original(original, n, seed)
@@ -293,13 +303,18 @@ def processed_datasets(data_dir: str | Path) -> list[str]:
     return sorted({folder.name for folder in processed_folder(data_dir).glob("*/[!.]*") if is_dataset(folder)})
 
 
-def count_samples(data_dir: str | Path, dataset_name: str) -> tuple[Path, int | None]:
-    """The folder of a processed set and the number of its samples; None for a set that holds three parts.
+def rows_by_seed(data_dir: str | Path, dataset_name: str, seeds: Iterable[int]) -> tuple[Path, int, dict[int, Split]]:
+    """The folder of a processed set, the number of its samples, and the rows of each part for each seed.
 
-    Raises DataError as ``create_dataset`` does.
+    The split is the published one by seed; of a set with a published test part, the original one. A set that holds
+    three parts has no rows: the number is 0, and the splits are empty. Raises DataError as ``create_dataset`` does.
     """
     stored = ProcessedSet(_folder_of(data_dir, dataset_name))
-    return stored.folder, len(stored.samples()) if stored.is_whole else None
+    if not stored.is_whole:
+        return stored.folder, 0, {}
+    n = len(stored.samples())
+    split = ORIGINAL if stored.has_fixed_test else BY_SEED
+    return stored.folder, n, {seed: _split(stored, dataset_name, n, seed, split) for seed in seeds}
 
 
 def _folder_of(data_dir: str | Path, name: str) -> Path:
@@ -329,7 +344,7 @@ def _folder_of(data_dir: str | Path, name: str) -> Path:
 def _how_to_get(data_dir: str | Path, name: str) -> str:
     """The message for a missing set, with the commands that make it."""
     processed = processed_folder(data_dir)
-    known = {*BUNDLED, *PUBLISHED_UEA, *UEA_MULTIVARIATE, PPG, *processed_datasets(data_dir)}
+    known = {*BUNDLED, *PUBLISHED_UEA, *UEA_MULTIVARIATE, *SEQUENTIAL, PPG, *processed_datasets(data_dir)}
     message = f"dataset_name {name!r}: no folder {processed}/*/{name} holds {WHOLE[0]}.pkl or {CUT['train'][0]}.npy."
     nearest = nearest_name(name, known)
     if name not in known and nearest:
@@ -337,6 +352,9 @@ def _how_to_get(data_dir: str | Path, name: str) -> str:
     if name == PPG:
         process = script_command("process_ppg.py", data_dir)
         return f"{message} PPG-DaLiA is fetched by hand and processed; this says how:\n    {process}"
+    if name in SEQUENTIAL:
+        process = script_command("process_sequential.py", data_dir, "--datasets", name)
+        return f"{message} Fetch and process it:\n    {process}"
     process = script_command("process_uea.py", data_dir, "--datasets", name)
     if raw_files(data_dir, name):
         return f"{message} Its raw files exist; process them:\n    {process}"
