@@ -142,7 +142,7 @@ def process_sequential(name: str, folder: Path, data_dir: str | Path) -> dict:
     kind = KINDS[name]
     series = kind.read(folder)
     n, length = series.values.shape
-    rows = series.values[:, :, None]
+    rows = np.ascontiguousarray(series.values)[:, :, None]  # so that a batch is read from few places of the file
     counts = np.bincount(series.classes, minlength=len(series.class_names)).tolist()
     first, in_train, in_test, conflicts = compare_rows(rows, series.n_train, series.classes, series.class_names)
     merged = MergedSet(
