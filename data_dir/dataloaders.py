@@ -1,6 +1,7 @@
 """Batches of one part of a data set: endless and shuffled for training, or one pass in order for evaluation."""
 
 from collections.abc import Callable, Iterator
+from copy import copy
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,15 @@ class Dataloader:
     def labels(self) -> Array:
         """All labels (n, K), (n, T) or (n, T, K). On the host a copy if only some rows are served."""
         return self._labels[self._served] if self._device is None else self._device[1]
+
+    def first(self, count: int | None) -> "Dataloader":
+        """A loader of the first ``count`` samples of this part; of all of them with None, or if there are no more."""
+        if count is None or count >= self.size:
+            return self
+        part = copy(self)
+        part.rows, part.size, part._served = self.rows[:count], count, self.rows[:count]
+        part._device = None if self._device is None else tuple(array[:count] for array in self._device)
+        return part
 
     def batch(self, samples: np.ndarray) -> tuple[Array, Array]:
         """Samples by their numbers in this part, 0..n-1, and their labels."""

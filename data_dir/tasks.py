@@ -1,7 +1,7 @@
 """Tasks of any length whose answer lies far from where it is read. They are generated, and have no files.
 
 A series is a function of the task, its seed, the part of the set and the number of the series. So a loader makes the
-series of a batch when it needs them, and a set of 10,000 series of 100,000 steps takes no memory. The random numbers
+series of a batch when it needs them, and a set of 50,000 series of 100,000 steps takes no memory. The random numbers
 are the raw words of Philox, a counter-based generator: no version of numpy and no machine changes them.
 
 Sources: adding, Hochreiter and Schmidhuber (1997); copy, Arjovsky, Shah and Bengio (2016); selective copy, Gu and Dao
@@ -62,7 +62,7 @@ class Task:
 
     length: int
     seed: int = dataclasses.field(default=0, kw_only=True)
-    train: int = dataclasses.field(default=10_000, kw_only=True)
+    train: int = dataclasses.field(default=50_000, kw_only=True)
     validation: int = dataclasses.field(default=1_000, kw_only=True)
     test: int = dataclasses.field(default=2_000, kw_only=True)
 

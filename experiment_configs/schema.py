@@ -120,6 +120,7 @@ class ExperimentConfig(BaseModel):
     print_steps: _Int = _count()
     batch_size: _Int = _count()
     patience: _Int = _count(10)
+    evaluate_train: _IntOrNull = _count(None, otherwise=", or null for the whole training part")
     metric: Literal["accuracy", "mse"] = Field(description="accuracy or mse")
     grad_clip: _FloatOrNull = _positive(None, otherwise=", or null for gradients of any norm")
     skip_nonfinite: _Int = Field(0, ge=0, lt=2**31, description="a whole number, 0 or more, below 2147483648")

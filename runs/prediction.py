@@ -94,7 +94,8 @@ def evaluate_run(
     with _kept_run(folder, own_units, devices) as run:
         then = _recorded(run.folder, part)
         dataset = _dataset(run, data_dir)
-        arguments = (run.trained, run.state, getattr(dataset, part))
+        samples = getattr(dataset, part).first(run.config.evaluate_train if part == "train" else None)
+        arguments = (run.trained, run.state, samples)
         options = {"batch_size": run.config.batch_size, "classification": run.config.classification}
         options["devices"] = run.devices
         loss, metric = train.evaluate(*arguments, **options)

@@ -148,6 +148,7 @@ class _Run:
                 print_steps=config.print_steps,
                 batch_size=config.batch_size,
                 patience=config.patience,
+                evaluate_train=config.evaluate_train,
                 key=key,
                 grad_clip=config.grad_clip,
                 skip_nonfinite=config.skip_nonfinite,
