@@ -106,7 +106,6 @@ def train(
     batch_size: int,
     key: PRNGKeyArray,
     patience: int = PATIENCE,
-    evaluate_train: int | None = None,
     grad_clip: float | None = None,
     skip_nonfinite: int = 0,
     retrace: bool = False,
@@ -121,8 +120,7 @@ def train(
 ) -> TrainingResult:
     """Train with Adam, keep the model that is best on the validation set, and test that model once.
 
-    Training and validation set are evaluated every `print_steps` steps and after the last step; of the training set
-    the first `evaluate_train` samples, by default all. Only a strictly better
+    Training and validation set are evaluated every `print_steps` steps and after the last step. Only a strictly better
     validation accuracy, or validation loss of a regression, is an improvement. More than `patience` evaluations in a
     row without improvement stop it.
 
@@ -165,7 +163,6 @@ def train(
         print_steps=print_steps,
         batch_size=batch_size,
         patience=patience,
-        evaluate_train=evaluate_train,
         skip_nonfinite=skip_nonfinite,
         retrace=retrace,
         checkpoint_steps=checkpoint_steps,

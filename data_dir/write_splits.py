@@ -14,7 +14,8 @@ from pathlib import Path
 if not __package__:  # Run as a script: Python puts this folder on the path, the imports below need its parent.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_dir.datasets import processed_datasets, rows_by_seed
+from data_dir.datasets import rows_by_seed
+from data_dir.finding import processed_datasets
 from data_dir.splits import PUBLISHED_SEEDS, write_index_file
 from data_dir.storage import DEFAULT_DATA_DIR, DataError
 

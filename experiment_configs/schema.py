@@ -223,7 +223,8 @@ class ExperimentConfig(BaseModel):
     def data_options(self) -> dict:
         """Give the keyword arguments of `data_dir.datasets.create_dataset` but the seed."""
         names = ("data_dir", "dataset_name", "time", "classification", "output_step", "split", "inmemory")
-        return {name: getattr(self, name) for name in (*names, "standardise")} | {"task": tasks.task_of(self.task)}
+        given = {name: getattr(self, name) for name in (*names, "standardise", "evaluate_train")}
+        return given | {"task": tasks.task_of(self.task)}
 
     def defaults(self) -> dict[str, Any]:
         """Give the fields that nobody set, with the values that they took."""

@@ -4,14 +4,11 @@
 """
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
 from data_dir.tasks import TASKS, Task, record_of, task_of_fields
-
-if TYPE_CHECKING:
-    from .schema import ExperimentConfig
 
 ALLOWED = (
     f"null, or an object with name (one of {', '.join(TASKS)}), length (the time steps of a series), and the other "
@@ -33,7 +30,7 @@ Fields = Annotated[dict[str, Any] | None, AfterValidator(checked), Field(descrip
 """The type of the field in a config."""
 
 
-def clashes(config: "ExperimentConfig") -> Iterator[tuple[str, str]]:
+def clashes(config: Any) -> Iterator[tuple[str, str]]:
     """The fields that do not fit the way in which the outputs are read, or the task; each with the reason."""
     if not config.classification and config.pooling != "mean":
         yield "pooling", 'a regression reads every output_step-th step and pools no steps: leave it out, or "mean"'

@@ -50,10 +50,9 @@ def create_model(
     out_axes=(0, None))`, as model(x, state, key) -> (output, state): logits (label_dim,) for classification, else
     (L // output_step, label_dim) through tanh.
 
-    - `pooling`: what a classification reads, the "mean" over time or the "last" step. With "last" it may read so many
-      `last_steps`, each as a classification of its own; the logits are then (last_steps, label_dim).
-
     - `model_name`: a name of `MODELS`, or the class of your own unit.
+    - `pooling`: what a classification reads, the "mean" over time or the "last" step; or with "last" so many
+      `last_steps`, each as a classification of its own, with logits (last_steps, label_dim).
     - `learning_algorithm`, `epsilon`: see `models.rhel`. The forward pass is the same for all algorithms.
     - `train_steps=False` freezes the time steps, whatever the algorithm.
     - `remat`: compute the feed-forward part of a block again in the backward pass instead of keeping it.
@@ -70,8 +69,6 @@ def create_model(
         )
     if batchnorm not in BATCHNORM_MODES:
         raise ValueError(f"unknown batchnorm {batchnorm!r}; one of {', '.join(BATCHNORM_MODES)}")
-    if pooling not in POOLINGS:
-        raise ValueError(f"unknown pooling {pooling!r}; one of {', '.join(POOLINGS)}")
     sizes = {"data_dim": data_dim, "label_dim": label_dim, "hidden_dim": hidden_dim, "num_blocks": num_blocks}
     sizes |= {"ssm_dim": ssm_dim, "output_step": output_step, "last_steps": last_steps}
     for name, size in sizes.items():
@@ -81,14 +78,7 @@ def create_model(
     for name, flag in {"classification": classification, "train_steps": train_steps, "remat": remat}.items():
         if not isinstance(flag, bool | np.bool_):
             raise ValueError(f"{name} must be true or false, got {flag!r}")
-    if classification and output_step != 1:
-        raise ValueError(
-            f"output_step is {output_step}, but a classification has one output per sequence: it must be 1"
-        )
-    if not classification and pooling != "mean":
-        raise ValueError(f"pooling is {pooling!r}, but a regression reads every output_step-th step and pools none")
-    if last_steps != 1 and pooling != "last":
-        raise ValueError(f"last_steps is {last_steps}, but pooling is {pooling!r}: several steps need pooling 'last'")
+    _require_reading(classification, output_step, pooling, last_steps)
     if not (0 <= dropout_rate < 1 and math.isfinite(dropout_rate)):
         raise ValueError(f"dropout_rate must lie in [0, 1), got {dropout_rate!r}")
     algorithm = make_learning_algorithm(learning_algorithm, epsilon)
@@ -110,6 +100,20 @@ def create_model(
         _require_common(block.unit, learning_algorithm=algorithm, train_steps=train_steps)
         _require_trainable(block.unit)
     return model, state
+
+
+def _require_reading(classification: bool, output_step: Size, pooling: str, last_steps: Size) -> None:
+    """Raise `ValueError` for a way to read the outputs that does not fit the task."""
+    if classification and output_step != 1:
+        raise ValueError(
+            f"output_step is {output_step}, but a classification has one output per sequence: it must be 1"
+        )
+    if pooling not in POOLINGS:
+        raise ValueError(f"unknown pooling {pooling!r}; one of {', '.join(POOLINGS)}")
+    if not classification and pooling != "mean":
+        raise ValueError(f"pooling is {pooling!r}, but a regression reads every output_step-th step and pools none")
+    if last_steps != 1 and pooling != "last":
+        raise ValueError(f"last_steps is {last_steps}, but pooling is {pooling!r}: several steps need pooling 'last'")
 
 
 def options_of_models() -> dict[str, dict[str, Option]]:

@@ -134,6 +134,6 @@ def _seconds_per_evaluation(config: ExperimentConfig, dataset: Dataset, model, s
         start = time.perf_counter()
         train.evaluate(model, state, batch, **options)
         seconds = time.perf_counter() - start
-    parts = (dataset.train.first(config.evaluate_train), dataset.validation)
+    parts = (dataset.evaluated_train, dataset.validation)
     batches = sum(math.ceil(part.size / config.batch_size) for part in parts)
     return batches * seconds

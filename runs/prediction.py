@@ -94,8 +94,7 @@ def evaluate_run(
     with _kept_run(folder, own_units, devices) as run:
         then = _recorded(run.folder, part)
         dataset = _dataset(run, data_dir)
-        samples = getattr(dataset, part).first(run.config.evaluate_train if part == "train" else None)
-        arguments = (run.trained, run.state, samples)
+        arguments = (run.trained, run.state, getattr(dataset, "evaluated_train" if part == "train" else part))
         options = {"batch_size": run.config.batch_size, "classification": run.config.classification}
         options["devices"] = run.devices
         loss, metric = train.evaluate(*arguments, **options)

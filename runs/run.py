@@ -148,7 +148,6 @@ class _Run:
                 print_steps=config.print_steps,
                 batch_size=config.batch_size,
                 patience=config.patience,
-                evaluate_train=config.evaluate_train,
                 key=key,
                 grad_clip=config.grad_clip,
                 skip_nonfinite=config.skip_nonfinite,
@@ -312,7 +311,7 @@ def baseline(dataset: Dataset) -> np.ndarray:
     """
     labels, test = (np.asarray(part.labels, dtype=float) for part in (dataset.train, dataset.test))
     if dataset.classification:
-        labels, test = (rows.reshape(-1, dataset.label_dim) for rows in (labels, test))
+        labels, test = (rows.reshape(-1, rows.shape[-1]) for rows in (labels, test))
         return np.asarray(np.mean(test[:, labels.sum(axis=0).argmax()]))
     errors = np.mean((test - labels.mean(axis=(0, 1))) ** 2, axis=(0, 1))
     return errors * np.square(dataset.test.label_unit)
