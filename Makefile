@@ -1,6 +1,7 @@
 # make run    a fresh clone to a model trained by RHEL on real data
 # make test   the tests; `make test-fast` leaves out the slow ones, `make test-all` takes in those that take minutes
-# make data   fetches and processes SelfRegulationSCP1, without which a few of the tests are skipped
+# make data   fetches and processes SelfRegulationSCP1, without which a few of the tests are skipped;
+#             `make data-long` Fashion-MNIST as pixel sequences, 5,000 digits and PigCVP
 # make faults seeds faults in a copy of the code, and shows that the tests see each
 # make gpu-counts   compiles training steps for an H100, without a GPU, and holds kernels, bytes and memory to bounds;
 #             FLAGS=--record records the bounds
@@ -28,7 +29,7 @@ endef
 PLUGIN := .cuda_plugin
 JAX = $(shell sed -n 's/^jax==//p' requirements.txt)
 
-.PHONY: run test test-all test-fast faults data gpu-counts lint types wheel-test clean
+.PHONY: run test test-all test-fast faults data data-long gpu-counts lint types wheel-test clean
 
 run: $(VENV)/.installed
 	$(BIN)/python run_experiment.py --dataset_name BasicMotions
@@ -48,6 +49,9 @@ faults: $(VENV)/.installed-dev
 data: $(VENV)/.installed
 	$(BIN)/python data_dir/download_uea.py --datasets SelfRegulationSCP1
 	$(BIN)/python data_dir/process_uea.py --datasets SelfRegulationSCP1
+
+data-long: $(VENV)/.installed
+	$(BIN)/python data_dir/process_sequential.py
 
 gpu-counts: $(VENV)/.installed $(PLUGIN)/.fetched
 	$(BIN)/python benchmarks/accelerator.py --check --plugin $(PLUGIN) --output_dir outputs/gpu_counts $(FLAGS)

@@ -27,7 +27,8 @@ import jax
 import pandas as pd
 
 from common.style import save
-from data_dir.datasets import create_dataset, processed_datasets
+from data_dir.datasets import create_dataset
+from data_dir.finding import processed_datasets
 from experiment_configs import MODEL_NAMES
 from models.create import MODELS
 from models.layer import AbstractHRULayer, unit_options

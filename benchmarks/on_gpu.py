@@ -30,7 +30,7 @@ from benchmarks.accelerator import ROOT, TINY, version
 from benchmarks.step import SHAPES, Program, measure, prepared, problem
 from common import tables
 from common.files import write_json
-from data_dir.datasets import processed_datasets
+from data_dir.finding import processed_datasets
 from models.check import agreement_by_leaf
 from models.create import MODELS
 from models.rhel import BPTT, RHEL, with_learning_algorithm

@@ -1,12 +1,14 @@
 """Batches of one part of a data set: endless and shuffled for training, or one pass in order for evaluation."""
 
 from collections.abc import Callable, Iterator
+from copy import copy
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from data_dir.storage import DataError
+from data_dir.tasks import GeneratedSeries
 
 Array = np.ndarray | jax.Array
 
@@ -15,7 +17,8 @@ class Dataloader:
     """The samples of one part of a data set.
 
     The loader serves the ``rows`` of ``data`` (N, L, C) and ``labels``, by default all rows in order. Labels are
-    one-hot (N, K), or in regression (N, T), or (N, T, K) with K outputs at each of T label steps. ``standardisation``
+    one-hot (N, K), or (N, T, K) for T steps of a sample, or in regression (N, T), or (N, T, K) with K outputs at each
+    of T label steps. Series of a task are generated when they are served. ``standardisation``
     maps the samples of a batch. ``time`` puts the channel t/L, t = 0..L-1, before the others. ``label_unit`` is how
     much a difference of 1 between labels means in the files of a regression, one number or one for each of the K
     outputs; metrics are in that unit. Batches are float32.
@@ -29,7 +32,7 @@ class Dataloader:
 
     def __init__(
         self,
-        data: np.ndarray,
+        data: np.ndarray | GeneratedSeries,
         labels: np.ndarray,
         *,
         rows: np.ndarray | None = None,
@@ -38,7 +41,8 @@ class Dataloader:
         standardisation: Callable[[np.ndarray], np.ndarray] | None = None,
         label_unit: float | tuple[float, ...] = 1.0,
     ):
-        data, labels = np.asarray(data, dtype=np.float32), np.asarray(labels, dtype=np.float32)
+        data = data if isinstance(data, GeneratedSeries) else np.asarray(data, dtype=np.float32)
+        labels = np.asarray(labels, dtype=np.float32)
         if data.ndim != 3 or labels.ndim not in (2, 3):
             raise DataError(
                 "data must be (samples, time steps, channels) and labels (samples, outputs) or "
@@ -64,6 +68,15 @@ class Dataloader:
     def labels(self) -> Array:
         """All labels (n, K), (n, T) or (n, T, K). On the host a copy if only some rows are served."""
         return self._labels[self._served] if self._device is None else self._device[1]
+
+    def first(self, count: int | None) -> "Dataloader":
+        """A loader of the first ``count`` samples of this part; of all of them with None, or if there are no more."""
+        if count is None or count >= self.size:
+            return self
+        part = copy(self)
+        part.rows, part.size, part._served = self.rows[:count], count, self.rows[:count]
+        part._device = None if self._device is None else tuple(array[:count] for array in self._device)
+        return part
 
     def batch(self, samples: np.ndarray) -> tuple[Array, Array]:
         """Samples by their numbers in this part, 0..n-1, and their labels."""

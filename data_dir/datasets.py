@@ -1,17 +1,17 @@
 """A processed data set, split by seed, as three loaders."""
 
-import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data_dir.dataloaders import Dataloader
-from data_dir.names import BUNDLED, PPG, PUBLISHED_UEA, UEA_MULTIVARIATE, listed, nearest_name
-from data_dir.processed import CUT, WHOLE, ProcessedSet, array_file, is_dataset
-from data_dir.processing.uea import COLLECTION, process_dataset, raw_files
+from data_dir.finding import folder_of
+from data_dir.names import listed
+from data_dir.processed import WHOLE, ProcessedSet, array_file
 from data_dir.scaling import (
+    REACH,
     LabelMap,
     Standardisation,
     label_map_of,
@@ -21,7 +21,8 @@ from data_dir.scaling import (
     standardisation_of,
 )
 from data_dir.splits import PARTS, Split, read_index_file, split_as_original, split_by_seed
-from data_dir.storage import DataError, processed_folder, raw_folder, script_command
+from data_dir.storage import DataError
+from data_dir.tasks import GeneratedSeries, Task, labels_of, sha256_of_task
 
 Arrays = tuple[np.ndarray, np.ndarray]
 BY_SEED, ORIGINAL = "seed", "original"
@@ -34,16 +35,20 @@ class Dataset:
     """A data set ready to train on.
 
     ``train``, ``validation`` and ``test`` serve x (n, length, data_dim) and y: in classification one-hot rows
-    (n, label_dim), in regression (n, length // output_step) with label_dim 1, or (n, length // output_step, label_dim)
-    if there are several outputs. ``data_dim`` counts the time channel. A regression has one label of each output for
-    every ``output_step`` time steps. ``class_names`` and ``output_names`` are None if the processed files do not have
-    them. ``table`` says which columns of a table became this set (``data_dir.processing.tables.Columns``), or is None.
+    (n, label_dim), or (n, last_steps, label_dim) if last_steps is above 1; in regression (n, length // output_step)
+    with label_dim 1, or (n, length // output_step, label_dim) if there are several outputs. ``data_dim`` counts the
+    time channel. A regression has one label of each output for every ``output_step`` time steps. ``class_names`` and
+    ``output_names`` are None if the processed files do not have them. ``table`` says which columns of a table became
+    this set (``data_dir.processing.tables.Columns``), or is None.
 
     ``split`` maps "train", "validation" and "test" to rows of the ``stored`` samples; both are None if the files hold
     three parts. ``mask`` (stored rows, length) says which time steps belong to a series; None without padding.
 
     ``standardisation`` is the map from the files' channels to the served ones, ``label_map`` from the served labels to
     the files' ones; None if the loaders serve the numbers of the files.
+
+    ``evaluated_train`` serves the first ``evaluate_train`` samples of the training part, or all: those that a training
+    evaluates.
 
     ``notes`` are sentences to read before training. ``sha256`` is one hash of the arrays in the files: type, shape and
     values.
@@ -66,8 +71,15 @@ class Dataset:
     output_step: int = 1
     standardisation: Standardisation | None = None
     label_map: LabelMap | None = None
+    last_steps: int = 1
     notes: tuple[str, ...] = ()
     sha256: str | None = None
+    evaluate_train: int | None = None
+
+    @property
+    def evaluated_train(self) -> Dataloader:
+        """The samples of the training part that a training evaluates."""
+        return self.train.first(self.evaluate_train)
 
     def describe(self) -> str:
         """The shape of the set in one line."""
@@ -76,6 +88,8 @@ class Dataset:
         if self.classification:
             names = range(self.label_dim) if self.class_names is None else self.class_names
             labels = f"{self.label_dim} classes ({listed(names)})"
+            if self.last_steps > 1:
+                labels += f", one at each of the last {self.last_steps} time steps"
         else:
             steps = self.length // self.output_step
             labels = "one label a series"
@@ -104,8 +118,12 @@ def create_dataset(
     split: str | Path = BY_SEED,
     inmemory: bool = False,
     standardise: bool = False,
+    evaluate_train: int | None = None,
+    task: Task | None = None,
 ) -> Dataset:
     """Loads a processed set (see ``data_dir.processed`` for its files) and splits it.
+
+    With ``task``, the set is generated, with the parts of the task, and only named ``dataset_name``; no file is read.
 
     ``data_dir`` holds raw/ and processed/. The sets in ``BUNDLED`` are processed on first use. ``split`` is "seed", the
     published split of ``seed``; "original", the archive's own parts, with validation rows drawn by ``seed`` if it has
@@ -115,13 +133,34 @@ def create_dataset(
     standard deviation 1 over the training part. In regression (``classification`` False) there must be one label for
     every ``output_step`` time steps; None takes the number from the data. Labels of a regression that do not all lie in
     [-1, 1], or that span only a small part of it, are mapped to the range of tanh (see ``data_dir.scaling``).
-    ``inmemory`` copies every part to the device; otherwise batches are numpy arrays.
+    ``inmemory`` copies every part to the device; otherwise batches are numpy arrays. A training evaluates the first
+    ``evaluate_train`` training samples, by default all.
 
     Raises DataError, naming the file and what to do, if the set is missing, if a file is damaged or was changed, or if
     the arrays do not fit together or to the arguments.
     """
-    stored = ProcessedSet(_folder_of(data_dir, dataset_name))
+    if task is not None:
+        _check_task(task, classification, output_step, split, standardise)
+        return _generated(task, dataset_name, time, inmemory, evaluate_train)
+    stored = ProcessedSet(folder_of(data_dir, dataset_name))
     _check_request(stored, classification, split)
+    form = (seed, classification, output_step, split)
+    return _served(stored, dataset_name, *form, time, inmemory, standardise, evaluate_train)
+
+
+def _served(
+    stored: ProcessedSet,
+    dataset_name: str,
+    seed: int,
+    classification: bool,
+    output_step: int | None,
+    split: str | Path,
+    time: bool,
+    inmemory: bool,
+    standardise: bool,
+    evaluate_train: int | None,
+) -> Dataset:
+    """A processed set, with the arguments of ``create_dataset``."""
     class_names = label_map = names = mask = rows = None
     step = outputs = 1
     if classification:
@@ -166,8 +205,49 @@ def create_dataset(
         output_step=step,
         standardisation=standardisation,
         label_map=label_map,
+        last_steps=1,
         notes=tuple(_notes(data, labels if classification else None, mask, train_rows, seed, class_names, standardise)),
         sha256=stored.sha256(),
+        evaluate_train=evaluate_train,
+    )
+
+
+def _check_task(task: Task, classification: bool, output_step: int | None, split: str | Path, standardise: bool):
+    """Whether a task has the form that is asked for."""
+    if classification != task.classification:
+        raise DataError(f"task {task.name}: needs classification {task.classification}.")
+    if split != BY_SEED or standardise:
+        raise DataError(f"task {task.name}: has its own parts and channels: split and standardise must be left out.")
+    fitting = 1 if classification else task.length
+    if output_step not in (None, fitting):
+        raise DataError(f"task {task.name}: output_step {output_step} does not fit: it must be {fitting}.")
+
+
+def _generated(task: Task, name: str, time: bool, inmemory: bool, evaluate_train: int | None) -> Dataset:
+    """The set of a task. The labels of a regression lie in [0, 2), and are mapped to the range of tanh."""
+    label_map = None if task.classification else LabelMap(centre=1.0, unit=1 / REACH)
+    labels = {part: labels_of(task, part) for part in PARTS}
+    if label_map is not None:
+        labels = {part: label_map.to_outputs(values) for part, values in labels.items()}
+    options = {"time": time, "inmemory": inmemory, "label_unit": 1.0 if label_map is None else label_map.unit}
+    train, validation, test = (Dataloader(GeneratedSeries(task, part), labels[part], **options) for part in PARTS)
+    classes = labels["train"].shape[-1]
+    return Dataset(
+        name=name,
+        train=train,
+        validation=validation,
+        test=test,
+        data_dim=task.channels + bool(time),
+        label_dim=classes,
+        length=task.length,
+        classification=task.classification,
+        split=None,
+        class_names=list(map(str, range(classes))) if task.classification else None,
+        output_step=1 if task.classification else task.length,
+        label_map=label_map,
+        last_steps=task.last_steps,
+        sha256=sha256_of_task(task),
+        evaluate_train=evaluate_train,
     )
 
 
@@ -231,8 +311,18 @@ def _notes(data: np.ndarray, labels, mask, rows, seed: int, class_names, standar
 
 def _split(stored: ProcessedSet, dataset_name: str, n: int, seed: int, split: str | Path) -> Split:
     """The stored rows of each part."""
+    fixed = stored.has_fixed_test
     if split not in (BY_SEED, ORIGINAL):
-        return read_index_file(split, dataset_name, n, seed)
+        rows = read_index_file(split, dataset_name, n, seed)
+        if fixed and np.isin(stored.original_idxs()[2], np.concatenate([rows["train"], rows["validation"]])).any():
+            raise DataError(f"{split}: seed {seed}: rows of the published test part of {dataset_name} are not in test.")
+        return rows
+    if fixed and split == BY_SEED:
+        raise DataError(
+            f"{stored.folder}: has a published test part of {len(stored.original_idxs()[2])} series, of which a split "
+            'by seed would take some for the training. Write "split": "original": only the validation part is drawn '
+            "by seed."
+        )
     original = stored.original_idxs() if split == ORIGINAL else None
     try:
         return split_by_seed(n, seed) if original is None else split_as_original(original, n, seed)
@@ -241,63 +331,15 @@ def _split(stored: ProcessedSet, dataset_name: str, n: int, seed: int, split: st
         raise DataError(f"{file}: {error}") from error
 
 
-def processed_datasets(data_dir: str | Path) -> list[str]:
-    """The names of the sets in processed/*/, sorted."""
-    return sorted({folder.name for folder in processed_folder(data_dir).glob("*/[!.]*") if is_dataset(folder)})
+def rows_by_seed(data_dir: str | Path, dataset_name: str, seeds: Iterable[int]) -> tuple[Path, int, dict[int, Split]]:
+    """The folder of a processed set, the number of its samples, and the rows of each part for each seed.
 
-
-def count_samples(data_dir: str | Path, dataset_name: str) -> tuple[Path, int | None]:
-    """The folder of a processed set and the number of its samples; None for a set that holds three parts.
-
-    Raises DataError as ``create_dataset`` does.
+    The split is the published one by seed; of a set with a published test part, the original one. A set that holds
+    three parts has no rows: the number is 0, and the splits are empty. Raises DataError as ``create_dataset`` does.
     """
-    stored = ProcessedSet(_folder_of(data_dir, dataset_name))
-    return stored.folder, len(stored.samples()) if stored.is_whole else None
-
-
-def _folder_of(data_dir: str | Path, name: str) -> Path:
-    """The folder of a processed set; a bundled set is processed on first use."""
-    processed = processed_folder(data_dir)
-    if not name or Path(name).name != name or name.startswith("."):
-        raise DataError(f"dataset_name {name!r}: must be the name of a folder in {processed}/*/.")
-    folders = [folder for folder in sorted(processed.glob(f"*/{name}")) if is_dataset(folder)]
-    if len(folders) > 1:
-        raise DataError(f"dataset_name {name!r}: exists twice, as {folders[0]} and {folders[1]}. Rename or remove one.")
-    if folders:
-        return folders[0]
-    if not Path(data_dir).is_dir():
-        raise DataError(
-            f"data_dir {data_dir}: no such folder, so it has no data set {name!r}. In a clone it is data_dir, relative "
-            "to the folder where you run the command; make the folder if it shall be a new one."
-        )
-    if name in BUNDLED:
-        package = importlib.metadata.distribution("sktime")  # Importing sktime takes seconds.
-        raw = Path(str(package.locate_file("sktime"))) / "datasets" / "data" / name
-        train, test = (raw / f"{name}_{part}.ts" for part in ("TRAIN", "TEST"))
-        process_dataset(name, train, test, data_dir, keep=is_dataset)
-        return processed / COLLECTION / name
-    raise DataError(_how_to_get(data_dir, name))
-
-
-def _how_to_get(data_dir: str | Path, name: str) -> str:
-    """The message for a missing set, with the commands that make it."""
-    processed = processed_folder(data_dir)
-    known = {*BUNDLED, *PUBLISHED_UEA, *UEA_MULTIVARIATE, PPG, *processed_datasets(data_dir)}
-    message = f"dataset_name {name!r}: no folder {processed}/*/{name} holds {WHOLE[0]}.pkl or {CUT['train'][0]}.npy."
-    nearest = nearest_name(name, known)
-    if name not in known and nearest:
-        return f"{message} Did you mean {nearest!r}?"
-    if name == PPG:
-        process = script_command("process_ppg.py", data_dir)
-        return f"{message} PPG-DaLiA is fetched by hand and processed; this says how:\n    {process}"
-    process = script_command("process_uea.py", data_dir, "--datasets", name)
-    if raw_files(data_dir, name):
-        return f"{message} Its raw files exist; process them:\n    {process}"
-    if name in UEA_MULTIVARIATE:
-        fetch = script_command("download_uea.py", data_dir, "--datasets", name)
-        return f"{message} Fetch and process it:\n    {fetch}\n    {process}"
-    raw = raw_folder(data_dir) / "Multivariate_ts" / name
-    return (
-        f"{message} Put {name}_TRAIN.ts and {name}_TEST.ts into {raw} and process them:\n    {process}\n"
-        f"These sets need no download: {', '.join(BUNDLED)}."
-    )
+    stored = ProcessedSet(folder_of(data_dir, dataset_name))
+    if not stored.is_whole:
+        return stored.folder, 0, {}
+    n = len(stored.samples())
+    split = ORIGINAL if stored.has_fixed_test else BY_SEED
+    return stored.folder, n, {seed: _split(stored, dataset_name, n, seed, split) for seed in seeds}

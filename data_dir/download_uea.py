@@ -19,7 +19,8 @@ from pathlib import Path
 if not __package__:  # Run as a script: Python puts this folder on the path, the imports below need its parent.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_dir.fetching.sources import SOURCES, Source
+from data_dir.fetching.first import Source
+from data_dir.fetching.sources import SOURCES
 from data_dir.fetching.uea import FORMAT_FOLDER, fetch_dataset
 from data_dir.folders import scratch_folder
 from data_dir.names import PUBLISHED_UEA, UEA_MULTIVARIATE, nearest_name

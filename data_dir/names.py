@@ -9,6 +9,8 @@ BUNDLED = ("BasicMotions", "ACSF1", "ArrowHead", "GunPoint", "ItalyPowerDemand",
 _PUBLISHED = "EigenWorms SelfRegulationSCP1 SelfRegulationSCP2 EthanolConcentration Heartbeat MotorImagery"
 PUBLISHED_UEA = tuple(_PUBLISHED.split())
 PPG = "ppg"
+# Other real sets of long sequences.
+SEQUENTIAL = ("FashionMNISTRows", "FashionMNISTPermuted", "MNIST5k", "PigCVP")
 # The 30 multivariate sets of the archive's release of 2018.
 _MULTIVARIATE = """
     ArticularyWordRecognition AtrialFibrillation BasicMotions CharacterTrajectories Cricket DuckDuckGeese ERing

@@ -51,6 +51,11 @@ class ProcessedSet:
                 raise DataError(f"{npy}: {pickled.name} is beside it. Remove the one that is not of this data set.")
         self.info = self._checked_info() if self._description.exists() else {}
 
+    @property
+    def has_fixed_test(self) -> bool:
+        """Whether the set was published with a test part that no split may take for anything else."""
+        return self.info.get("fixed_test") is True
+
     def _checked_info(self) -> dict:
         try:
             info = read_json(self._description)

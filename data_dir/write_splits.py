@@ -3,7 +3,8 @@
     python data_dir/write_splits.py [--datasets NAME ...] [--seeds N ...] [--data_dir DIR] [--output_dir DIR]
 
 writes splits.json beside the processed files of every set (or DIR/NAME.json). ``split`` in a config takes the path of
-such a file. The command always writes the same bytes. Sets that hold three parts (ppg) have no such rows.
+such a file. The command always writes the same bytes. Sets that hold three parts (ppg) have no such rows. Of sets with
+a published test part (Fashion-MNIST), the validation rows alone are drawn by seed.
 """
 
 import argparse
@@ -13,8 +14,9 @@ from pathlib import Path
 if not __package__:  # Run as a script: Python puts this folder on the path, the imports below need its parent.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_dir.datasets import count_samples, processed_datasets
-from data_dir.splits import PUBLISHED_SEEDS, split_by_seed, write_index_file
+from data_dir.datasets import rows_by_seed
+from data_dir.finding import processed_datasets
+from data_dir.splits import PUBLISHED_SEEDS, write_index_file
 from data_dir.storage import DEFAULT_DATA_DIR, DataError
 
 
@@ -29,12 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     failed = False
     for name in options.datasets or processed_datasets(options.data_dir):
         try:
-            folder, n = count_samples(options.data_dir, name)
-            if n is None:
+            folder, n, splits = rows_by_seed(options.data_dir, name, options.seeds)
+            if not splits:
                 if options.datasets:
                     raise DataError(f"{folder}: holds three parts and is not split by seed.")
                 continue
-            splits = {seed: split_by_seed(n, seed) for seed in options.seeds}
             path = folder / "splits.json" if options.output_dir is None else options.output_dir / f"{name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_index_file(path, name, n, splits)

@@ -7,7 +7,7 @@ strings ("0.0001", "True"), as the published files do. The options of a unit are
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -30,13 +30,10 @@ from models.create import MODELS, options_of_models
 from models.layer import AbstractHRULayer, Option, unit_options
 from models.load import UnitError, unit_and_sha256
 
-from . import LEARNING_ALGORITHMS, machines, scheduler
+from . import LEARNING_ALGORITHMS, machines, scheduler, tasks
+from .wording import described, shown
 
 DEFAULT_OUTPUT_DIR = "outputs"
-# Other names that people use for these fields.
-_ALSO_CALLED = dict(learning_rate="lr", scheduler="lr_scheduler", dataset="dataset_name", model="model_name")
-_ALSO_CALLED |= dict(algorithm="learning_algorithm", seed="seeds", steps="num_steps", dropout="dropout_rate")
-_ALSO_CALLED |= dict.fromkeys(("standardize", "normalise", "normalize"), "standardise")
 
 
 class ConfigError(ValueError):
@@ -104,6 +101,7 @@ class ExperimentConfig(BaseModel):
         strict=True, pattern=r"^[\w-]+$", description=f"one of {', '.join(MODELS)}, or with unit a name of your own"
     )
     dataset_name: _Path = Field(min_length=1, description="the name of a data set")
+    task: tasks.Fields = None
     learning_algorithm: str = Field(
         LEARNING_ALGORITHMS[0],
         pattern=f"^({'|'.join(LEARNING_ALGORITHMS)})$",
@@ -122,6 +120,7 @@ class ExperimentConfig(BaseModel):
     print_steps: _Int = _count()
     batch_size: _Int = _count()
     patience: _Int = _count(10)
+    evaluate_train: _IntOrNull = _count(None, otherwise=", or null for the whole training part")
     metric: Literal["accuracy", "mse"] = Field(description="accuracy or mse")
     grad_clip: _FloatOrNull = _positive(None, otherwise=", or null for gradients of any norm")
     skip_nonfinite: _Int = Field(0, ge=0, lt=2**31, description="a whole number, 0 or more, below 2147483648")
@@ -141,6 +140,7 @@ class ExperimentConfig(BaseModel):
     standardise: _Flag = _flag(False)
 
     # model
+    pooling: Literal["mean", "last"] = Field("mean", description="mean or last")
     num_blocks: _Int = _count(most=1000)
     hidden_dim: _Int = _count(most=2**20)
     ssm_dim: _Int = _count(most=2**20)
@@ -180,6 +180,8 @@ class ExperimentConfig(BaseModel):
             raise self._clash("metric", "a regression is measured by mse")
         if self.classification and self.output_step != 1:
             raise self._clash("output_step", "a classification has one output per sequence: output_step is 1")
+        for name, reason in tasks.clashes(self):
+            raise self._clash(name, reason)
         own = self._unit_options()
         for name, owners in options_of_models().items():
             if name not in own and getattr(self, name) not in (None, False):
@@ -210,16 +212,19 @@ class ExperimentConfig(BaseModel):
 
     def model_options(self) -> dict:
         """Give the keyword arguments of `models.create_model` that the config decides."""
+        task = tasks.task_of(self.task)
+        given = {"model_name": self.unit_class or self.model_name, "last_steps": 1 if task is None else task.last_steps}
         names = (
             *("hidden_dim", "num_blocks", "ssm_dim", "classification", "output_step", "learning_algorithm", "epsilon"),
-            *("train_steps", "batchnorm", "dropout_rate", "remat", *self._unit_options()),
+            *("pooling", "train_steps", "batchnorm", "dropout_rate", "remat", *self._unit_options()),
         )
-        return {"model_name": self.unit_class or self.model_name} | {name: getattr(self, name) for name in names}
+        return given | {name: getattr(self, name) for name in names}
 
     def data_options(self) -> dict:
         """Give the keyword arguments of `data_dir.datasets.create_dataset` but the seed."""
         names = ("data_dir", "dataset_name", "time", "classification", "output_step", "split", "inmemory")
-        return {name: getattr(self, name) for name in (*names, "standardise")}
+        given = {name: getattr(self, name) for name in (*names, "standardise", "evaluate_train")}
+        return given | {"task": tasks.task_of(self.task)}
 
     def defaults(self) -> dict[str, Any]:
         """Give the fields that nobody set, with the values that they took."""
@@ -295,7 +300,7 @@ def validate(fields: Mapping[str, Any], source: str, *, own_units: bool = False)
     for field, given, kind in (("unit", name, "Python code"), ("command of machine", command, "a program")):
         if isinstance(given, str | list) and not own_units:
             raise ConfigError(
-                f"{source}: {field} is {_shown(given)}: this is {kind}, which is not run unasked: read it, then allow "
+                f"{source}: {field} is {shown(given)}: this is {kind}, which is not run unasked: read it, then allow "
                 "it with --own_units"
             )
     try:
@@ -310,7 +315,7 @@ def validate(fields: Mapping[str, Any], source: str, *, own_units: bool = False)
         problems = error.errors(include_url=False)
         # A default that depends on a bad field is no problem of its own.
         problems = [problem for problem in problems if problem["type"] != "default_factory_not_called"]
-        texts = dict.fromkeys(_describe(problem, fields, known.model_fields) for problem in problems)
+        texts = dict.fromkeys(described(problem, fields, known.model_fields) for problem in problems)
         raise ConfigError(f"{source}: " + "; ".join(texts)) from None
 
 
@@ -370,31 +375,3 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict:
         repeated = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"the field {', '.join(repeated)} is given twice")
     return fields
-
-
-def _describe(problem: Mapping[str, Any], fields: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    """Put one error of pydantic into words: field, value as it was given, what is allowed."""
-    if not problem["loc"]:
-        return str(problem["ctx"]["error"])
-    name, *items = problem["loc"]
-    if problem["type"] == "missing":
-        return f"missing field {name}: {known[name].description}"
-    value = fields[name]
-    for item in items:
-        value = value[item]
-    if problem["type"] == "extra_forbidden":
-        near = field_meant(name, known)
-        hint = f"did you mean {near}?" if near else f"the fields are {', '.join(known)}"
-        return f"unknown field {name} ({_shown(value)}): {hint}"
-    detail = f" ({problem['ctx']['error']})" if problem["type"] == "value_error" else ""
-    return f"{name} is {_shown(value)}{detail}: allowed is {known[name].description}"
-
-
-def field_meant(name: str, known: Iterable[str]) -> str | None:
-    """The field that a name may stand for: a field that people call so, or the nearest of the `known` names."""
-    return _ALSO_CALLED.get(name) or nearest_name(name, known)
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -19,6 +19,7 @@ MODELS: dict[str, type[AbstractHRULayer]] = {"LinHRU": LinHRULayer, "NonlinHRU":
 """The unit of every model. A new model is one row here."""
 
 BATCHNORM_MODES = ("ema", "batch")
+POOLINGS = ("mean", "last")
 Size = int | np.integer
 
 
@@ -32,6 +33,8 @@ def create_model(
     *,
     classification: bool,
     output_step: Size = 1,
+    pooling: Literal["mean", "last"] = "mean",
+    last_steps: Size = 1,
     learning_algorithm: str = "RHEL",
     epsilon: float | None = None,
     train_steps: bool = True,
@@ -48,6 +51,8 @@ def create_model(
     (L // output_step, label_dim) through tanh.
 
     - `model_name`: a name of `MODELS`, or the class of your own unit.
+    - `pooling`: what a classification reads, the "mean" over time or the "last" step; or with "last" so many
+      `last_steps`, each as a classification of its own, with logits (last_steps, label_dim).
     - `learning_algorithm`, `epsilon`: see `models.rhel`. The forward pass is the same for all algorithms.
     - `train_steps=False` freezes the time steps, whatever the algorithm.
     - `remat`: compute the feed-forward part of a block again in the backward pass instead of keeping it.
@@ -65,7 +70,7 @@ def create_model(
     if batchnorm not in BATCHNORM_MODES:
         raise ValueError(f"unknown batchnorm {batchnorm!r}; one of {', '.join(BATCHNORM_MODES)}")
     sizes = {"data_dim": data_dim, "label_dim": label_dim, "hidden_dim": hidden_dim, "num_blocks": num_blocks}
-    sizes |= {"ssm_dim": ssm_dim, "output_step": output_step}
+    sizes |= {"ssm_dim": ssm_dim, "output_step": output_step, "last_steps": last_steps}
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
@@ -73,10 +78,7 @@ def create_model(
     for name, flag in {"classification": classification, "train_steps": train_steps, "remat": remat}.items():
         if not isinstance(flag, bool | np.bool_):
             raise ValueError(f"{name} must be true or false, got {flag!r}")
-    if classification and output_step != 1:
-        raise ValueError(
-            f"output_step is {output_step}, but a classification has one output per sequence: it must be 1"
-        )
+    _require_reading(classification, output_step, pooling, last_steps)
     if not (0 <= dropout_rate < 1 and math.isfinite(dropout_rate)):
         raise ValueError(f"dropout_rate must lie in [0, 1), got {dropout_rate!r}")
     algorithm = make_learning_algorithm(learning_algorithm, epsilon)
@@ -85,6 +87,7 @@ def create_model(
         unit,
         **sizes,
         classification=classification,
+        pooling=pooling,
         batchnorm=batchnorm,
         dropout_rate=dropout_rate,
         remat=remat,
@@ -97,6 +100,20 @@ def create_model(
         _require_common(block.unit, learning_algorithm=algorithm, train_steps=train_steps)
         _require_trainable(block.unit)
     return model, state
+
+
+def _require_reading(classification: bool, output_step: Size, pooling: str, last_steps: Size) -> None:
+    """Raise `ValueError` for a way to read the outputs that does not fit the task."""
+    if classification and output_step != 1:
+        raise ValueError(
+            f"output_step is {output_step}, but a classification has one output per sequence: it must be 1"
+        )
+    if pooling not in POOLINGS:
+        raise ValueError(f"unknown pooling {pooling!r}; one of {', '.join(POOLINGS)}")
+    if not classification and pooling != "mean":
+        raise ValueError(f"pooling is {pooling!r}, but a regression reads every output_step-th step and pools none")
+    if last_steps != 1 and pooling != "last":
+        raise ValueError(f"last_steps is {last_steps}, but pooling is {pooling!r}: several steps need pooling 'last'")
 
 
 def options_of_models() -> dict[str, dict[str, Option]]:

@@ -31,7 +31,8 @@ from .trained import OfRawSeries, TrainedModel
 
 CONFIG, MODEL, RESULT, UNIT = "config.json", "model.eqx", "result.json", "unit.py"
 PRECISIONS = ("float32", "float64")
-_COMMON = inspect.signature(create_model).parameters.keys() - {"data_dim", "label_dim", "key", "options"}
+_OF_DATA = ("data_dim", "label_dim", "last_steps")
+_COMMON = inspect.signature(create_model).parameters.keys() - {*_OF_DATA, "key", "options"}
 _SOURCES: dict[type, bytes] = {}  # the content that runs, for the units that `load_unit` imported
 _FROM_MODELS = "; in a clone, import from models, not from rhel"
 
@@ -308,7 +309,8 @@ def _structure(path: Path, record: dict, unit: type[AbstractHRULayer] | None):
         require_same_unit(path.parent, record, unit)
     names = _COMMON | options_of_models().keys() | ({} if unit is None else unit_options(unit)).keys()
     options = {name: config[name] for name in names if name in config}
-    options |= {name: record["data"][name] for name in ("data_dim", "label_dim")}
+    # A run of before the field last_steps has 1.
+    options |= {name: record["data"][name] for name in _OF_DATA if name in record["data"]}
     if unit is not None:
         options["model_name"] = unit
     try:

@@ -137,7 +137,10 @@ class HRUBlock(eqx.Module):
 
 
 class HRU(eqx.Module):
-    """Linear encoder -> blocks -> mean over time, or every output_step-th position -> linear decoder.
+    """Linear encoder -> blocks -> the positions that are read -> linear decoder.
+
+    A regression reads every output_step-th position. A classification reads the mean over time, or, with `pooling`
+    "last", each of the `last_steps` last positions. The mean sees the first step directly.
 
     Every block has a unit of its own, `unit(hidden_dim, ssm_dim, **unit_options, key=..)`.
     """
@@ -147,6 +150,8 @@ class HRU(eqx.Module):
     decoder: eqx.nn.Linear
     classification: bool = eqx.field(static=True)
     output_step: int = eqx.field(static=True)
+    pooling: Literal["mean", "last"] = eqx.field(static=True)
+    last_steps: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -159,6 +164,8 @@ class HRU(eqx.Module):
         num_blocks: int,
         classification: bool,
         output_step: int = 1,
+        pooling: Literal["mean", "last"] = "mean",
+        last_steps: int = 1,
         batchnorm: Literal["ema", "batch"] = "batch",
         dropout_rate: float = 0.05,
         remat: bool = True,
@@ -181,17 +188,25 @@ class HRU(eqx.Module):
         self.decoder = eqx.nn.Linear(hidden_dim, label_dim, key=decoder_key)
         self.classification = classification
         self.output_step = output_step
+        self.pooling = pooling
+        self.last_steps = last_steps
 
     def __call__(
         self, x: Float[Array, "L data_dim"], state: eqx.nn.State, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "..."], eqx.nn.State]:
-        """Logits (label_dim,) for classification, else (L // output_step, label_dim) in (-1, 1); and the new state."""
+        """Logits for classification, else (L // output_step, label_dim) in (-1, 1); and the new state.
+
+        The logits are (label_dim,), or (last_steps, label_dim) if last_steps is above 1.
+        """
         x = _affine(self.encoder, x)
         block_keys = [None] * len(self.blocks) if key is None else jax.random.split(key, len(self.blocks))
         for block, block_key in zip(self.blocks, block_keys, strict=True):
             x, state = block(x, state, block_key)
+        for name in ("output_step", "last_steps"):
+            if len(x) < getattr(self, name):
+                raise ValueError(f"the sequence has {len(x)} steps, fewer than {name} {getattr(self, name)}")
+        if self.classification and self.last_steps > 1:
+            return _affine(self.decoder, x[-self.last_steps :]), state
         if self.classification:
-            return self.decoder(jnp.mean(x, axis=0)), state
-        if len(x) < self.output_step:
-            raise ValueError(f"the sequence has {len(x)} steps, fewer than output_step {self.output_step}")
+            return self.decoder(x[-1] if self.pooling == "last" else jnp.mean(x, axis=0)), state
         return jnp.tanh(_affine(self.decoder, x[self.output_step - 1 :: self.output_step])), state

@@ -27,10 +27,13 @@ class SeriesError(ValueError):
 
 
 class Classes(NamedTuple):
-    """The prediction of a classification: the name of the most probable class, and the probabilities of all."""
+    """The prediction of a classification: the name of the most probable class, and the probabilities of all.
+
+    If several last steps are classified, `names` is (N, steps) and `probabilities` (N, steps, classes).
+    """
 
     names: np.ndarray
-    probabilities: Float[np.ndarray, "N classes"]
+    probabilities: Float[np.ndarray, "N *steps classes"]
 
 
 class OfRawSeries(eqx.Module):
@@ -117,14 +120,17 @@ class TrainedModel:
             return self.classes(outputs)
         return outputs.reshape(len(outputs), *(size for size in outputs.shape[1:] if size > 1))
 
-    def classes(self, logits: Float[np.ndarray, "N classes"]) -> Classes:
+    def classes(self, logits: Float[np.ndarray, "N *steps classes"]) -> Classes:
         """The `Classes` of logits."""
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
-        return Classes(np.array(self.class_names)[np.argmax(logits, axis=1)], probabilities)
+        exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        probabilities = exponentials / exponentials.sum(axis=-1, keepdims=True)
+        return Classes(np.array(self.class_names)[np.argmax(logits, axis=-1)], probabilities)
 
     def outputs(self, x: Any) -> Iterator[Float[np.ndarray, "batch ..."]]:
-        """Batch by batch, logits (batch, classes), or the outputs of a regression (batch, output steps, outputs)."""
+        """Batch by batch, logits (batch, classes) or (batch, last steps, classes).
+
+        Of a regression the outputs (batch, output steps, outputs).
+        """
         model = eqx.nn.inference_mode(self.model)
         for start, size, batch in self._batches(x):
             with self._precision():

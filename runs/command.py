@@ -208,7 +208,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _meant(unknown: list[str], flags: argparse.ArgumentParser) -> str:
     """A hint for the first unknown flag: the flag of a similar name, or --set for a field of the configs."""
-    from experiment_configs.schema import config_class, field_meant  # it imports jax, which a correct command spares
+    from experiment_configs.schema import config_class  # it imports jax, which a correct command spares
+    from experiment_configs.wording import field_meant
 
     flag, _, value = unknown[0].partition("=")
     name = flag.removeprefix("--")

@@ -19,6 +19,8 @@ from runs.folder import CONFIG, RunRefused
 # Fields that say where files lie, which runs to make, and when to save or give up. They do not change what a run
 # computes.
 _INCIDENTAL = ("seeds", "data_dir", "output_parent_dir", "inmemory", "checkpoint_steps", "skip_nonfinite")
+# Fields that were added later, with the value that all earlier runs have: at this value they do not count.
+_ADDED = {"machine": None, "pooling": "mean", "task": None, "evaluate_train": None}
 # The hashes of the data in config.json, and their names in messages.
 _HASHES = {"sha256": "the arrays of the data set", "split_sha256": "the rows of its parts"}
 # What else config.json holds of the data.
@@ -49,11 +51,14 @@ def data_identity(dataset: Dataset) -> dict[str, Any]:
 
 def identity(config: ExperimentConfig, seed: int, data: dict[str, Any]) -> dict[str, Any]:
     """Everything that decides what a run computes, as JSON values; `data` is the `data_identity`."""
-    fields = config.model_dump(mode="json", exclude=set(_INCIDENTAL))
-    if config.machine is None:
-        del fields["machine"]  # so that the runs of before this field keep their key
+    fields = _counting(config.model_dump(mode="json", exclude=set(_INCIDENTAL)))
     own = {} if config.unit_sha256 is None else {"unit_sha256": config.unit_sha256}
     return {**fields, "precision": precision(), "seed": seed, "data": data, **own}
+
+
+def _counting(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields without those of `_ADDED` that have the value of before, so that earlier runs keep their key."""
+    return {name: value for name, value in fields.items() if name not in _ADDED or value != _ADDED[name]}
 
 
 def key(identity: dict[str, Any]) -> str:
@@ -81,7 +86,7 @@ def require_same_run(folder: Path, now: dict[str, Any]) -> None:
     try:
         saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         earlier = {"patience": 10}  # which was fixed
-        then = earlier | saved["config"] | {"precision": saved["precision"], "seed": saved["seed"]}
+        then = earlier | _counting(saved["config"]) | {"precision": saved["precision"], "seed": saved["seed"]}
         data = data_differences(saved["data"], now["data"])
         unit = saved.get("unit_sha256")
     except (FileNotFoundError, NotADirectoryError):

@@ -134,5 +134,6 @@ def _seconds_per_evaluation(config: ExperimentConfig, dataset: Dataset, model, s
         start = time.perf_counter()
         train.evaluate(model, state, batch, **options)
         seconds = time.perf_counter() - start
-    batches = sum(math.ceil(part.size / config.batch_size) for part in (dataset.train, dataset.validation))
+    parts = (dataset.evaluated_train, dataset.validation)
+    batches = sum(math.ceil(part.size / config.batch_size) for part in parts)
     return batches * seconds

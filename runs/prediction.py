@@ -94,7 +94,7 @@ def evaluate_run(
     with _kept_run(folder, own_units, devices) as run:
         then = _recorded(run.folder, part)
         dataset = _dataset(run, data_dir)
-        arguments = (run.trained, run.state, getattr(dataset, part))
+        arguments = (run.trained, run.state, getattr(dataset, "evaluated_train" if part == "train" else part))
         options = {"batch_size": run.config.batch_size, "classification": run.config.classification}
         options["devices"] = run.devices
         loss, metric = train.evaluate(*arguments, **options)
@@ -190,7 +190,8 @@ def _dataset(run: KeptRun, data_dir: str | None) -> Dataset:
     if data_dir is not None:
         options["data_dir"] = data_dir
     way_out = "--data_dir names another folder."
-    if not Path(options["data_dir"]).is_dir():  # a set that needs no download would be processed into it
+    # A set that needs no download would be processed into it. A task has no files.
+    if options["task"] is None and not Path(options["data_dir"]).is_dir():
         raise DataError(f"{options['data_dir']}: no such folder; {run.folder} was trained on data there. {way_out}")
     saved_rows = run.folder / files.SPLIT
     if saved_rows.exists():
@@ -254,10 +255,14 @@ def _rows(run: KeptRun, outputs: Iterable[Float[np.ndarray, " outputs"]]):
         yield ["index", *_output_columns(data, data["length"] // run.config.output_step)]
         yield from ([index, *row] for index, row in enumerate(outputs))
         return
-    yield ["index", "predicted", *(f"probability_{name}" for name in run.class_names)]
+    columns = ["predicted", *(f"probability_{name}" for name in run.class_names)]
+    steps = run.trained.last_steps
+    if steps > 1:
+        columns = [f"{name}_{step}" for step in range(steps) for name in columns]
+    yield ["index", *columns]
     for index, logits in enumerate(outputs):
-        (name,), (probabilities,) = run.classes(logits[None])
-        yield [index, name, *probabilities]
+        of_steps = zip(*run.classes(logits.reshape(steps, -1)), strict=True)
+        yield [index, *(value for name, probabilities in of_steps for value in (name, *probabilities))]
 
 
 def _output_columns(data: dict, steps: int) -> list[str]:

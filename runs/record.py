@@ -44,6 +44,7 @@ def data_record(dataset: Dataset) -> dict[str, Any]:
         "data_dim": dataset.data_dim,
         "label_dim": dataset.label_dim,
         "length": dataset.length,
+        "last_steps": dataset.last_steps,
         "padded": dataset.mask is not None,
         **data_identity(dataset),
         "lost_classes": _lost_classes(dataset) if dataset.classification else None,
@@ -54,7 +55,8 @@ def data_record(dataset: Dataset) -> dict[str, Any]:
 
 def _lost_classes(dataset: Dataset) -> list[str]:
     """The classes without samples in the training part and with samples in another part, by name or number."""
-    has_samples = [np.asarray(getattr(dataset, part).labels).any(axis=0) for part in PARTS]
+    labels = [np.asarray(getattr(dataset, part).labels).reshape(-1, dataset.label_dim) for part in PARTS]
+    has_samples = [rows.any(axis=0) for rows in labels]
     lost = np.flatnonzero(np.any(has_samples, axis=0) & ~has_samples[0])
     return [str(number if dataset.class_names is None else dataset.class_names[number]) for number in lost]
 

@@ -311,16 +311,20 @@ def baseline(dataset: Dataset) -> np.ndarray:
     """
     labels, test = (np.asarray(part.labels, dtype=float) for part in (dataset.train, dataset.test))
     if dataset.classification:
+        labels, test = (rows.reshape(-1, rows.shape[-1]) for rows in (labels, test))
         return np.asarray(np.mean(test[:, labels.sum(axis=0).argmax()]))
     errors = np.mean((test - labels.mean(axis=(0, 1))) ** 2, axis=(0, 1))
     return errors * np.square(dataset.test.label_unit)
 
 
 def confusion(outputs: np.ndarray, labels: np.ndarray) -> list[list[int]]:
-    """How many samples of each class (row) were taken for each class (column); both arguments (samples, classes)."""
-    classes = labels.shape[1]
-    pairs = np.argmax(labels, axis=1) * classes + np.argmax(outputs, axis=1)
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes).tolist()
+    """How many samples of each class (row) were taken for each class (column); both arguments (samples, classes).
+
+    If several steps of a sample are classified, (samples, steps, classes), each step counts.
+    """
+    classes = labels.shape[-1]
+    pairs = np.argmax(labels, axis=-1) * classes + np.argmax(outputs, axis=-1)
+    return np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes).tolist()
 
 
 def _metrics_line(evaluation: train.Evaluation) -> str:

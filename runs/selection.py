@@ -11,7 +11,9 @@ from typing import Any
 import equinox as eqx
 
 import train
-from data_dir.datasets import PPG, PUBLISHED_UEA, create_dataset, processed_datasets
+from data_dir.datasets import create_dataset
+from data_dir.finding import processed_datasets
+from data_dir.names import PPG, PUBLISHED_UEA
 from data_dir.storage import DataError, config_beside_data, processed_folder, script_command
 from experiment_configs import MODEL_NAMES
 from experiment_configs.schema import ConfigError, ExperimentConfig, config_path, load_config

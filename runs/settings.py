@@ -9,7 +9,8 @@ from typing import Any
 
 # The fields that --set refuses, and what sets them.
 ELSEWHERE = {name: f"--{name}" for name in ("dataset_name", "model_name", "learning_algorithm", "seeds")}
-ELSEWHERE |= {"output_parent_dir": "--output_parent_dir", "unit": "the config file", "machine": "the config file"}
+ELSEWHERE |= {"output_parent_dir": "--output_parent_dir"}
+ELSEWHERE |= dict.fromkeys(("unit", "machine", "task"), "the config file")
 MAX_NAME = 200  # bytes; a file system allows 255
 
 

@@ -25,11 +25,12 @@ def _evaluate_batch(model, state, x, y, weights, classification, devices):
         forward = jax.vmap(model, axis_name="batch", in_axes=(0, None, None), out_axes=(0, None))
         output, _ = forward(x, state, None)
         losses = jax.vmap(sample_loss, in_axes=(0, 0, None))(output, y, classification)
-        metrics = jnp.argmax(output, axis=1) == jnp.argmax(y, axis=1) if classification else losses
-        if y.ndim == 3:
+        metrics, weights_of = losses, weights
+        if classification:
+            right = jnp.argmax(output, axis=-1) == jnp.argmax(y, axis=-1)
+            metrics = right if y.ndim == 2 else jnp.mean(right, axis=1)
+        elif y.ndim == 3:
             metrics, weights_of = jnp.mean((output - y) ** 2, axis=1), weights[:, None]
-        else:
-            weights_of = weights
         return total((jnp.sum(weights * losses), jnp.sum(weights_of * metrics, axis=0)), devices), output
 
     (loss, metric), output = over_devices(of_part, devices)((model, state), x, y, weights)
@@ -50,6 +51,8 @@ def evaluate(
     model: eqx.Module, state: eqx.nn.State, data: Any, *, batch_size: int, classification: bool, devices: int = 1
 ) -> tuple[float, float]:
     """Mean loss and metric (accuracy, or mean squared error) over every sample of a split, without dropout.
+
+    If several steps of a sample are classified, the accuracy is the share of right steps.
 
     The mean squared error is in the unit of the labels in the files: the loss times `data.label_unit`². The unit is 1
     unless the labels were mapped. Of several outputs, each has its own unit, and the metric is the mean of their mean

@@ -157,7 +157,7 @@ class Loop:
         progress, data = self.progress, self.dataset
         model, state, step = progress.training.model, progress.training.state, progress.step
         with self.clock.timing("evaluation"):
-            train_results = self.measure("training set", data.train, step, model, state)
+            train_results = self.measure("training set", data.evaluated_train, step, model, state)
             val_results = self.measure("validation set", data.validation, step, model, state)
             error = self._retrace_error() if self.retrace else None
         rate = self.learning_rate

@@ -40,11 +40,14 @@ def initial_state(
 def sample_loss(output: Array, label: Array, classification: bool) -> Float[Array, ""]:
     """Loss of one sample: cross-entropy of logits (classes,), or the mean squared error of a regression's outputs.
 
+    For logits (steps, classes) it is the mean over the steps.
+
     In a regression, `output` (T, K) has K outputs at each of T label steps. `label` is (T, K), or (T,) if K is 1. With
     K > 1 every output is in the unit of the loader, in which its range is about as wide as that of the others.
     """
     if classification:
-        return optax.softmax_cross_entropy(output, label)
+        losses = optax.softmax_cross_entropy(output, label)
+        return losses if losses.ndim == 0 else jnp.mean(losses)
     return jnp.mean((output.reshape(label.shape) - label) ** 2)
 
 

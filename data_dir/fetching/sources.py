@@ -67,6 +67,32 @@ def unpack(archive: Path, dataset: str, folder: Path, *, what: str, accept_chang
     return record
 
 
+def download(
+    url: str, target: Path, show_progress: bool, attempts: int = 3, pause_s: float = 1.0, timeout_s: float = 30.0
+) -> None:
+    """Writes a file. After a broken connection the download starts again, up to ``attempts`` times in all.
+
+    Raises Unreachable without an answer, and DataError if the answer is an error.
+    """
+    from requests import RequestException  # slow to import, and only downloads need it
+
+    get = pooch.HTTPDownloader(progressbar=show_progress, chunk_size=2**18, timeout=timeout_s)
+    for attempts_left in reversed(range(attempts)):
+        try:
+            get(url, str(target), None)
+            return
+        except RequestException as error:
+            reason, response = f"no connection ({error})", error.response
+            if response is not None:
+                response.close()  # The body is a stream that was not read.
+                reason = f"the server answered {response.status_code} {response.reason}"
+                if response.status_code < 500:  # The answer would be the same again.
+                    raise DataError(f"{url}: {reason}.") from error
+            if not attempts_left:
+                raise Unreachable(f"{url}: {reason}.") from error
+        time.sleep(pause_s)
+
+
 @dataclass(frozen=True)
 class ZipSource:
     """One zip per set: ``urls`` and ``sha256`` by the name of the set.
@@ -94,29 +120,10 @@ class ZipSource:
         url, archive = self.urls[dataset], scratch / f"{dataset}.zip"
         pinned = self.sha256.get(dataset)
         try:
-            self._download(url, archive, show_progress)
+            download(url, archive, show_progress, self.attempts, self.pause_s, self.timeout_s)
             return unpack(archive, dataset, folder, what=url, accept_changed=accept_changed, pinned=pinned)
         finally:
             archive.unlink(missing_ok=True)
-
-    def _download(self, url: str, target: Path, show_progress: bool) -> None:
-        from requests import RequestException  # slow to import, and only downloads need it
-
-        download = pooch.HTTPDownloader(progressbar=show_progress, chunk_size=2**18, timeout=self.timeout_s)
-        for attempts_left in reversed(range(self.attempts)):
-            try:
-                download(url, str(target), None)
-                return
-            except RequestException as error:
-                reason, response = f"no connection ({error})", error.response
-                if response is not None:
-                    response.close()  # The body is a stream that was not read.
-                    reason = f"the server answered {response.status_code} {response.reason}"
-                    if response.status_code < 500:  # The answer would be the same again.
-                        raise DataError(f"{url}: {reason}.") from error
-                if not attempts_left:
-                    raise Unreachable(f"{url}: {reason}.") from error
-            time.sleep(self.pause_s)
 
 
 @dataclass(frozen=True)
@@ -167,9 +174,8 @@ class PackageSource:
             )
 
 
-Source = ZipSource | PackageSource
 # Tried in this order.
-SOURCES: tuple[Source, ...] = (
+SOURCES: tuple[ZipSource | PackageSource, ...] = (
     ZipSource("the archive's site", SITE_URLS, ZIP_SHA256),
     ZipSource("Zenodo", ZENODO_URLS, ZIP_SHA256),
     PackageSource(

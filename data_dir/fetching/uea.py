@@ -3,22 +3,14 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from data_dir.fetching.first import Source, fetch_from_first
 from data_dir.fetching.origin import RECORD, files_changed, write_record
-from data_dir.fetching.sources import (
-    SOURCES,
-    ZIP_SHA256,
-    HashMismatch,
-    Source,
-    Unreachable,
-    ZipSource,
-    unpack,
-)
+from data_dir.fetching.sources import SOURCES, ZIP_SHA256, ZipSource, unpack
 from data_dir.folders import new_folder
 from data_dir.storage import DataError
 
 FORMAT_FOLDER = "Multivariate_ts"
 FETCHED, EXISTS = "fetched", "exists already"
-_ACCEPT = "--accept_changed_files takes it and records its hash"
 
 
 def fetch_dataset(
@@ -47,29 +39,19 @@ def fetch_dataset(
             record = unpack(by_hand, name, fresh, what=str(by_hand), accept_changed=accept_changed, pinned=pinned)
             write_record(fresh, record)
         return FETCHED
-    unreachable = {} if unreachable is None else unreachable
-    failures, may_accept = [], False
     offering = [source for source in sources if source.offers(name)]
-    for source in offering:
-        if source.name in unreachable:
-            failures.append(f"{source.name}: not tried again after {unreachable[source.name]}")
-            continue
-        try:
-            with new_folder(folder) as fresh:
-                record = source.fetch(name, fresh, scratch, accept_changed=accept_changed, show_progress=show_progress)
-                write_record(fresh, record)
-            return FETCHED
-        except DataError as error:
-            failures.append(f"{source.name}: {error}")
-            may_accept |= isinstance(error, HashMismatch)
-            if isinstance(error, Unreachable):
-                unreachable[source.name] = str(error)
-    message = f"{name}: no source has it.\n" + "".join(f"  - {failure}\n" for failure in failures)
-    if may_accept:
-        message += f"  If you trust the changed file: {_ACCEPT}.\n"
     urls = [source.urls[name] for source in offering if isinstance(source, ZipSource)]
-    message += f"  By hand: fetch {' or '.join(urls)}\n  as {by_hand} and run this command again."
-    raise DataError(message)
+    fetch_from_first(
+        name,
+        folder,
+        scratch,
+        offering,
+        unreachable={} if unreachable is None else unreachable,
+        accept_changed=accept_changed,
+        show_progress=show_progress,
+        by_hand=f"  By hand: fetch {' or '.join(urls)}\n  as {by_hand} and run this command again.",
+    )
+    return FETCHED
 
 
 def _is_complete(folder: Path) -> bool:

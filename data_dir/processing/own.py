@@ -12,7 +12,7 @@ import numpy as np
 
 from common.files import sha256_of, write_json
 from data_dir.folders import new_folder
-from data_dir.names import BUNDLED, PPG, UEA_MULTIVARIATE, listed
+from data_dir.names import BUNDLED, PPG, SEQUENTIAL, UEA_MULTIVARIATE, listed
 from data_dir.pickles import write_arrays
 from data_dir.processing.audit import audit_rows, audit_series
 from data_dir.processing.labels import (
@@ -137,7 +137,7 @@ def _target(name: str, data_dir: Path, overwrite: bool) -> Path:
     """The folder of the set. Raises DataError for a name that is taken or none."""
     if not _NAME.fullmatch(name) or name == "all":
         raise DataError(f"name {name!r}: must be letters, digits, '_', '-' and '.', and not 'all'.")
-    if name in {*BUNDLED, *UEA_MULTIVARIATE, PPG}:
+    if name in {*BUNDLED, *UEA_MULTIVARIATE, *SEQUENTIAL, PPG}:
         raise DataError(f"name {name!r}: is the name of a known data set; choose another one.")
     if not data_dir.is_dir():
         raise DataError(f"data_dir {data_dir}: no such folder. Make it first, or name another one.")

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from raw_files import store
 
-from data_dir import datasets, scaling
-from data_dir.datasets import BUNDLED, create_dataset, processed_datasets
-from data_dir.names import nearest_name
+from data_dir import finding, scaling
+from data_dir.datasets import create_dataset
+from data_dir.finding import processed_datasets
+from data_dir.names import BUNDLED, nearest_name
 from data_dir.pickles import read_arrays, write_arrays
 from data_dir.splits import split_by_seed
 from data_dir.storage import DataError
@@ -62,7 +63,7 @@ def test_bundled_set_is_processed_once(bundled, monkeypatch):
     def fail(*arguments, **options):
         raise AssertionError("processed again")
 
-    monkeypatch.setattr(datasets, "process_dataset", fail)
+    monkeypatch.setattr(finding, "process_dataset", fail)
     assert load(bundled, "BasicMotions").train.size == 56
     with pytest.raises(AssertionError, match="processed again"):
         load(bundled, "GunPoint")

@@ -31,7 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_dir.datasets import create_dataset, processed_datasets
+from data_dir.datasets import create_dataset
+from data_dir.finding import processed_datasets
 from models import create_model
 from models.check import (
     RetraceWarning,

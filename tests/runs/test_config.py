@@ -59,6 +59,7 @@ def test_published_sets_follow_the_published_protocol(model_name, dataset_name):
     assert load_config(REPEATS / model_name / f"{dataset_name}.json").model_dump() == {
         "unit": None,
         "machine": None,
+        "task": None,
         "model_name": model_name,
         "dataset_name": dataset_name,
         "split": "seed",
@@ -74,6 +75,7 @@ def test_published_sets_follow_the_published_protocol(model_name, dataset_name):
         "print_steps": 1_000,
         "batch_size": batch_size,
         "patience": 10,
+        "evaluate_train": None,
         "metric": "mse" if regression else "accuracy",
         "classification": not regression,
         "time": time,
@@ -87,6 +89,7 @@ def test_published_sets_follow_the_published_protocol(model_name, dataset_name):
         "step_init": 1e-4 if nonlinear else None,
         "gate": nonlinear,
         "damping": False,
+        "pooling": "mean",
         "batchnorm": "ema",
         "dropout_rate": 0.05,
         "remat": True,

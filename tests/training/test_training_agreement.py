@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import train
-from data_dir.datasets import create_dataset, processed_datasets
+from data_dir.datasets import create_dataset
+from data_dir.finding import processed_datasets
 from models import create_model
 from models.rhel import BPTT, RHEL, with_learning_algorithm
 
