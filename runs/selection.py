@@ -71,7 +71,7 @@ class Selection:
         """Raise `ConfigError` if the seeds of a config cannot train together."""
         for config, count in zip(self.configs, self.devices, strict=True):
             problems = {
-                f"seeds is {config.seeds}: a single seed has no other to train with": len(config.seeds) < 2,
+                f"seeds is {list(config.seeds)}: a single seed has no other to train with": len(config.seeds) < 2,
                 f"--devices {count}: the seeds share one device": count > 1,
                 "a machine in the loop runs one training at a time": config.machine is not None,
             }
