@@ -148,7 +148,7 @@ class Loop:
         return "early_stopping" if self.progress.evaluations_since_best > self.patience else None
 
     def send_steps(self) -> Wanting[None]:
-        """Want some steps, up to the next evaluation or checkpoint, and read the losses of the steps before them."""
+        """Yield some steps, up to the next evaluation or checkpoint, and read the losses of the steps before them."""
         progress, multiples = self.progress, (self.print_steps, self.checkpoint_steps or self.print_steps)
         with self.clock.timing("steps"):
             if self.operators:
