@@ -134,10 +134,8 @@ def train_in_steps(
     over the units in jax and the first `batch_size` training samples. `steps_per_dispatch` steps are sent to the device
     at once, fewer before an evaluation or a checkpoint; by default as many as take about a second and 32 MiB, at most
     64. The results do not depend on it. The first `devices` devices of jax divide each batch among them; the results
-    are those of one device up to rounding.
-
-    `train` returns the result. `train_in_steps` is a generator of the steps that it wants: `together` trains several of
-    them in one program. The results of each are those of `train` up to rounding.
+    are those of one device up to rounding. `train` returns the result. `train_in_steps` is a generator of the steps
+    that it wants: `together` computes those of several trainings in one program, with the same results up to rounding.
 
     - `resume(progress)` gets the progress at the start, and returns the progress to start from.
     - `stop()` is asked before every dispatch. If it is true, `on_checkpoint` is called, and `Stopped` is raised.

@@ -7,20 +7,17 @@ import jax
 
 from benchmarks import seeds
 from benchmarks.accelerator import TINY
-from benchmarks.gpus import tracing_for
 from benchmarks.step import problem
 from models.rhel import RHEL
-
-DEVICE = type("Device", (), {"platform": "gpu"})()
 
 
 def test_more_seeds_make_larger_arrays_and_not_more_operations():
     """A loop over the seeds would have further loops, or further products."""
 
     def operations(number):
-        step, *arguments = seeds.step_of_seeds(problem("LinHRU", "SelfRegulationSCP1", **TINY), RHEL(), number)
-        with tracing_for(DEVICE):
-            program = jax.jit(step).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+        options = problem("LinHRU", "SelfRegulationSCP1", **TINY | {"num_blocks": 1})
+        step, *arguments = seeds.step_of_seeds(options, RHEL(scan="parallel"), number)
+        program = jax.jit(step).lower(*arguments).as_text()
         return collections.Counter(re.findall(r"stablehlo\.(while|dot_general|tanh)", program))
 
     one, three = operations(1), operations(3)

@@ -14,7 +14,8 @@ from data_dir.dataloaders import Dataloader
 from data_dir.datasets import create_dataset
 from runs.progress import RunProgress
 
-SEEDS = ("--dataset_name", "Tiny", "--seeds", "1", "2", "3")
+pytestmark = pytest.mark.usefixtures("empty_figures")
+SEEDS = ("--dataset_name", "Tiny", "--seeds", "1", "2")
 
 
 def assert_close(one, other, name=""):
@@ -61,24 +62,19 @@ def test_each_seed_has_the_files_and_the_result_of_its_own_run(workplace, monkey
     assert run(*SEEDS, "--seeds_together") == 1
     out, err = capsys.readouterr()
     assert "seed 2: FAILED, the training loss is not finite at step 1 (" in out
-    assert "1 of 3 runs failed" in err
-    for seed, together in ((1, [3]), (2, [3]), (3, [3])):
+    assert "1 of 2 runs failed" in err
+    for seed, together in ((1, [2, 1]), (2, [2])):
         folder = SEED_1.parent / f"seed_{seed}"
-        assert_close(of_run(folder), of_run(Path("alone", *folder.parts[1:])))
+        alone = Path("alone", *folder.parts[1:])
+        assert_close(of_run(folder), of_run(alone))
         assert read(folder / "result.json")["seeds_together"] == together
-    assert read(Path("alone", *SEED_1.parts[1:]) / "result.json")["seeds_together"] == [1]
-
-    # The failed one is tried again, alone with the flag: the others are kept.
-    monkeypatch.setattr("runs.run.create_dataset", create_dataset)
-    before = (SEED_1 / "result.json").stat()
-    assert run(*SEEDS, "--seeds_together") == 0
-    assert (SEED_1 / "result.json").stat() == before
-    assert read(SEED_1.parent / "seed_2" / "result.json")["seeds_together"] == [1]
-    assert capsys.readouterr().out.count("kept, test accuracy") == 2
+        assert read(alone / "result.json")["seeds_together"] == [1]
 
 
 def test_a_signal_saves_all_seeds_and_they_resume_together_or_alone(workplace, monkeypatch, capsys):
-    command = ("--dataset_name", "Tiny", "--num_steps", "12", "--print_steps", "4")
+    fields = {name: value for name, value in HERE.items() if name != "complex_ssm"}
+    write_config({**fields, "model_name": "NonlinHRU", "dataset_name": "Tiny"}, "NonlinHRU")
+    command = ("--dataset_name", "Tiny", "--model_name", "NonlinHRU", "--num_steps", "12", "--print_steps", "4")
     assert run(*command, "--output_parent_dir", "whole") == 0
     step = RunProgress.step
 
@@ -94,7 +90,7 @@ def test_a_signal_saves_all_seeds_and_they_resume_together_or_alone(workplace, m
 
     stopped(5, "--seeds_together")
     assert "SIGTERM received: stopped after step" in capsys.readouterr().err
-    folders = [SEED_1.parent / f"seed_{seed}" for seed in (1, 2)]
+    folders = [Path("outputs", "Tiny", "NonlinHRU_RHEL", f"seed_{seed}") for seed in (1, 2)]
 
     def saved():
         return [max(int(path.name) for path in (folder / "checkpoints").iterdir()) for folder in folders]
