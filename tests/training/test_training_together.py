@@ -233,6 +233,7 @@ def test_trainings_at_different_steps_continue_together_and_alone(x64):
     assert [of_seed[-1][1]["seeds"] for of_seed in saved] == [[1, 2, 1], [1, 2]]
     for seed in (0, 1):
         end = training(train.train, seed, saved[seed])
+        assert [evaluation.step for evaluation in end.history] == [4, 6, 8]
         np.testing.assert_allclose(end.history[-1][2:6], whole[seed].history[-1][2:6], rtol=1e-10)
 
 
