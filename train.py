@@ -28,14 +28,16 @@ from models.physics.operating import deferred_failures
 from training.devices import require_devices
 from training.dispatch import StepsPerDispatch
 from training.evaluation import evaluate, predict
-from training.loop import Loop, MachineFailure, NonFiniteLoss
+from training.loop import Loop, MachineFailure, NonFiniteLoss, Wanting
 from training.progress import Evaluation, Progress, Seconds
 from training.steps import TrainingState, adam, copied, initial_state, sample_loss, train_step, train_steps
+from training.together import NotTogether, alone, together
 
 __all__ = [
     "Evaluation",
     "MachineFailure",
     "NonFiniteLoss",
+    "NotTogether",
     "Progress",
     "Seconds",
     "SeedKeys",
@@ -48,7 +50,9 @@ __all__ = [
     "predict",
     "sample_loss",
     "seed_keys",
+    "together",
     "train",
+    "train_in_steps",
     "train_step",
     "train_steps",
 ]
@@ -95,7 +99,7 @@ class TrainingResult:
     history: list[Evaluation] = field(repr=False)
 
 
-def train(
+def train_in_steps(
     model: eqx.Module,
     state: eqx.nn.State,
     dataset: Any,
@@ -117,7 +121,7 @@ def train(
     on_step: Callable[[int, float], None] | None = None,
     on_evaluation: Callable[[Evaluation], None] | None = None,
     on_checkpoint: Callable[[Progress], None] | None = None,
-) -> TrainingResult:
+) -> Wanting[TrainingResult]:
     """Train with Adam, keep the model that is best on the validation set, and test that model once.
 
     Training and validation set are evaluated every `print_steps` steps and after the last step. Only a strictly better
@@ -130,7 +134,8 @@ def train(
     over the units in jax and the first `batch_size` training samples. `steps_per_dispatch` steps are sent to the device
     at once, fewer before an evaluation or a checkpoint; by default as many as take about a second and 32 MiB, at most
     64. The results do not depend on it. The first `devices` devices of jax divide each batch among them; the results
-    are those of one device up to rounding.
+    are those of one device up to rounding. `train` returns the result. `train_in_steps` is a generator of the steps
+    that it wants: `together` computes those of several trainings in one program, with the same results up to rounding.
 
     - `resume(progress)` gets the progress at the start, and returns the progress to start from.
     - `stop()` is asked before every dispatch. If it is true, `on_checkpoint` is called, and `Stopped` is raised.
@@ -172,17 +177,20 @@ def train(
         on_evaluation=on_evaluation,
         on_checkpoint=on_checkpoint,
     )
-    return _run(loop, stop)
+    return (yield from _run(loop, stop))
 
 
-def _run(loop: Loop, stop: Callable[[], bool] | None) -> TrainingResult:
+train = alone(train_in_steps)
+
+
+def _run(loop: Loop, stop: Callable[[], bool] | None) -> Wanting[TrainingResult]:
     """The training loop."""
     with loop.clock, deferred_failures(loop.operators):
         while loop.stop_reason() is None:
             if stop is not None and stop():
                 loop.save()
                 raise Stopped(loop.progress.step)
-            loop.send_steps()
+            yield from loop.send_steps()
             if loop.evaluation_due():
                 loop.evaluate()
             if loop.checkpoint_due():

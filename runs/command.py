@@ -133,6 +133,12 @@ def _add_training(flags) -> None:
         help=f"number of devices that divide each batch among them, or {ALL} (without it: all accelerators of the "
         "machine that can divide a batch equally; one CPU; for --evaluate and --predict: as many as the run had)",
     )
+    add(
+        "--seeds_together",
+        **no,
+        help="train the seeds of a config at the same time, in one program on one device. The results are those of one "
+        "seed after the other, up to rounding",
+    )
     add("--double_precision", **no, help="compute in float64")
     add(
         "--overwrite",
@@ -187,6 +193,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     use = use_of(arguments)
     if use == "train" and "no_timing" in given:
         flags.error("--no_timing: it goes with --plan")
+    if "seeds_together" in given and use == "plan":
+        flags.error("--seeds_together: --plan measures single runs: leave one of the two out")
+    if "seeds_together" in given and getattr(arguments, "devices", 1) not in (1, ALL):
+        flags.error("--seeds_together: the seeds of a config share one device: leave --devices out")
     if use in ("train", "plan"):
         surplus = given & {"split", "run", "output"}
         reason = "it goes with --evaluate or --predict"

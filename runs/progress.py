@@ -131,6 +131,4 @@ class RunProgress:
             self.line, self.line_at = "", time.monotonic()
 
     def _say(self, text: str) -> None:
-        self.bar.clear()
-        print(text, file=sys.stderr)
-        self.bar.refresh()
+        self.bar.write(text, file=sys.stderr)  # below it, all bars are drawn again

@@ -29,6 +29,8 @@ from runs.identity import checkpoint_key, data_identity, identity, require_same_
 from runs.machines import run_on_machine
 from runs.record import peak_memory, run_record
 from training.checkpoints import CheckpointError, Checkpoints
+from training.loop import Wanting
+from training.together import alone
 
 _MEASURES = ("val_loss", "val_metric", "test_metric", "test_loss")
 
@@ -59,7 +61,7 @@ def make_model(config: ExperimentConfig, data_dim: int, label_dim: int, key: PRN
         raise ConfigError(f"{config.model_name} on {config.dataset_name}: {words}") from error
 
 
-def run_seed(
+def run_seed_in_steps(
     config: ExperimentConfig,
     seed: int,
     *,
@@ -69,7 +71,7 @@ def run_seed(
     on_evaluation: Callable[[train.Evaluation], None] | None = None,
     on_start: Callable[[Dataset, int], None] | None = None,
     on_resume: Callable[[int, dict[int, str]], None] | None = None,
-) -> dict:
+) -> Wanting[dict]:
     """Train and test one seed, write its files into its folder, and return the content of result.json.
 
     An unfinished run is resumed from its newest sound checkpoint, and ends as if it had never stopped. So does a run of
@@ -80,16 +82,23 @@ def run_seed(
     gradient that is not finite ends the run; it is not raised, and result.json has the status "failed". `train.train`
     describes the other callbacks.
 
+    `run_seed` returns the content. `run_seed_in_steps` is a generator, with which `train.together` makes several runs
+    at the same time.
+
     **Raises:** `train.Stopped`; `RunRefused` for a folder that another process works in or whose run was made with
     another config or on other data; `checkpoints.CheckpointError`; `data_dir.storage.DataError` for a data set that
     is missing or cannot be used; `ConfigError` for sizes that the model refuses; `OSError` for a folder that cannot be
     written.
     """
     with run_on_machine(config) as place:
-        return _run_seed(config, seed, devices, place, stop, on_step, on_evaluation, on_start, on_resume)
+        of_seed = _run_seed(config, seed, devices, place, stop, on_step, on_evaluation, on_start, on_resume)
+        return (yield from of_seed)
 
 
-def _run_seed(config, seed, devices, place, stop, on_step, on_evaluation, on_start, on_resume) -> dict:
+run_seed = alone(run_seed_in_steps)
+
+
+def _run_seed(config, seed, devices, place, stop, on_step, on_evaluation, on_start, on_resume) -> Wanting[dict]:
     dataset = create_dataset(seed=seed, **config.data_options())
     config = config.completed(dataset.output_step)
     require_batch(config, dataset)
@@ -106,7 +115,7 @@ def _run_seed(config, seed, devices, place, stop, on_step, on_evaluation, on_sta
             return finished
         if on_start is not None:
             on_start(dataset, train.count_parameters(model))
-        result = run.execute(model, state, keys.training, stop, on_step)
+        result = yield from run.execute(model, state, keys.training, stop, on_step)
         write_json(folder / files.RESULT, result)
         return result
 
@@ -135,11 +144,11 @@ class _Run:
         setting = f", {setting_of(config)}" if setting_of(config) else ""
         return f"{config.dataset_name}, {config.model_name} by {config.learning_algorithm}{setting}, seed {self.seed}"
 
-    def execute(self, model, state, key, stop, on_step) -> dict:
+    def execute(self, model, state, key, stop, on_step) -> Wanting[dict]:
         """The result of the training; every file but result.json is written."""
         config = self.config
         try:
-            trained = train.train(
+            trained = yield from train.train_in_steps(
                 model,
                 state,
                 self.dataset,
@@ -169,6 +178,7 @@ class _Run:
         result |= {
             "skipped_steps": self.progress.skipped,
             "devices": self.progress.devices,
+            "seeds_together": self.progress.seeds,
             "parameters": train.count_parameters(model),
             "seconds": round(seconds.total, 3),
             "seconds_per_1000_steps": round(1000 * seconds.steps / result["steps"], 3),

@@ -43,7 +43,8 @@ class Selection:
         self.identities: dict[Path, dict] = {}
         self._dims: list[tuple[int, int]] = []  # channels of the data and of the labels, for each config
         lines, checked = {}, {}
-        asked, usual = getattr(arguments, "devices", None), devices.usual()
+        asked = getattr(arguments, "devices", 1 if arguments.seeds_together else None)
+        usual = devices.usual()
         for config in select_configs(arguments):
             # Configs that differ only in model and algorithm have the same data.
             key = (config.batch_size, config.seeds, *config.data_options().values())
@@ -67,6 +68,18 @@ class Selection:
         """Raise `RunRefused` if a folder holds a run that was made with another config or on other data."""
         for folder, now in self.identities.items():
             require_same_run(folder, now)
+
+    def require_together(self) -> None:
+        """Raise `ConfigError` if the seeds of a config cannot train together."""
+        for config, count in zip(self.configs, self.devices, strict=True):
+            problems = {
+                f"seeds is {list(config.seeds)}: a single seed has no other to train with": len(config.seeds) < 2,
+                f"--devices {count}: the seeds share one device": count > 1,
+                "a machine in the loop runs one training at a time": config.machine is not None,
+            }
+            for problem in (text for text, applies in problems.items() if applies):
+                name = f"{config.dataset_name}, {config.model_name}"
+                raise ConfigError(f"--seeds_together: {name}: {problem}. Leave --seeds_together out")
 
     def require_models(self) -> None:
         """Raise `ConfigError` if the model of a config cannot be made."""

@@ -16,14 +16,19 @@ from runs.devices import devices_before
 from runs.folder import EVENTS, RESULT, UNCHECKED, RunRefused, finished_result, run_folder, setting_of
 from runs.overwriting import Overwriting, take_over
 from runs.progress import RunProgress
-from runs.run import run_seed
+from runs.run import run_seed, run_seed_in_steps
 from runs.selection import Selection
 from runs.signals import RESUMABLE, StopSignals
-from train import Stopped
+from train import NotTogether, Stopped
 from training.checkpoints import CheckpointError
+from training.loop import Wanting
+from training.together import alone, together
 
 # Errors with a message of their own; all others are defects and are printed with their traceback.
-KNOWN_ERRORS = (CheckpointError, ConfigError, DataError, MachineError, OSError, jax.errors.JaxRuntimeError)
+KNOWN_ERRORS = (
+    *(CheckpointError, ConfigError, DataError, MachineError, NotTogether, OSError),
+    jax.errors.JaxRuntimeError,
+)
 
 
 def title(config: ExperimentConfig) -> str:
@@ -41,6 +46,8 @@ def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
     if arguments.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ConfigError("--tensorboard needs a package that is not installed: pip install tensorboardX")
     selection = Selection(arguments)
+    if arguments.seeds_together:
+        selection.require_together()
     overwriting = Overwriting(selection.identities) if arguments.overwrite else None
     if overwriting is None:
         selection.require_same_runs()
@@ -60,8 +67,7 @@ def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
     results = []
     try:
         for config, devices in zip(selection.configs, selection.devices, strict=True):
-            of_seeds = [_attempt(config, seed, devices, arguments, signals) for seed in config.seeds]
-            results.append((config, of_seeds))
+            results.append((config, _attempts(config, devices, arguments, signals)))
     except Stopped as stopped:
         print(f"{signals.received} received: {stopped}; the same command resumes from there.", file=sys.stderr)
         return RESUMABLE
@@ -77,9 +83,18 @@ def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
     return 2 if refused and refused + kept == len(results) else int(failed > 0)
 
 
+def _attempts(
+    config: ExperimentConfig, devices: int, arguments: argparse.Namespace, signals: StopSignals
+) -> list[dict]:
+    """The results of the runs of a config."""
+    if arguments.seeds_together:
+        return together([_attempt(config, seed, devices, arguments, signals) for seed in config.seeds])
+    return [alone(_attempt)(config, seed, devices, arguments, signals) for seed in config.seeds]
+
+
 def _attempt(
     config: ExperimentConfig, seed: int, devices: int, arguments: argparse.Namespace, signals: StopSignals
-) -> dict:
+) -> Wanting[dict]:
     """Make one run, with its progress on stderr and a line on stdout. A finished run is only reported.
 
     An error becomes a result too, so that the other runs are made.
@@ -97,16 +112,18 @@ def _attempt(
         print(f"{name}: {also}: the results differ by rounding from those of one number of devices", file=sys.stderr)
     try:
         with RunProgress(name, config, folder / EVENTS if arguments.tensorboard else None) as progress:
-            result = run_seed(
-                config,
-                seed,
-                devices=devices,
-                stop=lambda: signals.received is not None,
-                on_step=progress.step,
-                on_evaluation=progress.evaluation,
-                on_start=progress.start,
-                on_resume=progress.resume,
-            )
+            options = {
+                "devices": devices,
+                "stop": lambda: signals.received is not None,
+                "on_step": progress.step,
+                "on_evaluation": progress.evaluation,
+                "on_start": progress.start,
+                "on_resume": progress.resume,
+            }
+            if arguments.seeds_together:
+                result = yield from run_seed_in_steps(config, seed, **options)
+            else:
+                result = run_seed(config, seed, **options)
     except Stopped:
         raise
     except RunRefused as error:

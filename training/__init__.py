@@ -1,6 +1,7 @@
 """The parts of `train`.
 
 loop.py          sends steps, reads losses, evaluates, saves
+together.py      several trainings at the same time, their steps in one program
 steps.py         the loss, and one step of the optimiser, or several in one call
 devices.py       the devices that divide each batch among them
 dispatch.py      how many steps are sent to the device at once

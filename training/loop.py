@@ -3,18 +3,18 @@
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from models.check import RetraceWarning, retrace_errors
 from models.physics.in_the_loop import in_jax, operators_of
@@ -66,6 +66,43 @@ class MachineFailure(RuntimeError):
         self.__cause__ = cause
 
 
+class Computed(NamedTuple):
+    """What `train_steps` gave for a training: the state after `count` steps, the loss and norm of each.
+
+    `started`: when the steps were sent. `seeds`: how many trainings the program computes.
+    """
+
+    training: TrainingState
+    losses: Array
+    norms: Array
+    count: int
+    started: float
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps that a training wants computed, at most `most`. `batches(count)` draws the batches of so many.
+
+    `rest`: what else `train_steps` needs, the same for all steps of a training.
+    """
+
+    most: int
+    batches: Callable[[int], tuple]
+    training: TrainingState
+    rest: tuple
+
+    def compute(self) -> Computed:
+        """Send the steps to the device."""
+        batches, started = self.batches(self.most), time.perf_counter()
+        return Computed(*train_steps(batches, self.training, *self.rest), self.most, started)
+
+
+Result = TypeVar("Result")
+Wanting = Generator[Steps, Callable[[], Computed], Result]
+"""A generator of steps that are wanted. It gets a function that gives them computed."""
+
+
 @dataclass
 class Loop:
     """A training at work. The fields are the arguments of `train.train`, and its `progress`.
@@ -99,7 +136,7 @@ class Loop:
         self._loader_key, self._dropout_key = jax.random.split(self.progress.key)
         self.progress.training = replicated(self.progress.training, self.devices)
         self._batches = self._batches_after(self.progress.step)
-        self._unread: tuple | None = None
+        self._unread: tuple[int, Computed] | None = None  # the step before, and what was sent
         self._slots: int | None = None
         self._saved = self.progress.step
         self._read_at = time.perf_counter()
@@ -110,8 +147,8 @@ class Loop:
             return "num_steps"
         return "early_stopping" if self.progress.evaluations_since_best > self.patience else None
 
-    def send_steps(self) -> None:
-        """Send some steps to the device, up to the next evaluation or checkpoint, and read the losses before them."""
+    def send_steps(self) -> Wanting[None]:
+        """Yield some steps, up to the next evaluation or checkpoint, and read the losses of the steps before them."""
         progress, multiples = self.progress, (self.print_steps, self.checkpoint_steps or self.print_steps)
         with self.clock.timing("steps"):
             if self.operators:
@@ -121,26 +158,26 @@ class Loop:
                 batch = next(self._batches_after(progress.step))
                 # One slot needs no selection, and XLA would compile the step around it to other bits.
                 self._slots = max(2, min(self.steps_per_dispatch.slots(batch), self.print_steps))
-            count = min(
+            most = min(
                 self.steps_per_dispatch.next(),
                 self._slots,
                 self.num_steps - progress.step,
                 steps_until_multiple(progress.step, multiples),
             )
-            x, y = divided(stack_batches(self._batches, count, self._slots), self.devices, axis=1)
-            key, used = replicated((self._dropout_key, jnp.int32(count)), self.devices)
-            started = time.perf_counter()
+            rest = (self.optimiser, self.dataset.classification, self.devices)
             with self.clock.timing("compiling") if first else nullcontext():
-                progress.training, losses, norms = train_steps(
-                    (x, y, key, used),
-                    progress.training,
-                    self.optimiser,
-                    self.dataset.classification,
-                    self.devices,
-                )
+                compute = yield Steps(most, partial(self._draw, self._slots), progress.training, rest)
+                computed = compute()
+            progress.training = computed.training
+            progress.trained_with(computed.seeds)
             self._read_losses()
-            self._unread = (progress.step, count, losses, norms, started)
-            progress.step += count
+            self._unread = (progress.step, computed)
+            progress.step += computed.count
+
+    def _draw(self, slots: int, count: int) -> tuple:
+        """The next batches as `train_steps` takes them."""
+        x, y = divided(stack_batches(self._batches, count, slots), self.devices, axis=1)
+        return x, y, *replicated((self._dropout_key, jnp.int32(count)), self.devices)
 
     def evaluation_due(self) -> bool:
         """Whether training and validation set are evaluated now."""
@@ -231,10 +268,10 @@ class Loop:
         """Wait for the steps that are sent but not read, if there are any, and record their losses."""
         if self._unread is None:
             return
-        (done, count, losses, norms, started), self._unread = self._unread, None
-        losses, norms = (np.asarray(values)[:count].tolist() for values in (losses, norms))
+        (done, sent), self._unread = self._unread, None
+        losses, norms = (np.asarray(values)[: sent.count].tolist() for values in (sent.losses, sent.norms))
         now = time.perf_counter()
-        self.steps_per_dispatch.measured(count, now - max(started, self._read_at))
+        self.steps_per_dispatch.measured(sent.count, now - max(sent.started, self._read_at))
         self._read_at = now
         finite = np.isfinite(losses) & np.isfinite(norms)
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=done + 1):

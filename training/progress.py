@@ -66,6 +66,7 @@ class Progress:
     history: list[Evaluation] = field(default_factory=list)
     seconds: Seconds = field(default_factory=Seconds)
     devices: list[int] = field(default_factory=list)  # the numbers of devices that the training had, in their order
+    seeds: list[int] = field(default_factory=list)  # the same of the seeds that its program computed
     machines: list[dict] = field(default_factory=list)  # the record of each machine, see `models.physics.operating`
 
     @property
@@ -77,6 +78,11 @@ class Progress:
         """Record the number of devices of the steps that follow."""
         if self.devices[-1:] != [devices]:
             self.devices.append(devices)
+
+    def trained_with(self, seeds: int) -> None:
+        """Record the number of seeds in the program of the last steps."""
+        if self.seeds[-1:] != [seeds]:
+            self.seeds.append(seeds)
 
     def add(self, evaluation: Evaluation, better: Callable[[Evaluation, Evaluation], bool]) -> None:
         """Add the evaluation of the present model, and keep the model if it is `better` than the best so far."""
@@ -99,6 +105,7 @@ class Progress:
             "history": [evaluation._asdict() for evaluation in self.history],
             "seconds": asdict(self.seconds),
             "devices": self.devices,
+            "seeds": self.seeds,
             "machines": self.machines,
         }
 
@@ -116,6 +123,7 @@ class Progress:
             history=[Evaluation(**evaluation) for evaluation in json_part["history"]],
             seconds=Seconds(**json_part["seconds"]),
             devices=json_part.get("devices", [1]),  # which was fixed
+            seeds=json_part.get("seeds", [1]),  # so was this
             machines=json_part.get("machines", []),
             **{name: json_part[name] for name in _JSON_FIELDS},
         )

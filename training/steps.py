@@ -108,6 +108,11 @@ def train_steps(
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=(2, 3, 4, 5, 6))
 def _compiled_steps(arrays, batches, leaves, structure, optimiser, classification, devices):
+    return some_steps(arrays, batches, leaves, structure, optimiser, classification, devices)
+
+
+def some_steps(arrays, batches, leaves, structure, optimiser, classification, devices=1):
+    """`train_steps`, to be compiled. The training state comes in parts: arrays, other leaves, and their structure."""
     x, y, key, count = batches
     rest = jax.tree.unflatten(structure, leaves)
     pick = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
