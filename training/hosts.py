@@ -11,15 +11,16 @@ others end. A process that ends with an error tells the others, and they end wit
 Without `join` the only process is the first, and no function here waits.
 """
 
+import ctypes
 import errno
 import itertools
 import json
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from typing import Any, TypeVar
 
 import jax
@@ -45,6 +46,7 @@ class _World:
 
     def __init__(self, process: int = 0, processes: int = 1, client: Any = None):
         self.process, self.processes, self.client = process, processes, client
+        self.on_abort: Any = None  # a function of C lives as long as its object
         self.watch: _Watch | None = None
         self.calls, self.decisions, self.asked = itertools.count(), itertools.count(), False
         self.ending = threading.Lock()
@@ -74,14 +76,10 @@ def join(
     (_require_free if process == 0 else _require_served)(host, int(port))
     # jax's service would take SIGTERM away from the handler of the command.
     jax.config.update("jax_enable_preemption_service", False)
-    options = {"coordinator_address": address, "num_processes": processes, "process_id": process}
+    found = {} if slurm else {"coordinator_address": address, "num_processes": processes, "process_id": process}
+    how = {"cluster_detection_method": "slurm" if slurm else "deactivate", "initialization_timeout": START_S}
     try:
-        jax.distributed.initialize(
-            **(
-                {"cluster_detection_method": "slurm"} if slurm else options | {"cluster_detection_method": "deactivate"}
-            ),
-            initialization_timeout=START_S,
-        )
+        jax.distributed.initialize(**found, **how)
     except (RuntimeError, ValueError) as error:
         raise HostsError(
             f"process {process} of {processes} at {address}: not all processes arrived in {START_S} s "
@@ -90,17 +88,19 @@ def join(
     _world = _World(process, processes, distributed.global_state.client)
     _world.watch = _Watch(on_end)
     _world.watch.start()
+    _world.on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: _world.watch.aborted())
+    ctypes.CDLL(None).signal(signal.SIGABRT, _world.on_abort)
 
 
 def _require_free(host: str, port: int) -> None:
     """Process 0 serves at the port on all interfaces, as jax does."""
-    with closing(socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET)) as attempt:
-        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            attempt.bind(("", port))
-        except OSError as error:
-            used = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error.strerror})"
-            raise HostsError(f"{host}:{port}: the port {used} on the host of process 0. Take another port") from error
+    both = socket.has_dualstack_ipv6()
+    try:
+        family = socket.AF_INET6 if both else socket.AF_INET
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        used = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error.strerror})"
+        raise HostsError(f"{host}:{port}: the port {used} on the host of process 0. Take another port") from error
 
 
 def _require_served(host: str, port: int, seconds: float = START_S) -> None:
@@ -268,6 +268,16 @@ class _Watch(threading.Thread):
                     self._end(LOST, _lost(lost))
                 if self.over.wait(PULSE_S):
                     return
+
+    def aborted(self) -> None:
+        """jax aborts the process as soon as it loses the connection to process 0, without a word to Python.
+
+        The handler of the system's signal says why, and returns if the abort has another reason.
+        """
+        try:
+            self._exchange(-1)
+        except jax.errors.JaxRuntimeError:
+            self._end(LOST, _lost(0))
 
     def _exchange(self, pulse: int) -> dict[int, tuple[int, str | None]]:
         """Give the pulse and read those of all; the status and message of those that ended."""
