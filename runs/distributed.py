@@ -111,7 +111,7 @@ def joined(arguments: argparse.Namespace, report: Callable[[BaseException], tupl
         hosts.leave(0)
     except BaseException as error:
         if lost := hosts.lost_after(error):
-            hosts.leave(hosts.LOST, lost)
+            hosts.leave(hosts.LOST, lost, lost=1)
             ended_elsewhere(hosts.LOST, lost)
         status, message = report(error)
         hosts.leave(status, f"process {place.process} ended: {message}")

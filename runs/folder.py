@@ -114,6 +114,7 @@ def locked_by_first(folder: Path) -> Iterator[None]:
         token = hosts.from_first(lock)
         if not hosts.first():
             require_seen(folder, token)
+        hosts.gathered(None)  # no process begins before all have seen it
         yield
 
 

@@ -21,6 +21,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from training import hosts
+
 AXIS = "devices"
 
 
@@ -45,6 +47,16 @@ def dividing(batch_size: int, most: int) -> list[int]:
     """The numbers of devices, up to `most`, that can divide a batch equally, with as many on each process."""
     processes = jax.process_count()
     return [number for number in range(processes, most + 1, processes) if batch_size % number == 0]
+
+
+def connect(devices: int) -> None:
+    """Let the devices of several processes find each other, while all wait for it.
+
+    The first collective of a CPU waits 30 s at most, and compiling may take longer in some processes than in others.
+    """
+    if jax.process_count() > 1:
+        hosts.gathered(None)
+        whole(divided(np.zeros(devices // jax.process_count(), np.float32), devices))
 
 
 def replicated(tree: PyTree, devices: int) -> PyTree:

@@ -46,6 +46,7 @@ class _World:
 
     def __init__(self, process: int = 0, processes: int = 1, client: Any = None):
         self.process, self.processes, self.client = process, processes, client
+        self.address = ("", 0)
         self.on_abort: Any = None  # a function of C lives as long as its object
         self.watch: _Watch | None = None
         self.calls, self.decisions, self.asked = itertools.count(), itertools.count(), False
@@ -86,6 +87,7 @@ def join(
             f"({str(error).splitlines()[0]}). Each needs the same address and number of processes, and its own number"
         ) from error
     _world = _World(process, processes, distributed.global_state.client)
+    _world.address = host, int(port)
     _world.watch = _Watch(on_end)
     _world.watch.start()
     _world.on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: _world.watch.aborted())
@@ -164,7 +166,9 @@ def require_same(facts: dict[str, Any]) -> None:
         for name in [*own, *(theirs.keys() - own.keys())]:
             if own.get(name) != theirs.get(name):
                 values = [_short(each.get(name)) for each in (own, theirs)]
-                raise HostsError(f"{name}: process 0 has {values[0]}, process {process} has {values[1]}")
+                raise HostsError(
+                    f"{name}: process 0 has {values[0]}, process {process} has {values[1]}. All processes need the same"
+                )
 
 
 def decided(stop: bool, steps: int) -> tuple[bool, int]:
@@ -190,21 +194,22 @@ def decided(stop: bool, steps: int) -> tuple[bool, int]:
     return stop, steps
 
 
-def leave(status: int, message: str | None = None) -> None:
+def leave(status: int, message: str | None = None, lost: int = 0) -> None:
     """Tell the others that this process ends, and wait for them to end, too.
 
-    With a message about an error, the others end at once, with it and the same exit status, and the wait has a limit:
-    the caller must then end the process without `jax.distributed.shutdown`, which would wait for those that are lost.
+    With a message about an error, the others end at once, with it and the same exit status. The caller must then end
+    the process without `jax.distributed.shutdown`, which would wait for processes that are `lost` (a number). Process 0
+    holds the messages, so it waits for the others, with a limit.
     """
     client, watch = _world.client, _world.watch
     if client is None or watch is None:
         return
     if message is not None:
         _world.ending.acquire()  # only one thread ends the process
-    until = time.monotonic() + (float("inf") if message is None else LINGER_S)
+    until = time.monotonic() + (float("inf") if message is None else LINGER_S * first())
     try:
         client.key_value_set(f"rhel/ended/{_world.process}", json.dumps([status, message]))
-        while len(client.key_value_dir_get("rhel/ended/")) < _world.processes and time.monotonic() < until:
+        while len(client.key_value_dir_get("rhel/ended/")) < _world.processes - lost and time.monotonic() < until:
             time.sleep(0.05)
     except jax.errors.JaxRuntimeError:  # process 0 is gone
         if message is None:
@@ -212,6 +217,8 @@ def leave(status: int, message: str | None = None) -> None:
     if message is None:
         watch.over.set()
         watch.join()
+    elif first():
+        time.sleep(1)  # in which they end
 
 
 def lost_after(error: BaseException) -> str | None:
@@ -265,7 +272,7 @@ class _Watch(threading.Thread):
                     if message is not None:
                         self._end(status, message)
                 if lost is not None and lost not in ended:
-                    self._end(LOST, _lost(lost))
+                    self._end(LOST, _lost(lost), lost=1)
                 if self.over.wait(PULSE_S):
                     return
 
@@ -274,10 +281,12 @@ class _Watch(threading.Thread):
 
         The handler of the system's signal says why, and returns if the abort has another reason.
         """
+        if _world.ending.locked():  # another thread ends this process, for its own reason
+            time.sleep(2 * LINGER_S)
         try:
-            self._exchange(-1)
-        except jax.errors.JaxRuntimeError:
-            self._end(LOST, _lost(0))
+            socket.create_connection(_world.address, timeout=5).close()
+        except OSError:
+            self._on_end(LOST, _lost(0))  # at once: jax's thread holds what `leave` would wait for
 
     def _exchange(self, pulse: int) -> dict[int, tuple[int, str | None]]:
         """Give the pulse and read those of all; the status and message of those that ended."""
@@ -289,8 +298,8 @@ class _Watch(threading.Thread):
                 self._pulses[process] = text, time.monotonic()
         return {_process_of(name): json.loads(text) for name, text in client.key_value_dir_get("rhel/ended/")}
 
-    def _end(self, status: int, message: str) -> None:
-        leave(status, message)
+    def _end(self, status: int, message: str, lost: int = 0) -> None:
+        leave(status, message, lost)
         self._on_end(status, message)
 
 
