@@ -32,6 +32,7 @@ PULSE_S = 2.0  # between two pulses of a process
 LOST_S = 30.0  # without a pulse: the process is lost
 SUSPECTED_S = 6.0  # the same, after a computation of several processes failed
 LINGER_S = 10.0  # that a process with an error waits for the others to read it
+_KEPT = 100  # decisions that stay in the store; 3 would do
 _EVER_MS = 10**9  # the watch ends a wait for a process that is lost
 
 T = TypeVar("T")
@@ -105,20 +106,20 @@ def _require_free(host: str, port: int) -> None:
         raise HostsError(f"{host}:{port}: the port {used} on the host of process 0. Take another port") from error
 
 
-def _require_served(host: str, port: int, seconds: float = START_S) -> None:
+def _require_served(host: str, port: int) -> None:
     """Wait until process 0 serves."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + START_S
     while True:
         try:
             socket.create_connection((host, port), timeout=5).close()
             return
-        except socket.gaierror as error:
-            raise HostsError(f"{host}:{port}: the host is not known ({error.strerror})") from error
+        except (socket.gaierror, UnicodeError) as error:
+            raise HostsError(f"{host}:{port}: the host is not known ({error})") from error
         except OSError as error:
             if time.monotonic() > end:
                 raise HostsError(
-                    f"{host}:{port}: no process 0 answers, {seconds:.0f} s long ({error.strerror or error}). It must "
-                    "run on that host and be started with the same address"
+                    f"{host}:{port}: no process 0 answered in {START_S} s ({error.strerror or error}). It must run on "
+                    "that host, and be started with the same address"
                 ) from error
             time.sleep(0.2)
 
@@ -186,8 +187,8 @@ def decided(stop: bool, steps: int) -> tuple[bool, int]:
     number = next(_world.decisions)
 
     def decide():
-        if number >= 3:  # all have read it: the losses of a later dispatch were
-            client.key_value_delete(f"rhel/decided/{number - 3}")
+        if number >= _KEPT:  # all have read it, because the losses of a later dispatch were read
+            client.key_value_delete(f"rhel/decided/{number - _KEPT}")
         return stop or bool(client.key_value_dir_get("rhel/asked/")), steps
 
     stop, steps = _from_first(f"rhel/decided/{number}", decide)

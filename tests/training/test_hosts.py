@@ -1,0 +1,127 @@
+"""Processes that talk: what they agree on, how they find each other, and how all end if one does."""
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from training import hosts
+
+ROOT = Path(__file__).resolve().parents[2]
+PAIR = """
+import os, sys, time
+from training import hosts
+
+own, port, ending = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+
+def on_end(status, message):
+    print(f"END {status} {message}", flush=True)
+    os._exit(status)
+
+hosts.join(f"127.0.0.1:{port}", own, 2, on_end)
+assert (hosts.processes(), hosts.first()) == (2, own == 0)
+assert hosts.from_first(lambda: {"from": own}) == {"from": 0}
+assert hosts.gathered(own) == [0, 1]
+hosts.require_same({"size": 1, "name": None})
+try:
+    hosts.require_same({"size": 1, "name": own})
+except hosts.HostsError as error:
+    print(error, flush=True)
+for number in range(5):  # process 0 decides
+    assert hosts.decided(False, 10 * own + number) == (False, number)
+hosts.decided(own == 1, 1)  # one process is asked to stop, once
+hosts.gathered(None)
+assert hosts.decided(False, 1) == (True, 1)
+if ending == "killed" and own == 0:
+    os.kill(os.getpid(), 9)
+if ending == "error" and own == 1:
+    hosts.leave(3, "process 1 ended: the disk is full")
+    os._exit(3)
+if ending == "well":
+    hosts.leave(0)
+    sys.exit()
+time.sleep(60)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def pair(ending):
+    """Exit status and stdout of two processes that end so."""
+    command = [sys.executable, "-c", PAIR]
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    port = str(free_port())
+    started = [subprocess.Popen([*command, own, port, ending], **options) for own in "01"]
+    try:
+        outputs = [process.communicate(timeout=60) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert "Traceback" not in "".join(err for _, err in outputs)
+    return [(process.returncode, out) for process, (out, _) in zip(started, outputs, strict=True)]
+
+
+DIFFERENCE = "name: process 0 has 0, process 1 has 1. All processes need the same\n"
+
+
+def test_two_processes_agree_and_the_loss_of_process_0_ends_the_other():
+    """jax itself would abort the other, without a word about what it means."""
+    (killed, out_0), (status, out_1) = pair("killed")
+    assert (killed, status) == (-signal.SIGKILL, hosts.LOST)
+    assert out_0 == DIFFERENCE
+    assert out_1.startswith(f"{DIFFERENCE}END 76 process 0 of 2, to which all others are connected, was lost: ")
+
+
+def test_an_error_of_one_process_ends_the_other_with_its_message_and_status():
+    first, second = pair("error")
+    assert first == (3, f"{DIFFERENCE}END 3 process 1 ended: the disk is full\n")
+    assert second == (3, DIFFERENCE)
+
+
+def test_alone_no_function_waits():
+    assert (hosts.processes(), hosts.first(), hosts.gathered("own")) == (1, True, ["own"])
+    assert hosts.from_first(lambda: (1, 2)) == (1, 2)
+    assert hosts.decided(True, 5) == (True, 5)
+    assert hosts.lost_after(OSError()) is None
+    hosts.require_same({"anything": object})
+    hosts.leave(1, "an error")
+
+
+def test_a_port_in_use_is_refused():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(hosts.HostsError, match=f"{address}: the port is in use on the host of process 0"):
+            hosts.join(address, 0, 2, print)
+
+
+def test_a_wrong_address_is_refused_in_time(monkeypatch):
+    monkeypatch.setattr(hosts, "START_S", 0.3)
+    with pytest.raises(hosts.HostsError, match=r"no process 0 answered in 0.3 s \(Connection refused\)"):
+        hosts.join(f"127.0.0.1:{free_port()}", 1, 2, print)
+    with pytest.raises(hosts.HostsError, match=r"no..host:1234: the host is not known"):
+        hosts.join("no..host:1234", 1, 2, print)
+
+
+def test_a_loss_explains_the_error_of_a_computation(monkeypatch):
+    """The error may come first: then the pulses tell, a little later."""
+
+    class Silent:
+        @staticmethod
+        def silent(seconds):
+            return 1 if seconds == hosts.SUSPECTED_S else None
+
+    world = hosts._World(0, 2)
+    world.watch = Silent()
+    monkeypatch.setattr(hosts, "_world", world)
+    error = RuntimeError("a checkpoint cannot be saved")
+    assert hosts.lost_after(error) is None
+    error.__cause__ = jax.errors.JaxRuntimeError("Connection closed by peer")
+    assert hosts.lost_after(error).startswith("process 1 of 2 was lost: ")
