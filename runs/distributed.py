@@ -106,7 +106,7 @@ def joined(arguments: argparse.Namespace, report: Callable[[BaseException], tupl
 
     hosts.join(place.coordinator, place.process, place.processes, ended_elsewhere, slurm=place.coordinator is None)
     try:
-        hosts.require_same(_versions())
+        hosts.require_same(versions())
         yield
         hosts.leave(0)
     except BaseException as error:
@@ -118,17 +118,17 @@ def joined(arguments: argparse.Namespace, report: Callable[[BaseException], tupl
         end(status, message)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """What decides how a process rounds, and what it does."""
     from common.files import sha256_of
+    from runs import record
     from runs.identity import precision, sha256_of_json
-    from runs.record import versions
 
     modules = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in PROGRAM}
     files = {name: module.__file__ for name, module in modules.items() if getattr(module, "__file__", None)}
     program = sha256_of_json({name: sha256_of(file) for name, file in files.items()})
     return {
-        **{f"version of {name}": version for name, version in versions().items()},
+        **{f"version of {name}": version for name, version in record.versions().items()},
         "sha256 of the program": program[:12],
         "precision (--double_precision)": precision(),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
