@@ -289,8 +289,8 @@ class _Watch(threading.Thread):
         except OSError:
             self._on_end(LOST, _lost(0))  # at once: jax's thread holds what `leave` would wait for
 
-    def _exchange(self, pulse: int) -> dict[int, tuple[int, str | None]]:
-        """Give the pulse and read those of all; the status and message of those that ended."""
+    def _exchange(self, pulse: int) -> dict[int, list]:
+        """Give the pulse and read those of all; [status, message] of those that ended."""
         client = _world.client
         client.key_value_set(f"rhel/pulse/{_world.process}", str(pulse), allow_overwrite=True)
         now = dict(client.key_value_dir_get("rhel/pulse/"))

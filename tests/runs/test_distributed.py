@@ -1,6 +1,7 @@
 """`--distributed`: two processes train as one with two devices, all stop, end and resume together; what is refused."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,31 +27,34 @@ hosts.PULSE_S, hosts.LOST_S = 0.5, float(sys.argv.pop(1))
 import run_experiment
 sys.exit(run_experiment.main())
 """
-FLAGS = ("--config_dir", "configs", "--dataset_name", "Tiny", "--seeds", "1", "--num_steps", "6", "--print_steps", "3")
+FLAGS = ("--config_dir", "configs", "--dataset_name", "Tiny", "--num_steps", "15", "--print_steps", "3")
+SEED_2 = SEED_1.with_name("seed_2")
 BY_HAND = "--distributed --coordinator host:1234 --num_processes 2"
 
 
 class Pair:
     """Two processes of a command in a folder."""
 
-    def __init__(self, folder, *flags, lost_s=60, own=((), ())):
+    def __init__(self, folder, lost_s=60):
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{taken.getsockname()[1]}"
-        command = [sys.executable, "-c", COMMAND, str(lost_s), *FLAGS, "--distributed", "--num_processes", "2", *flags]
-        command += ["--coordinator", address, "--process_id"]
+        command = [sys.executable, "-c", COMMAND, str(lost_s), *FLAGS, "--seeds", "1", "2", "--distributed"]
+        command += ["--coordinator", address, "--num_processes", "2", "--process_id"]
         options = {"cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         options["env"] = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-        self.processes = [subprocess.Popen([*command, str(number), *own[number]], **options) for number in (0, 1)]
+        self.processes = [subprocess.Popen([*command, str(number)], **options) for number in (0, 1)]
 
-    def wait_for(self, words):
-        """Read what process 0 says until it says these words."""
-        assert any(words in line for line in self.processes[0].stderr), words
+    def wait_for_checkpoint(self, folder):
+        """Until the run of this folder has saved its third step."""
+        while not (folder / "checkpoints" / "3" / "sha256.json").exists():
+            assert all(process.poll() is None for process in self.processes), self.end()
+            time.sleep(0.02)
 
     def end(self):
-        """The exit status, stdout and stderr of each. The other of the two may not take longer than a minute."""
+        """The exit status, stdout and stderr of each."""
         try:
-            outputs = [process.communicate(timeout=60) for process in self.processes]
+            outputs = [process.communicate(timeout=180) for process in self.processes]
         finally:
             for process in self.processes:
                 process.kill()
@@ -65,47 +69,46 @@ def outcome(folder):
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """The folder, and how three pairs of processes ended that made one run: stopped, one killed, and to the end."""
+    """The folder, and how two pairs of processes ended that train seeds 1 and 2.
+
+    Of the first pair, one process is killed in seed 1. The second pair ends seed 1 and gets a signal in seed 2.
+    """
     folder = tmp_path_factory.mktemp("hosts")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         write_dataset(folder, "Tiny")
         write_config({**HERE, "dataset_name": "Tiny", "dropout_rate": 0.25})
-    stopped = Pair(folder)
-    stopped.wait_for("124 parameters")  # it is about to compile
-    stopped.processes[1].send_signal(signal.SIGTERM)
-    ends = [stopped.end()]
     killed = Pair(folder, lost_s=5)
-    killed.wait_for("resumes from step")
-    time.sleep(0.5)
+    killed.wait_for_checkpoint(folder / SEED_1)
     killed.processes[1].kill()
-    ends += [killed.end(), Pair(folder).end()]
-    return folder, *ends
-
-
-def test_a_signal_at_one_process_stops_all_after_the_same_step(story):
-    _, ((status_0, out_0, err_0), (status_1, _, err_1)), *_ = story
-    assert (status_0, status_1) == (75, 75), err_0 + err_1
-    assert "A signal to another process received: stopped after step " in err_0
-    assert "Tiny LinHRU" not in out_0
-    assert err_1 == ""
+    ends = [killed.end()]
+    stopped = Pair(folder)
+    stopped.wait_for_checkpoint(folder / SEED_2)
+    stopped.processes[1].send_signal(signal.SIGTERM)
+    return folder, *ends, stopped.end()
 
 
 def test_a_killed_process_is_named_by_the_other(story):
-    _, _, ((status_0, _, err_0), (status_1, _, _)), _ = story
+    _, ((status_0, _, err_0), (status_1, _, _)), _ = story
     assert (status_0, status_1) == (hosts.LOST, -signal.SIGKILL), err_0
     assert "error: process 1 of 2 was lost: " in err_0
     assert "The same command, in all processes, resumes from the last checkpoint" in err_0
 
 
-def test_the_run_ends_with_the_bits_of_one_process_with_two_devices(story, monkeypatch):
-    folder, *_, ((status_0, out_0, err_0), (status_1, out_1, err_1)) = story
-    assert (status_0, status_1) == (0, 0), err_0 + err_1
-    assert "resumes from step" in err_0
+def test_a_signal_at_one_process_stops_all_after_the_same_step(story):
+    folder, _, ((status_0, _, err_0), (status_1, _, _)) = story
+    assert (status_0, status_1) == (75, 75), err_0
+    step = re.search(r"A signal to another process received: stopped after step (\d+); the same command resumes", err_0)
+    assert (folder / SEED_2 / "checkpoints" / step[1] / "sha256.json").exists()
+
+
+def test_a_resumed_run_has_the_bits_of_one_process_with_two_devices(story, monkeypatch):
+    folder, _, ((_, out_0, err_0), (_, out_1, err_1)) = story
+    assert "seed 1: resumes from step 3\n" in err_0
     assert "Tiny LinHRU RHEL seed 1: test accuracy" in out_0
     assert "Tiny" not in out_1 + err_1  # process 0 alone prints
     monkeypatch.chdir(folder)
-    assert run(*FLAGS[2:], "--devices", "2", "--output_parent_dir", "one") == 0
+    assert run(*FLAGS[2:], "--seeds", "1", "--devices", "2", "--output_parent_dir", "one") == 0
     assert outcome(SEED_1) == outcome(Path("one", *SEED_1.parts[1:]))
     record = read(SEED_1 / "config.json")
     assert (record["devices"], record["processes"]) == (2, 2)

@@ -16,7 +16,7 @@ PAIR = """
 import os, sys, time
 from training import hosts
 
-own, port, ending = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+own, port = int(sys.argv[1]), sys.argv[2]
 
 def on_end(status, message):
     print(f"END {status} {message}", flush=True)
@@ -36,14 +36,8 @@ for number in range(5):  # process 0 decides
 hosts.decided(own == 1, 1)  # one process is asked to stop, once
 hosts.gathered(None)
 assert hosts.decided(False, 1) == (True, 1)
-if ending == "killed" and own == 0:
+if own == 0:
     os.kill(os.getpid(), 9)
-if ending == "error" and own == 1:
-    hosts.leave(3, "process 1 ended: the disk is full")
-    os._exit(3)
-if ending == "well":
-    hosts.leave(0)
-    sys.exit()
 time.sleep(60)
 """
 
@@ -54,36 +48,75 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def pair(ending):
-    """Exit status and stdout of two processes that end so."""
-    command = [sys.executable, "-c", PAIR]
-    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    port = str(free_port())
-    started = [subprocess.Popen([*command, own, port, ending], **options) for own in "01"]
-    try:
-        outputs = [process.communicate(timeout=60) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert "Traceback" not in "".join(err for _, err in outputs)
-    return [(process.returncode, out) for process, (out, _) in zip(started, outputs, strict=True)]
-
-
 DIFFERENCE = "name: process 0 has 0, process 1 has 1. All processes need the same\n"
 
 
 def test_two_processes_agree_and_the_loss_of_process_0_ends_the_other():
     """jax itself would abort the other, without a word about what it means."""
-    (killed, out_0), (status, out_1) = pair("killed")
-    assert (killed, status) == (-signal.SIGKILL, hosts.LOST)
+    command = [sys.executable, "-c", PAIR]
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    port = str(free_port())
+    started = [subprocess.Popen([*command, own, port], **options) for own in "01"]
+    try:
+        (out_0, err_0), (out_1, err_1) = (process.communicate(timeout=60) for process in started)
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [-signal.SIGKILL, hosts.LOST], err_0 + err_1
     assert out_0 == DIFFERENCE
     assert out_1.startswith(f"{DIFFERENCE}END 76 process 0 of 2, to which all others are connected, was lost: ")
 
 
-def test_an_error_of_one_process_ends_the_other_with_its_message_and_status():
-    first, second = pair("error")
-    assert first == (3, f"{DIFFERENCE}END 3 process 1 ended: the disk is full\n")
-    assert second == (3, DIFFERENCE)
+class Store:
+    """jax's key-value store, in memory."""
+
+    def __init__(self):
+        self.values = {}
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        assert allow_overwrite or key not in self.values
+        self.values[key] = value
+
+    def key_value_dir_get(self, folder):
+        return [(key, value) for key, value in self.values.items() if key.startswith(folder)]
+
+
+@pytest.fixture
+def ends(monkeypatch):
+    """How process 0 of two was ended by its watch; the store is in `hosts._world.client`."""
+    monkeypatch.setattr(hosts, "PULSE_S", 0.01)
+    monkeypatch.setattr(hosts, "_world", hosts._World(0, 2, Store()))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+
+    class Ended(BaseException):
+        pass
+
+    def on_end(*how):
+        ends.append(how)
+        raise Ended
+
+    ends, hosts._world.watch = [], hosts._Watch(on_end)
+
+    def watched():
+        with pytest.raises(Ended):
+            hosts._world.watch.run()
+        return ends
+
+    return watched
+
+
+def test_an_error_of_one_process_ends_the_other_with_its_message_and_status(ends):
+    store = hosts._world.client
+    store.key_value_set("rhel/ended/1", '[3, "process 1 ended: the disk is full"]')
+    assert ends() == [(3, "process 1 ended: the disk is full")]
+    assert store.values["rhel/ended/0"] == store.values["rhel/ended/1"]  # for the third
+
+
+def test_a_process_without_a_pulse_is_lost(ends, monkeypatch):
+    monkeypatch.setattr(hosts, "LOST_S", 0.2)
+    ((status, message),) = ends()
+    assert status == hosts.LOST
+    assert message.startswith("process 1 of 2 was lost: it gives no sign of life")
 
 
 def test_alone_no_function_waits():
