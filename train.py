@@ -26,7 +26,7 @@ from jaxtyping import PRNGKeyArray
 from models.physics.in_the_loop import operators_of
 from models.physics.operating import deferred_failures
 from training import hosts
-from training.devices import connect, require_devices
+from training.devices import require_devices
 from training.dispatch import StepsPerDispatch
 from training.evaluation import evaluate, predict
 from training.loop import Loop, MachineFailure, NonFiniteLoss
@@ -149,7 +149,6 @@ def train(
     equally, or that are several for a machine in the loop.
     """
     require_devices(devices, batch_size)
-    connect(devices)
     if devices > 1 and operators_of(model):
         raise ValueError(f"devices {devices}: a machine in the loop gets whole batches: it needs 1")
     pace = StepsPerDispatch(steps_per_dispatch)

@@ -106,6 +106,7 @@ def joined(arguments: argparse.Namespace, report: Callable[[BaseException], tupl
 
     hosts.join(place.coordinator, place.process, place.processes, ended_elsewhere, slurm=place.coordinator is None)
     try:
+        hosts.require_same_number()
         hosts.require_same(versions())
         yield
         hosts.leave(0)

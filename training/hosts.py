@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import jax
 from jax._src import distributed
 
-LOST = 76  # exit status if another process was lost
+REFUSED, LOST = 2, 76  # exit status if the processes do not get together, and if another process was lost
 START_S = 300  # for all processes to arrive
 PULSE_S = 2.0  # between two pulses of a process
 LOST_S = 30.0  # without a pulse: the process is lost
@@ -63,10 +63,10 @@ def join(
     """Connect this process with the others, before jax has devices.
 
     Process 0 serves at `address`, HOST:PORT. With `slurm`, jax takes address and local device from SLURM's variables.
-    `on_end(status, message)` is called, from another thread, if another process ends with an error or is lost. It must
-    end the process.
+    `on_end(status, message)` is called, from another thread, if not all processes arrive in `START_S`, or later if
+    another process ends with an error or is lost. It must end the process.
 
-    **Raises:** `HostsError` if the port is in use, the host is unknown, or not all processes arrive in `START_S`.
+    **Raises:** `HostsError` if the port is in use, the host is unknown, or no process 0 answers in `START_S`.
     """
     global _world
     if slurm:
@@ -79,14 +79,19 @@ def join(
     # jax's service would take SIGTERM away from the handler of the command.
     jax.config.update("jax_enable_preemption_service", False)
     found = {} if slurm else {"coordinator_address": address, "num_processes": processes, "process_id": process}
-    how = {"cluster_detection_method": "slurm" if slurm else "deactivate", "initialization_timeout": START_S}
+    how = {"cluster_detection_method": "slurm" if slurm else "deactivate", "initialization_timeout": 2 * START_S}
+    late = (
+        f"process {process} at {address}: not all {processes} processes arrived in {START_S} s. Each needs the same "
+        "address and number of processes, and its own number"
+    )
+    limit = threading.Timer(START_S, on_end, (REFUSED, late))  # jax would abort the process
+    limit.start()
     try:
         jax.distributed.initialize(**found, **how)
     except (RuntimeError, ValueError) as error:
-        raise HostsError(
-            f"process {process} of {processes} at {address}: not all processes arrived in {START_S} s "
-            f"({str(error).splitlines()[0]}). Each needs the same address and number of processes, and its own number"
-        ) from error
+        raise HostsError(f"process {process} of {processes} at {address}: {str(error).splitlines()[0]}") from error
+    finally:
+        limit.cancel()
     _world = _World(process, processes, distributed.global_state.client)
     _world.address = host, int(port)
     _world.watch = _Watch(on_end)
@@ -158,6 +163,16 @@ def gathered(value: Any) -> list[Any]:
     client.wait_at_barrier(key, _EVER_MS)
     values = {_process_of(name): json.loads(text) for name, text in client.key_value_dir_get(key)}
     return [values[process] for process in range(_world.processes)]
+
+
+def require_same_number() -> None:
+    """Raise `HostsError` if this process was started as one of another number of processes than process 0."""
+    number = from_first(processes)
+    if number != processes():
+        raise HostsError(
+            f"number of processes: process 0 has {number}, process {_world.process} has {processes()}. All processes "
+            "need the same"
+        )
 
 
 def require_same(facts: dict[str, Any]) -> None:

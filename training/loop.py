@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 from models.check import RetraceWarning, retrace_errors
 from models.physics.in_the_loop import in_jax, operators_of
 from models.physics.operating import failure_of
-from training.devices import divided, of_samples, own_batches, own_part, replicated
+from training.devices import connect, divided, of_samples, own_batches, own_part, replicated
 from training.dispatch import StepsPerDispatch, stack_batches, steps_until_multiple
 from training.evaluation import evaluate
 from training.progress import Clock, Evaluation, Progress
@@ -97,6 +97,7 @@ class Loop:
         for operator, record in zip(self.operators, self.progress.machines, strict=False):
             operator.resume(record)
         self._loader_key, self._dropout_key = jax.random.split(self.progress.key)
+        connect(self.devices)
         self.progress.training = replicated(self.progress.training, self.devices)
         self._batches = own_batches(self._batches_after(self.progress.step), self.dataset.train)
         self._unread: tuple | None = None

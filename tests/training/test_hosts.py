@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -141,6 +142,35 @@ def test_a_wrong_address_is_refused_in_time(monkeypatch):
         hosts.join(f"127.0.0.1:{free_port()}", 1, 2, print)
     with pytest.raises(hosts.HostsError, match=r"no..host:1234: the host is not known"):
         hosts.join("no..host:1234", 1, 2, print)
+
+
+def test_a_process_that_does_not_arrive_is_missed_in_time(monkeypatch):
+    ended = threading.Event()
+    told = []
+
+    def initialize(**_):  # jax itself would abort the process, later
+        ended.wait(10)
+        raise RuntimeError("Deadline Exceeded")
+
+    def on_end(*how):
+        told.append(how)
+        ended.set()
+
+    monkeypatch.setattr(hosts, "START_S", 0.05)
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    with pytest.raises(hosts.HostsError, match="Deadline Exceeded"):
+        hosts.join(f"127.0.0.1:{free_port()}", 0, 2, on_end)
+    ((status, message),) = told
+    assert status == hosts.REFUSED
+    assert "not all 2 processes arrived in 0.05 s. Each needs the same address and number of processes" in message
+
+
+def test_another_number_of_processes_is_refused(monkeypatch):
+    monkeypatch.setattr(hosts, "from_first", lambda _: 2)
+    monkeypatch.setattr(hosts, "_world", hosts._World(1, 3))
+    with pytest.raises(hosts.HostsError, match="number of processes: process 0 has 2, process 1 has 3"):
+        hosts.require_same_number()
 
 
 def test_a_loss_explains_the_error_of_a_computation(monkeypatch):
