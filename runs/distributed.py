@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 BY_HAND = ("coordinator", "num_processes", "process_id")
@@ -55,10 +56,11 @@ def place_of(arguments: argparse.Namespace, environment: Mapping[str, str] = os.
             raise ValueError(
                 f"--distributed: --{missing[0]} is missing: give all of --{', --'.join(BY_HAND)}, or none under srun"
             )
-        place = Place(arguments.process_id, arguments.num_processes, arguments.coordinator)
-        host, colon, port = place.coordinator.rpartition(":")
-        if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
-            raise ValueError(f"--coordinator {place.coordinator}: is not HOST:PORT with a port from 1 to 65535")
+        address = arguments.coordinator
+        place = Place(arguments.process_id, arguments.num_processes, address)
+        host, _, port = address.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+            raise ValueError(f"--coordinator {address}: is not HOST:PORT with a port from 1 to 65535")
     else:
         if missing := [name for name in SLURM if name not in environment]:
             raise ValueError(
@@ -126,8 +128,8 @@ def versions() -> dict[str, str]:
     from runs.identity import precision, sha256_of_json
 
     modules = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in PROGRAM}
-    files = {name: module.__file__ for name, module in modules.items() if getattr(module, "__file__", None)}
-    program = sha256_of_json({name: sha256_of(file) for name, file in files.items()})
+    files = {name: file for name, module in modules.items() if (file := getattr(module, "__file__", None))}
+    program = sha256_of_json({name: sha256_of(Path(file)) for name, file in files.items()})
     return {
         **{f"version of {name}": version for name, version in record.versions().items()},
         "sha256 of the program": program[:12],

@@ -35,7 +35,7 @@ def title(config: ExperimentConfig) -> str:
     return f"{config.dataset_name} {config.model_name} {config.learning_algorithm} {setting_of(config)}".rstrip()
 
 
-def message_of(error: Exception) -> str:
+def message_of(error: BaseException) -> str:
     """The message of an error; for an `OSError` the file and the reason."""
     return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
 

@@ -47,7 +47,7 @@ class _World:
 
     def __init__(self, process: int = 0, processes: int = 1, client: Any = None):
         self.process, self.processes, self.client = process, processes, client
-        self.address = ("", 0)
+        self.address: tuple[str, int] = ("", 0)
         self.on_abort: Any = None  # a function of C lives as long as its object
         self.watch: _Watch | None = None
         self.calls, self.decisions, self.asked = itertools.count(), itertools.count(), False
@@ -94,9 +94,9 @@ def join(
         limit.cancel()
     _world = _World(process, processes, distributed.global_state.client)
     _world.address = host, int(port)
-    _world.watch = _Watch(on_end)
-    _world.watch.start()
-    _world.on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: _world.watch.aborted())
+    _world.watch = watch = _Watch(on_end)
+    watch.start()
+    _world.on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: watch.aborted())
     ctypes.CDLL(None).signal(signal.SIGABRT, _world.on_abort)
 
 
