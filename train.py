@@ -25,6 +25,7 @@ from jaxtyping import PRNGKeyArray
 
 from models.physics.in_the_loop import operators_of
 from models.physics.operating import deferred_failures
+from training import hosts
 from training.devices import require_devices
 from training.dispatch import StepsPerDispatch
 from training.evaluation import evaluate, predict
@@ -134,11 +135,13 @@ def train_in_steps(
     over the units in jax and the first `batch_size` training samples. `steps_per_dispatch` steps are sent to the device
     at once, fewer before an evaluation or a checkpoint; by default as many as take about a second and 32 MiB, at most
     64. The results do not depend on it. The first `devices` devices of jax divide each batch among them; the results
-    are those of one device up to rounding. `train` returns the result. `train_in_steps` is a generator of the steps
-    that it wants: `together` computes those of several trainings in one program, with the same results up to rounding.
+    are those of one device up to rounding. Several processes (`training.hosts`) call it with the same arguments, and
+    get the same results. `train` returns the result. `train_in_steps` is a generator of the steps that it wants:
+    `together` computes those of several trainings in one program, with the same results up to rounding.
 
     - `resume(progress)` gets the progress at the start, and returns the progress to start from.
-    - `stop()` is asked before every dispatch. If it is true, `on_checkpoint` is called, and `Stopped` is raised.
+    - `stop()` is asked before every dispatch. If it is true, in any process, `on_checkpoint` is called, and all raise
+      `Stopped`.
     - `on_step(step, loss)` is called for every step, in order, when the next dispatch has been sent.
     - `on_evaluation(evaluation)` is called after every evaluation.
     - `on_checkpoint(progress)` is called after every evaluation and every `checkpoint_steps` steps. It must copy what
@@ -187,10 +190,11 @@ def _run(loop: Loop, stop: Callable[[], bool] | None) -> Wanting[TrainingResult]
     """The training loop."""
     with loop.clock, deferred_failures(loop.operators):
         while loop.stop_reason() is None:
-            if stop is not None and stop():
+            stopping, most = hosts.decided(stop is not None and stop(), loop.steps_per_dispatch.next())
+            if stopping:
                 loop.save()
                 raise Stopped(loop.progress.step)
-            yield from loop.send_steps()
+            yield from loop.send_steps(most)
             if loop.evaluation_due():
                 loop.evaluate()
             if loop.checkpoint_due():

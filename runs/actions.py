@@ -5,13 +5,14 @@ import contextlib
 import math
 import sys
 import time
+import traceback
 from datetime import datetime, timedelta
 
 import jax
 
 from experiment_configs.schema import ExperimentConfig
 from models.load import RunError
-from runs import compilation_cache, planning, prediction, streams
+from runs import compilation_cache, distributed, planning, prediction, streams
 from runs.command import use_of
 from runs.devices import make_devices, recorded
 from runs.folder import RESULT, UNCHECKED, finished_result, run_folder, setting_of
@@ -19,6 +20,7 @@ from runs.overwriting import Overwriting
 from runs.selection import Selection
 from runs.signals import StopSignals
 from runs.train_all import KNOWN_ERRORS, message_of, title, train_all
+from training import hosts
 
 
 def act(arguments: argparse.Namespace, signals: StopSignals | None) -> int:
@@ -30,20 +32,40 @@ def act(arguments: argparse.Namespace, signals: StopSignals | None) -> int:
     precision = jax.enable_x64(True) if arguments.double_precision else contextlib.nullcontext()
     try:
         with precision, compilation_cache.enabled(arguments.compilation_cache):
-            make_devices(arguments)
             if signals is not None:
-                return train_all(arguments, signals)
+                return _train(arguments, signals)
+            make_devices(arguments)
             status = {"plan": _plan, "evaluate": _evaluate, "predict": _predict}[use](arguments)
-    except (*KNOWN_ERRORS, RunError) as error:
-        print(f"run_experiment.py: error: {message_of(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nInterrupted.{' The same command resumes.' * (use == 'train')}", file=sys.stderr)
-        return 130
+    except (*_TOLD, KeyboardInterrupt) as error:
+        return _tell(error, use)[0]
     if use != "predict" and streams.output_is_lost():  # the printed text is all that these commands give
         print(f"run_experiment.py: error: --{use}: the output was lost: stdout is closed or full", file=sys.stderr)
         return 2
     return status
+
+
+_TOLD = (*KNOWN_ERRORS, RunError)  # errors whose message is enough
+
+
+def _tell(error: BaseException, use: str = "train") -> tuple[int, str]:
+    """Print an error that ends the command. Its exit status and message."""
+    if isinstance(error, KeyboardInterrupt):
+        print(f"\nInterrupted.{' The same command resumes.' * (use == 'train')}", file=sys.stderr)
+        return 130, "interrupted"
+    if isinstance(error, _TOLD):
+        print(f"run_experiment.py: error: {message_of(error)}", file=sys.stderr)
+        return 2, message_of(error)
+    traceback.print_exception(error)
+    return 1, f"{type(error).__name__}: {error}"
+
+
+def _train(arguments: argparse.Namespace, signals: StopSignals) -> int:
+    """Train, alone or together with other processes: then only process 0 prints, and errors."""
+    with distributed.joined(arguments, _tell):
+        make_devices(arguments)
+        distributed.require_same_devices()
+        with contextlib.nullcontext() if hosts.first() else streams.silent():
+            return train_all(arguments, signals)
 
 
 def _plan(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_dir.names import nearest_name
 from experiment_configs import LEARNING_ALGORITHMS, MODEL_NAMES
-from runs import compilation_cache, settings
+from runs import compilation_cache, distributed, settings
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "experiment_configs" / "repeats"
 FALLBACK_SET = "BasicMotions"
@@ -28,7 +28,7 @@ STATUS = (
     "Exit status: 0; 1 if a run failed, if a row of --plan could not be measured, or if the metric, the loss or an "
     "output differs for --evaluate; 2 if the command was refused and no run was trained, or if the output of --plan or "
     "--evaluate could not be printed; 75 if SIGTERM, SIGINT or SIGUSR1 stopped a training: the same command resumes; "
-    "130 after a second SIGINT."
+    "76 if another process of --distributed was lost: the same command resumes; 130 after a second SIGINT."
 )
 
 
@@ -133,6 +133,7 @@ def _add_training(flags) -> None:
         help=f"number of devices that divide each batch among them, or {ALL} (without it: all accelerators of the "
         "machine that can divide a batch equally; one CPU; for --evaluate and --predict: as many as the run had)",
     )
+    distributed.add_flags(flags, _whole, _positive)
     add(
         "--seeds_together",
         **no,
@@ -191,12 +192,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             )
     given = {name for name, value in vars(arguments).items() if value != flags.get_default(name)}
     use = use_of(arguments)
+    try:
+        distributed.place_of(arguments)
+    except ValueError as error:
+        flags.error(str(error))
     if use == "train" and "no_timing" in given:
         flags.error("--no_timing: it goes with --plan")
     if "seeds_together" in given and use == "plan":
         flags.error("--seeds_together: --plan measures single runs: leave one of the two out")
     if "seeds_together" in given and getattr(arguments, "devices", 1) not in (1, ALL):
         flags.error("--seeds_together: the seeds of a config share one device: leave --devices out")
+    if "seeds_together" in given and arguments.distributed:
+        flags.error("--seeds_together: the seeds of a config share one device: leave --distributed out")
     if use in ("train", "plan"):
         surplus = given & {"split", "run", "output"}
         reason = "it goes with --evaluate or --predict"

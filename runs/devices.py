@@ -11,6 +11,7 @@ from experiment_configs.schema import ConfigError, ExperimentConfig
 from models.load import read_record
 from runs.command import ALL
 from runs.folder import CONFIG
+from training import hosts
 from training.devices import dividing, require_devices
 
 MOST_OF_A_CPU = 64
@@ -20,11 +21,14 @@ Asked = int | str | None  # the value of --devices: a number or `ALL`; None with
 def make_devices(arguments: argparse.Namespace) -> None:
     """Make a CPU as many devices as --devices asks for, if jax has not started. They share its cores.
 
-    Without the flag, as many as the run of --evaluate or --predict had. Raises `RunError`.
+    Without the flag, as many as the run of --evaluate or --predict had. Several processes share the devices equally.
+    Raises `RunError`.
     """
     asked = getattr(arguments, "devices", None)
     folder = getattr(arguments, "evaluate", getattr(arguments, "run", None))
     needed = recorded(read_record(folder)) if asked is None and folder is not None else asked
+    if isinstance(needed, int):
+        needed = -(-needed // hosts.processes())
     if isinstance(needed, int) and 1 < needed <= MOST_OF_A_CPU:
         with suppress(RuntimeError):  # jax has started
             present = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
@@ -46,8 +50,8 @@ def devices_before(folder: Path) -> int | None:
 
 
 def usual() -> int:
-    """All devices, but one CPU."""
-    return 1 if jax.devices()[0].platform == "cpu" else jax.device_count()
+    """All devices, but one CPU for each process."""
+    return hosts.processes() if jax.devices()[0].platform == "cpu" else jax.device_count()
 
 
 def devices_for(config: ExperimentConfig, asked: Asked, most: int) -> int:
@@ -60,7 +64,14 @@ def devices_for(config: ExperimentConfig, asked: Asked, most: int) -> int:
     """
     if asked is None:
         present = 1 if config.machine is not None else min(most, jax.device_count())
-        return dividing(config.batch_size, present)[-1]
+        if fitting := dividing(config.batch_size, present):
+            return fitting[-1]
+        reason = (
+            f"cannot divide a batch of {config.batch_size} samples equally: batch_size must be a multiple"
+            if config.machine is None
+            else f"cannot share the machine {config.machine['name']}: train in one process"
+        )
+        raise ConfigError(f"--distributed: {hosts.processes()} processes {reason}")
     number = jax.device_count() if asked == ALL else int(asked)
     if number > 1 and config.machine is not None:
         raise ConfigError(f"--devices {asked}: a machine in the loop gets whole batches: leave the flag out")

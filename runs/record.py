@@ -16,6 +16,7 @@ from data_dir.datasets import Dataset
 from data_dir.splits import PARTS
 from experiment_configs.schema import ExperimentConfig
 from runs.identity import data_identity, precision
+from training import hosts
 
 _PACKAGES = ("jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "numpy")
 
@@ -30,12 +31,18 @@ def run_record(config: ExperimentConfig, seed: int, dataset: Dataset, devices: i
         "precision": precision(),
         "unit_sha256": config.unit_sha256,
         "data": data_record(dataset),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "versions": versions(),
         "commit": commit(),
         "device": f"{device.platform} ({device.device_kind})",
         "devices": devices,
+        **({"processes": hosts.processes()} if hosts.processes() > 1 else {}),
         "command": shlex.join(sys.orig_argv),
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that compute or save."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
 def data_record(dataset: Dataset) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import equinox as eqx
@@ -24,10 +25,11 @@ from models.physics.operating import deferred_failures, failure_of
 from models.stack import HRU
 from runs import folder as files
 from runs.figures import draw_confusion, draw_curves, draw_predictions
-from runs.folder import finished_result, locked, run_folder, setting_of
+from runs.folder import finished_result, locked_by_first, run_folder, setting_of
 from runs.identity import checkpoint_key, data_identity, identity, require_same_run
 from runs.machines import run_on_machine
 from runs.record import peak_memory, run_record
+from training import hosts
 from training.checkpoints import CheckpointError, Checkpoints
 from training.loop import Wanting
 from training.together import alone
@@ -80,7 +82,7 @@ def run_seed_in_steps(
     `on_start(dataset, parameters)` gets the data and the number of parameters, `on_resume(step, damaged)` the step of
     the checkpoint, and the problems of the checkpoints after it. A loss or
     gradient that is not finite ends the run; it is not raised, and result.json has the status "failed". `train.train`
-    describes the other callbacks.
+    describes the other callbacks. Several processes (`training.hosts`) make the run together; process 0 writes.
 
     `run_seed` returns the content. `run_seed_in_steps` is a generator, with which `train.together` makes several runs
     at the same time.
@@ -106,17 +108,17 @@ def _run_seed(config, seed, devices, place, stop, on_step, on_evaluation, on_sta
     model, state = make_model(config, dataset.data_dim, dataset.label_dim, keys.model)
     model = place(model)
     folder = run_folder(config, seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    with locked_by_first(folder):
         run = _Run(config, seed, dataset, folder, devices, on_evaluation, on_resume)
         require_same_run(folder, run.identity)
-        finished = finished_result(folder, config.num_steps)
+        finished = hosts.from_first(lambda: finished_result(folder, config.num_steps))
         if finished is not None:
             return finished
         if on_start is not None:
             on_start(dataset, train.count_parameters(model))
         result = yield from run.execute(model, state, keys.training, stop, on_step)
-        write_json(folder / files.RESULT, result)
+        if hosts.first():
+            write_json(folder / files.RESULT, result)
         return result
 
 
@@ -187,7 +189,7 @@ class _Run:
         for operator in operators_of(model):
             seed = getattr(operator.machine, "seed", None)
             result["machine"] = {**(config.machine or {}), "seed": seed, **asdict(operator.record)}
-        if self.progress.history:
+        if self.progress.history and hosts.first():
             options = {"title": self.title, "metric": config.metric, "best_step": result["best_step"]}
             save(draw_curves(self.progress.history, **options), self.folder / files.CURVES)
         return result
@@ -197,8 +199,8 @@ class _Run:
 
         Writes the files of the start, if no finished run would be lost by it.
         """
-        saved = self.checkpoints.steps()
-        earlier = finished_result(self.folder)
+        saved = hosts.from_first(self.checkpoints.steps)
+        earlier = hosts.from_first(lambda: finished_result(self.folder))
         if earlier is not None and not saved:
             raise CheckpointError(
                 f"{self.folder / files.CHECKPOINTS}: no checkpoint here, so the finished run of {earlier['steps']} "
@@ -217,7 +219,7 @@ class _Run:
 
         The order matters if the process ends halfway: with the new config.json, the earlier result.json is unfinished.
         """
-        if self.begun:
+        if self.begun or not hosts.first():
             return
         self.begun = True
         if self.config.unit_class is not None:
@@ -271,7 +273,8 @@ class _Run:
         if config.classification:
             result["test_confusion"] = confusion(outputs, np.asarray(dataset.test.labels))
             names = range(dataset.label_dim) if dataset.class_names is None else dataset.class_names
-            save(draw_confusion(result["test_confusion"], names, title=self.title), self.folder / files.CONFUSION)
+            draw = partial(draw_confusion, result["test_confusion"], names, title=self.title)
+            drawn = files.CONFUSION
         else:
             labels = np.asarray(dataset.test.labels)
             shown = (outputs.reshape(labels.shape), labels)
@@ -283,7 +286,10 @@ class _Run:
                 result["test_mse_of_outputs"] = dict(zip(names, errors, strict=True))
                 result["test_baseline_of_outputs"] = dict(zip(names, without_model.tolist(), strict=True))
             options = {"title": self.title, "names": dataset.output_names, "output_step": dataset.output_step}
-            save(draw_predictions(*shown, **options), self.folder / files.PREDICTIONS)
+            draw, drawn = partial(draw_predictions, *shown, **options), files.PREDICTIONS
+        if not hosts.first():
+            return result
+        save(draw(), self.folder / drawn)
         _save_model(path, trained.model, trained.state)
         return result | {"model_sha256": sha256_of(path)}
 
@@ -292,7 +298,8 @@ class _Run:
         resumes = f"resumes from the last checkpoint, at step {saved}" if saved else "starts the run again"
         reason, words = "machine", f"{failure}. The same command {resumes}"
         if isinstance(failure, train.NonFiniteLoss):
-            _save_model(self.folder / files.NONFINITE, failure.model, failure.state)
+            if hosts.first():
+                _save_model(self.folder / files.NONFINITE, failure.model, failure.state)
             reason, words = "non_finite_loss", str(failure) + self._hint_on_echo()
         return {
             **{"status": "failed", "seed": self.seed, "metric": self.config.metric},

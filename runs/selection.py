@@ -64,6 +64,22 @@ class Selection:
                 self.identities[folder] = identity(config, seed, data[seed])
         self.lines = list(lines)
 
+    def facts(self) -> dict[str, Any]:
+        """What several processes that make these runs must have in common, as JSON values by name."""
+        facts: dict[str, Any] = {"runs": [str(folder) for folder in self.identities]}
+        for number, (config, count) in enumerate(zip(self.configs, self.devices, strict=True), start=1):
+            fields = config.model_dump(mode="json", exclude={"data_dir"}) | {"devices": count}
+            facts |= {f"{name} of config {number}": value for name, value in fields.items()}
+        for folder, now in self.identities.items():
+            facts |= {f"{name} of the data of {folder}": value for name, value in now["data"].items()}
+            facts[f"sha256 of the unit of {folder}"] = now.get("unit_sha256")
+        return facts
+
+    def make_folders(self) -> None:
+        """Make the parents of all folders, so that a folder that cannot be written is noticed before the first run."""
+        for folder in self.identities:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+
     def require_same_runs(self) -> None:
         """Raise `RunRefused` if a folder holds a run that was made with another config or on other data."""
         for folder, now in self.identities.items():

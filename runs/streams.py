@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import TextIO
 
 
@@ -61,6 +61,13 @@ def forgiving() -> Iterator[None]:
         for stream in streams:
             stream.end()
         sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Within the block, the null device takes what is printed."""
+    with open(os.devnull, "w", encoding="utf-8") as null, redirect_stdout(null), redirect_stderr(null):
+        yield
 
 
 def output_is_lost() -> bool:

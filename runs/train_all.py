@@ -20,13 +20,14 @@ from runs.run import run_seed, run_seed_in_steps
 from runs.selection import Selection
 from runs.signals import RESUMABLE, StopSignals
 from train import NotTogether, Stopped
+from training import hosts
 from training.checkpoints import CheckpointError
 from training.loop import Wanting
 from training.together import alone, together
 
 # Errors with a message of their own; all others are defects and are printed with their traceback.
 KNOWN_ERRORS = (
-    *(CheckpointError, ConfigError, DataError, MachineError, NotTogether, OSError),
+    *(CheckpointError, ConfigError, DataError, MachineError, NotTogether, OSError, hosts.HostsError),
     jax.errors.JaxRuntimeError,
 )
 
@@ -36,45 +37,51 @@ def title(config: ExperimentConfig) -> str:
     return f"{config.dataset_name} {config.model_name} {config.learning_algorithm} {setting_of(config)}".rstrip()
 
 
-def message_of(error: Exception) -> str:
+def message_of(error: BaseException) -> str:
     """The message of an error; for an `OSError` the file and the reason."""
     return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
 
 
 def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
-    """Train all runs that the command line names, and return the exit status."""
+    """Train all runs that the command line names, and return the exit status.
+
+    Several processes (`training.hosts`) make the runs together. An error of one of them leaves this function.
+    """
     if arguments.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ConfigError("--tensorboard needs a package that is not installed: pip install tensorboardX")
     selection = Selection(arguments)
+    hosts.require_same({**selection.facts(), "--overwrite": arguments.overwrite})
     if arguments.seeds_together:
         selection.require_together()
     overwriting = Overwriting(selection.identities) if arguments.overwrite else None
     if overwriting is None:
         selection.require_same_runs()
-        take_over(selection.identities)
+        hosts.from_first(lambda: take_over(selection.identities))
     else:
         selection.require_models()  # no earlier run is removed for a model that cannot be made
-        overwriting.begin()
+        hosts.from_first(overwriting.begin)
         if kept := len(overwriting.folders) - len(overwriting.to_clear):
             print(
                 f"--overwrite: {kept} runs that this command began before it was stopped are kept or resumed. To start "
                 "a run again, remove the file .overwrite from its folder.",
                 file=sys.stderr,
             )
-    for folder in selection.identities:  # an output folder that cannot be written is noticed before the first run
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    hosts.from_first(selection.make_folders)
     print(*selection.lines, sep="\n", file=sys.stderr)
     results = []
     try:
         for config, devices in zip(selection.configs, selection.devices, strict=True):
             results.append((config, _attempts(config, devices, arguments, signals)))
     except Stopped as stopped:
-        print(f"{signals.received} received: {stopped}; the same command resumes from there.", file=sys.stderr)
+        received = signals.received or "A signal to another process"
+        print(f"{received} received: {stopped}; the same command resumes from there.", file=sys.stderr)
         return RESUMABLE
     print(f"\n{results_table(results)}")
     results = [result for _, of_seeds in results for result in of_seeds]
     refused = sum(result["status"] == "refused" for result in results)
-    if overwriting is not None and not refused:  # a refused run may be at work in another process of this command
+    if (
+        overwriting is not None and not refused and hosts.first()
+    ):  # a refused run may be at work in another process of this command
         overwriting.end()
     failed = sum(result["status"] != "completed" for result in results)
     if failed:
@@ -100,7 +107,7 @@ def _attempt(
     An error becomes a result too, so that the other runs are made.
     """
     folder, name = run_folder(config, seed), f"{title(config)} seed {seed}"
-    if (finished := finished_result(folder, config.num_steps)) is not None:
+    if (finished := hosts.from_first(lambda: finished_result(folder, config.num_steps))) is not None:
         unsure = "" if "model_sha256" in finished else f"; {RESULT} {UNCHECKED}"
         print(f"{name}: kept, {_outcome(config, finished)} ({folder}){unsure}")
         return {**finished, "kept": True}
@@ -111,7 +118,8 @@ def _attempt(
         also = f"begun on {before} device{'s' * (before != 1)}, continues on {devices}"
         print(f"{name}: {also}: the results differ by rounding from those of one number of devices", file=sys.stderr)
     try:
-        with RunProgress(name, config, folder / EVENTS if arguments.tensorboard else None) as progress:
+        events = folder / EVENTS if arguments.tensorboard and hosts.first() else None
+        with RunProgress(name, config, events) as progress:
             options = {
                 "devices": devices,
                 "stop": lambda: signals.received is not None,
@@ -126,10 +134,12 @@ def _attempt(
                 result = run_seed(config, seed, **options)
     except Stopped:
         raise
-    except RunRefused as error:
-        print(f"{name}: REFUSED, {error}")
-        return {"status": "refused", "error": str(error)}
     except Exception as error:
+        if hosts.processes() > 1:  # the processes may no longer be in step
+            raise
+        if isinstance(error, RunRefused):
+            print(f"{name}: REFUSED, {error}")
+            return {"status": "refused", "error": str(error)}
         known = isinstance(error, (*KNOWN_ERRORS, MemoryError))
         in_unit = None if known else error_in_unit(error, config.unit_class)
         if in_unit is None and not known:

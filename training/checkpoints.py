@@ -8,6 +8,7 @@ No pickle is read. The previous checkpoint stays intact if the disk is full, the
 files are synced to the disk before sha256.json is written, and sha256.json is synced before it gets its name.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -22,7 +23,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
 
-from common.files import sha256_of, sync, sync_folder, write_json
+from common.files import sha256_of, sha256_of_array, sync, sync_folder, write_json
+from training import hosts
 
 FORMAT = 2  # of the content; a new number if older checkpoints can no longer be resumed
 KEPT = 2
@@ -44,7 +46,7 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints in one folder. `config` is the hash of the config that they belong to.
 
-    Only one process at a time may use the folder.
+    Only one process at a time may use the folder, or several that train together (`training.hosts`).
     """
 
     def __init__(self, folder: Path, config: str):
@@ -57,17 +59,21 @@ class Checkpoints:
         **Raises:** `CheckpointError` if the checkpoint cannot be written. The previous one is then intact.
         """
         arrays = [np.asarray(array) for array in arrays]
+        if hosts.processes() > 1:
+            hosts.require_same({f"step {step}: the hash of the arrays of the training": _sha256_of_all(arrays)})
         facts = {"format": FORMAT, "config": self._config, "arrays": _shapes(arrays), "facts": json_part}
         items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), facts=ocp.args.JsonSave(facts))
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
         try:
             with _quiet(), ocp.CheckpointManager(self._folder, options=options) as manager:
                 manager.save(step, args=items, force=True)
-            _write_sums(self._folder / str(step))
+            if hosts.first():
+                _write_sums(self._folder / str(step))
         # orbax reports a full disk by any of these.
         except (OSError, ValueError, RuntimeError) as error:
-            shutil.rmtree(self._folder / str(step), ignore_errors=True)
-            self._remove_temporary()
+            if hosts.first():
+                shutil.rmtree(self._folder / str(step), ignore_errors=True)
+                self._remove_temporary()
             raise CheckpointError(
                 f"{self._folder}: the checkpoint of step {step} cannot be saved ({error}). The previous checkpoint is "
                 "intact. Free some disk space; then the same command resumes from it"
@@ -85,8 +91,8 @@ class Checkpoints:
         """
         damaged: dict[int, str] = {}
         removed = []
-        for step in self.steps():
-            problem = _problem(self._folder / str(step))
+        for step in hosts.from_first(self.steps):
+            problem = hosts.from_first(lambda step=step: _problem(self._folder / str(step)))
             if problem is None:
                 restored = Restored(*self._read(step, like), damaged)
                 if usable(restored.json_part):
@@ -102,9 +108,10 @@ class Checkpoints:
                     "training again from the beginning"
                 )
             restored = None
-        for later in removed:
-            shutil.rmtree(self._folder / str(later))
-        self._remove_temporary()
+        if hosts.first():  # orbax reads in step: the others have read what is removed
+            for later in removed:
+                shutil.rmtree(self._folder / str(later))
+            self._remove_temporary()
         return restored
 
     def _read(self, step: int, like: Sequence[Array | np.ndarray]) -> tuple[list[np.ndarray], dict]:
@@ -134,6 +141,10 @@ class Checkpoints:
         """Remove the unfinished folders of a process that died."""
         for folder in self._folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sha256_of_all(arrays: Sequence[np.ndarray]) -> str:
+    return hashlib.sha256("".join(map(sha256_of_array, arrays)).encode()).hexdigest()
 
 
 def _shapes(arrays: Sequence[np.ndarray]) -> list[str]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from training.devices import divided, over_devices, replicated, total
+from training.devices import divided, over_devices, own_part, replicated, total, whole
 from training.steps import sample_loss
 
 
@@ -40,11 +40,13 @@ def _evaluate_batch(model, state, x, y, weights, classification, devices):
 def _evaluate_batches(model, state, data, batch_size, classification, devices):
     """(number of samples, *result of `_evaluate_batch`) for every batch of a split."""
     model, state = replicated((eqx.nn.inference_mode(model), state), devices)
-    rows = np.arange(batch_size)
-    for x, y in data.loop_epoch(batch_size):
-        filled = np.where(rows < len(x), rows, 0)
-        batch = divided((x[filled], y[filled], rows < len(x)), devices)
-        yield len(x), *_evaluate_batch(model, state, *batch, classification, devices)
+    data.position(0)  # raises DataError for a split without samples
+    for start in range(0, data.size, batch_size):
+        samples = start + np.arange(batch_size)
+        present = samples < data.size
+        loaded = data.batch(own_part(np.where(present, samples, start)))
+        batch = divided((*loaded, own_part(present)), devices)
+        yield np.sum(present), *_evaluate_batch(model, state, *batch, classification, devices)
 
 
 def evaluate(
@@ -78,6 +80,9 @@ def evaluate(
 def predict(
     model: eqx.Module, state: eqx.nn.State, data: Any, *, batch_size: int, classification: bool, devices: int = 1
 ) -> Float[np.ndarray, "samples ..."]:
-    """The outputs of a model for every sample of a split, in stored order, as `evaluate` computes them."""
+    """The outputs of a model for every sample of a split, in stored order, as `evaluate` computes them.
+
+    All processes get the outputs of all samples.
+    """
     batches = _evaluate_batches(model, state, data, batch_size, classification, devices)
-    return np.concatenate([np.asarray(output)[:count] for count, _, _, output in batches])
+    return np.concatenate([whole(output)[:count] for count, _, _, output in batches])

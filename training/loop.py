@@ -19,7 +19,7 @@ from jaxtyping import Array, PyTree
 from models.check import RetraceWarning, retrace_errors
 from models.physics.in_the_loop import in_jax, operators_of
 from models.physics.operating import failure_of
-from training.devices import divided, of_samples, replicated
+from training.devices import connect, divided, of_samples, own_batches, own_part, replicated
 from training.dispatch import StepsPerDispatch, stack_batches, steps_until_multiple
 from training.evaluation import evaluate
 from training.progress import Clock, Evaluation, Progress
@@ -134,8 +134,9 @@ class Loop:
         for operator, record in zip(self.operators, self.progress.machines, strict=False):
             operator.resume(record)
         self._loader_key, self._dropout_key = jax.random.split(self.progress.key)
+        connect(self.devices)
         self.progress.training = replicated(self.progress.training, self.devices)
-        self._batches = self._batches_after(self.progress.step)
+        self._batches = own_batches(self._batches_after(self.progress.step), self.dataset.train)
         self._unread: tuple[int, Computed] | None = None  # the step before, and what was sent
         self._slots: int | None = None
         self._saved = self.progress.step
@@ -147,8 +148,11 @@ class Loop:
             return "num_steps"
         return "early_stopping" if self.progress.evaluations_since_best > self.patience else None
 
-    def send_steps(self) -> Wanting[None]:
-        """Yield some steps, up to the next evaluation or checkpoint, and read the losses of the steps before them."""
+    def send_steps(self, most: int) -> Wanting[None]:
+        """Yield some steps, up to the next evaluation or checkpoint, and read the losses of the steps before them.
+
+        `most` may be larger than the dispatch can hold.
+        """
         progress, multiples = self.progress, (self.print_steps, self.checkpoint_steps or self.print_steps)
         with self.clock.timing("steps"):
             if self.operators:
@@ -159,7 +163,7 @@ class Loop:
                 # One slot needs no selection, and XLA would compile the step around it to other bits.
                 self._slots = max(2, min(self.steps_per_dispatch.slots(batch), self.print_steps))
             most = min(
-                self.steps_per_dispatch.next(),
+                most,
                 self._slots,
                 self.num_steps - progress.step,
                 steps_until_multiple(progress.step, multiples),
@@ -302,9 +306,9 @@ class Loop:
     def _failure(self, step: int, where: str) -> NonFiniteLoss:
         """The error of a training step."""
         samples = self._batches_after(step - 1).draw()
-        batch = (*divided(self.dataset.train.batch(samples), self.devices), self._dropout_key)
-        before = self._before(step)
-        _, gradient = eqx.filter_jit(batch_gradient)(batch, before, self.dataset.classification, self.devices)
+        x, y = divided(self.dataset.train.batch(own_part(samples)), self.devices)
+        key, before = replicated((self._dropout_key, self._before(step)), self.devices)
+        _, gradient = eqx.filter_jit(batch_gradient)((x, y, key), before, self.dataset.classification, self.devices)
         rows = self.dataset.train.rows[samples].tolist()
         return NonFiniteLoss(step, where, before.model, before.state, rows, gradient)
 
