@@ -30,17 +30,13 @@ from models.create import MODELS, options_of_models
 from models.layer import AbstractHRULayer, Option, unit_options
 from models.load import UnitError, unit_and_sha256
 
-from . import LEARNING_ALGORITHMS, machines, scheduler
+from . import LEARNING_ALGORITHMS, ConfigError, machines, scheduler
 
 DEFAULT_OUTPUT_DIR = "outputs"
 # Other names that people use for these fields.
 _ALSO_CALLED = dict(learning_rate="lr", scheduler="lr_scheduler", dataset="dataset_name", model="model_name")
 _ALSO_CALLED |= dict(algorithm="learning_algorithm", seed="seeds", steps="num_steps", dropout="dropout_rate")
 _ALSO_CALLED |= dict.fromkeys(("standardize", "normalise", "normalize"), "standardise")
-
-
-class ConfigError(ValueError):
-    """A config that cannot be used. The message names its source, each bad field, its value and what is allowed."""
 
 
 def _unquote(value: Any) -> Any:

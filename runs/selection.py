@@ -42,6 +42,7 @@ class Selection:
         self._dims: list[tuple[int, int]] = []  # channels of the data and of the labels, for each config
         lines, checked = {}, {}
         asked, usual = getattr(arguments, "devices", None), devices.usual()
+        elsewhere = "jobs" in arguments or "submit" in arguments
         for config in select_configs(arguments):
             # Configs that differ only in model and algorithm have the same data.
             key = (config.batch_size, config.seeds, *config.data_options().values())
@@ -51,8 +52,12 @@ class Selection:
             dims, output_step, data, _ = checked[key]
             config = config.completed(output_step)
             self.configs.append(config)
-            self.devices.append(devices.devices_for(config, asked, usual))
-            lines |= dict.fromkeys(devices.described(config, asked, self.devices[-1]))
+            if elsewhere:
+                most = getattr(arguments, "gpus_per_run", None)
+                self.devices.append(devices.devices_elsewhere(config, asked, most))
+            else:
+                self.devices.append(devices.devices_for(config, asked, usual))
+                lines |= dict.fromkeys(devices.described(config, asked, self.devices[-1]))
             self._dims.append(dims)
             for seed in config.seeds:
                 folder = run_folder(config, seed)

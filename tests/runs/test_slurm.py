@@ -1,0 +1,102 @@
+"""--submit to a real SLURM of one node, which the test starts: tests/one_node_slurm.py."""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from one_node_slurm import missing, one_node_slurm
+from small_experiments import HERE, run, write_config, write_dataset
+
+pytestmark = pytest.mark.long
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS = ("1", "2", "3", "4")
+FLAGS = ("--dataset_name", "Tiny", "--seeds", *SEEDS)
+
+
+def folder(seed, output="outputs"):
+    return Path(output, "Tiny", "LinHRU_RHEL", f"seed_{seed}")
+
+
+def wait_for(condition, seconds=300):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+def said(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def table(capsys):
+    """What --status says: the text, and the state of each seed."""
+    capsys.readouterr()
+    assert run(*FLAGS, "--status") == 0
+    text = capsys.readouterr().out
+    return text, dict(re.findall(r"^Tiny +LinHRU +RHEL +(\d) +(\w+)", text, re.M))
+
+
+def job_of(seed):
+    return json.loads((folder(seed) / ".task").read_text())["job"]
+
+
+def steps_of(seed):
+    return max((int(path.parent.name) for path in folder(seed).glob("checkpoints/[0-9]*/sha256.json")), default=0)
+
+
+@pytest.mark.skipif(bool(missing()), reason=missing() or "SLURM is here")
+def test_a_job_that_is_cancelled_or_preempted_and_queued_again_ends_with_the_model_of_a_plain_run(monkeypatch, capsys):
+    pytest.importorskip("submitit")
+    with tempfile.TemporaryDirectory(prefix="slurm_") as place:
+        monkeypatch.chdir(place)
+        write_dataset(Path(place), "Tiny")
+        options = {"num_steps": 20_000, "print_steps": 500, "checkpoint_steps": 250, "patience": 1000, "seeds": [1]}
+        write_config({**HERE, **options, "dataset_name": "Tiny"})
+        with one_node_slurm(Path(place, "slurm"), cpus=2):
+            start = time.monotonic()
+            assert run(*FLAGS, "--submit", "--time", "0:30:00", "--cpus_per_run", "1", "--partition", "all") == 0
+            assert "4 runs submitted to slurm: job" in capsys.readouterr().out
+            wait_for(lambda: all(steps_of(seed) > 250 for seed in (1, 2)))
+            text, states = table(capsys)
+            print(text, file=sys.stderr)
+            assert states == {"1": "running", "2": "running", "3": "waiting", "4": "waiting"}
+
+            # Two submissions of one run.
+            assert run(*FLAGS, "--submit") == 2
+            assert f"job {job_of(3)} of SLURM (waiting) has this run; scancel" in capsys.readouterr().out
+
+            # One is cancelled, which saves it; it is not queued again by itself. One is told to save, by its signal.
+            said("scancel", job_of(1))
+            said("scancel", "--signal=TERM", job_of(2))
+            wait_for(lambda: table(capsys)[1]["1"] == "stopped")
+            saved = steps_of(1)
+            assert saved > 250
+            said("scontrol", "requeue", job_of(1))
+            wait_for(lambda: table(capsys)[1]["1"] in ("waiting", "running"))
+            text, _ = table(capsys)
+            print(text, file=sys.stderr)
+
+            wait_for(lambda: set(table(capsys)[1].values()) == {"done"}, seconds=600)
+            print(f"{table(capsys)[0]}{time.monotonic() - start:.0f} s", file=sys.stderr)
+            for seed in (1, 2):
+                log = (folder(seed) / "log.txt").read_text()
+                assert "SIGTERM received: stopped after step" in log
+                assert log.count("resumes from step") >= 1
+            assert run(*FLAGS, "--submit") == 0
+            assert "No run was submitted." in capsys.readouterr().out
+
+            # A submission that SLURM refuses leaves no record.
+            assert run("--dataset_name", "Tiny", "--seeds", "5", "--submit", "--partition", "none") == 2
+            assert "sbatch refused the jobs" in capsys.readouterr().err
+            assert not (folder(5) / ".task").exists()
+        plain = [sys.executable, str(ROOT / "run_experiment.py"), "--config_dir", "configs", *FLAGS]
+        said(*plain, "--output_parent_dir", "plain")
+        for seed in SEEDS:
+            for name in ("model.eqx", "split.json"):
+                assert (folder(seed) / name).read_bytes() == (folder(seed, "plain") / name).read_bytes()
