@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from experiment_configs.schema import ConfigError, ExperimentConfig
-from runs.folder import RunRefused, at_work, run_folder
+from runs.folder import RunRefused, at_work, finished_result, run_folder
 from runs.tasks import Task, command_of, held
 from runs.train_all import begin, kept_result, prepared, title
 
@@ -29,6 +29,12 @@ class ManyRuns:
         self.tasks: list[Task] = []
         self.results: dict[Path, dict] = {}
         self.configs: dict[Path, ExperimentConfig] = {}
+
+    def unfinished(self) -> int:
+        """How many runs the command would make, if no job or process has any of them."""
+        runs = [(config, run_folder(config, seed)) for config in self.selection.configs for seed in config.seeds]
+        cleared = set() if self.overwriting is None else set(self.overwriting.to_clear)
+        return sum(folder in cleared or finished_result(folder, config.num_steps) is None for config, folder in runs)
 
     def begin(self) -> None:
         """Remove the earlier runs of --overwrite, and find the runs to start. Prints a line for each other run.

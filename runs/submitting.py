@@ -30,12 +30,13 @@ def submit(arguments: argparse.Namespace) -> int:
     _require_cluster(cluster)
     runs = ManyRuns(arguments, "--submit")
     if cluster == LOCAL:
-        _require_cores(len(runs.selection.identities))
+        _require_cores(runs.unfinished())
     folders = sorted({_output_folder(config) / FOLDER for config in runs.selection.configs})
     with ExitStack() as locks:
         for folder in folders:
             # Its pickles are read by the jobs: whoever can write there can run programs.
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
             locks.enter_context(locked(folder))  # so that another command does not submit the same runs meanwhile
         runs.begin()
         jobs = _submitted(runs, _executor(cluster, folders[0], arguments)) if runs.tasks else []
@@ -75,8 +76,8 @@ def _require_cores(runs: int) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if runs > cores:
         raise ConfigError(
-            f"--cluster local starts all runs at once: {runs} runs, and this machine has {cores} cores. --jobs {cores} "
-            f"trains them {cores} at a time"
+            f"--cluster local starts all runs at once: {runs} runs, and this machine has {cores} "
+            f"core{'s' * (cores > 1)}. --jobs {cores} trains them {cores} at a time"
         )
 
 
@@ -102,11 +103,12 @@ def _executor(cluster: str, folder: Path, arguments: argparse.Namespace):
         return executor
     executor = submitit.SlurmExecutor(folder, **options)
     names = {"partition": "partition", "account": "account", "array_parallelism": "array_parallelism"}
-    names |= {"gpus_per_run": "gpus_per_node", "cpus_per_run": "cpus_per_task", "mem": "mem_gb"}
+    names |= {"gpus_per_run": "gpus_per_node", "cpus_per_run": "cpus_per_task"}
     executor.update_parameters(
         job_name="rhel",
         time=minutes,
         additional_parameters={"requeue": True},  # after the failure of a node, too
+        mem=f"{given['mem']}GB" if "mem" in given else None,
         **common,
         **{name: given[flag] for flag, name in names.items() if given.get(flag)},
     )
