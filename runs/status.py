@@ -34,7 +34,8 @@ def print_status(arguments: argparse.Namespace) -> int:
     jobs = states(records.values())
     settings = any(setting_of(config) for config in configs)
     head = ("data set", "model", "algorithm", *["setting"] * settings, "seed", "state", "steps", "hours left", "log")
-    rows, counts = [head], Counter()
+    rows: list[tuple[str, ...]] = [head]
+    counts = Counter()
     for config, seed, folder in runs:
         record = records.get(folder)
         state = state_of(folder, config.num_steps, record, None if record is None else jobs[record])

@@ -117,12 +117,12 @@ def _executor(cluster: str, folder: Path, arguments: argparse.Namespace):
 
 def _submitted(runs: ManyRuns, executor) -> list[str]:
     """Submit the tasks as one array. Returns the id of each job."""
-    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     from runs.job import RunCommand
 
     texts = [task.command for task in runs.tasks], [str(task.folder.absolute()) for task in runs.tasks]
     try:
         return [job.job_id for job in executor.map_array(RunCommand(), *texts)]
-    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+    except (FailedJobError, FailedSubmissionError) as error:
         raise ConfigError(f"--submit: sbatch refused the jobs: {' '.join(str(error).split())}") from error

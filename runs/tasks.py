@@ -109,14 +109,17 @@ def states(records: Iterable[Record]) -> dict[Record, str]:
     whether the run is at work.
     """
     found = {record: "ended" for record in records}
-    open_records = [record for record in found if record.status is None]
-    jobs = _squeue({record.job for record in open_records if record.cluster == SLURM})
-    for record in open_records:
-        if record.cluster == SLURM:
-            found[record] = "unknown" if jobs is None else jobs.get(record.job, "ended")
-        elif record.host != socket.gethostname():
+    jobs = _squeue({record.job for record in found if record.cluster == SLURM})
+    for record in found:
+        ended = record.status is not None
+        if record.cluster == SLURM and jobs is None:
+            found[record] = "ended" if ended and record.status != RESUMABLE else "unknown"
+        elif record.cluster == SLURM:
+            state = (jobs or {}).get(record.job, "ended")
+            found[record] = "ended" if ended and state == "running" else state  # SLURM may have queued it again
+        elif not ended and record.host != socket.gethostname():
             found[record] = "unknown"
-        elif _lives(record):
+        elif not ended and _lives(record):
             found[record] = "waiting"
     return found
 

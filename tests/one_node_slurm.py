@@ -1,6 +1,7 @@
 """A real SLURM of one node, on the loopback address, without systemd: munged, slurmctld and slurmd as processes.
 
-It needs Debian's slurm-wlm and munge, and root (slurmd starts jobs as their user).
+The jobs of the partition "urgent" preempt those of the partition "all". It needs Debian's slurm-wlm and munge, and root
+(slurmd starts jobs as their user).
 """
 
 import os
@@ -38,10 +39,13 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=sched_min_interval=100000,bf_interval=1
-KillWait=20
+KillWait=10
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 ReturnToService=2
 NodeName=localhost NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 """
 
 

@@ -154,6 +154,7 @@ def test_a_record_counts_as_long_as_its_job_or_process_lives(slurm):
             Record(SLURM, "7_2", "login"): "running",
             Record(SLURM, "7_3", "login"): "ended",
             Record(SLURM, "7_1", "login", 1): "ended",
+            Record(SLURM, "7_0", "login", 75): "waiting",  # SLURM has queued it again
             Record(JOBS, str(alive.pid), here): "waiting",
             Record(LOCAL, str(alive.pid), here): "ended",  # not a process of submitit
             Record(JOBS, str(other.pid), here): "ended",  # another process has its number
@@ -164,7 +165,8 @@ def test_a_record_counts_as_long_as_its_job_or_process_lives(slurm):
         assert states(expected) == expected
         assert (slurm / "asked").read_text().split()[-1] == "--jobs=7"
         (slurm / "down").touch()
-        assert states(expected)[Record(SLURM, "7_0", "login")] == "unknown"
+        assert [states(expected)[Record(SLURM, "7_0", "login", end)] for end in (None, 75)] == ["unknown"] * 2
+        assert states(expected)[Record(SLURM, "7_1", "login", 1)] == "ended"
         for process in (alive, other):
             process.stdin.close()
     # SLURM has forgotten the job.
