@@ -152,9 +152,8 @@ def _start(task: Task, place: Place, environment: dict[str, str]) -> subprocess.
     if place.cores is None:
         return start(task.command, task.folder, environment)
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(
-        0, place.cores
-    )  # of this thread; the process inherits it, and XLA makes a thread for each core
+    # Of this thread. The process inherits it, and XLA makes a thread for each core.
+    os.sched_setaffinity(0, place.cores)
     try:
         return start(task.command, task.folder, environment)
     finally:

@@ -275,6 +275,17 @@ def test_a_wrong_command_is_refused_where_it_is_submitted(slurm, capsys, flags, 
     assert not list(Path().glob("outputs/**/.task"))
 
 
+@pytest.mark.parametrize("flags", [["--submit"], ["--jobs", "1"]])
+def test_a_model_that_cannot_be_made_is_refused_before_the_first_run(slurm, monkeypatch, capsys, flags):
+    def refusing(**_):
+        raise ValueError("too stiff")
+
+    monkeypatch.setattr("runs.run.create_model", refusing)
+    assert run(*TINY, *flags) == 2
+    assert "LinHRU on Tiny: too stiff" in capsys.readouterr().err
+    assert not list(Path().glob("outputs/**/.task"))
+
+
 def test_without_a_cluster_the_ways_out_are_named(workplace, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
     assert run(*TINY, "--submit") == 2

@@ -59,10 +59,11 @@ def test_jobs_that_end_early_in_any_way_and_are_queued_again_end_with_the_models
         options = {"num_steps": 20_000, "print_steps": 500, "checkpoint_steps": 250, "patience": 1000, "seeds": [1]}
         write_config({**HERE, **options, "dataset_name": "Tiny"})
 
+        shown = []
+
         def show():
             text, states = table(capsys)
-            with capsys.disabled():
-                print(f"\nafter {time.monotonic() - start:.0f} s\n{text}", flush=True)
+            shown.append(f"after {time.monotonic() - start:.0f} s\n{text}")
             return states
 
         with one_node_slurm(Path(place, "slurm"), cpus=2):
@@ -108,3 +109,4 @@ def test_jobs_that_end_early_in_any_way_and_are_queued_again_end_with_the_models
         for seed in SEEDS:
             for name in ("model.eqx", "split.json"):
                 assert (folder(seed) / name).read_bytes() == (folder(seed, "plain") / name).read_bytes()
+    print(*shown, sep="\n")  # pytest -rP shows it
