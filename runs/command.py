@@ -28,6 +28,7 @@ KEPT_RUN_FLAGS = {
 }
 # The flags of --submit. Those of SLURM have no effect on --cluster local.
 _OF_SLURM = ("partition", "account", "gpus_per_run", "cpus_per_run", "mem", "array_parallelism")
+LEAST_MINUTES = 5  # of --time, see `runs.submitting.SECONDS_TO_SAVE`
 CLUSTER_FLAGS = ("cluster", "time", *_OF_SLURM)
 STATUS = (
     "Exit status: 0, for --submit as soon as the runs are submitted; 1 if a run failed, if a row of --plan could not "
@@ -74,8 +75,10 @@ def _minutes(text: str) -> int:
         given = [0] * (3 - len(given)) + given if len(given) > 1 else [0, *given]
     hours, minutes, seconds = [*given, 0, 0][:3]
     total = math.ceil(((days or 0) * 24 + hours) * 60 + minutes + seconds / 60)
-    if total < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: the limit must be longer than 0")
+    if total < LEAST_MINUTES:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: the limit must be at least {LEAST_MINUTES} minutes: a task is saved up to 3 minutes before it"
+        )
     return total
 
 

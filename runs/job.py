@@ -14,7 +14,7 @@ import submitit
 from submitit.helpers import DelayedSubmission
 
 from runs.signals import RESUMABLE, StopSignals
-from runs.tasks import SLURM, Record, how_ended, start, write_record
+from runs.tasks import SLURM, Record, how_ended, start, was_stopped, write_record
 
 
 class RunCommand:
@@ -43,7 +43,10 @@ class RunCommand:
 
 
 def _passing_signals_on(command: list[str], folder: Path) -> int:
-    """The exit status of the command. Signals that ask for a stop reach it as SIGTERM, which it never obeys at once."""
+    """The exit status of the command; 75 if a signal ended it. Signals that ask for a stop reach it as SIGTERM.
+
+    SLURM sends its signals to all processes of a job, so that the command may hear them twice.
+    """
     received: list[int] = []
     process: subprocess.Popen | None = None
 
@@ -61,8 +64,7 @@ def _passing_signals_on(command: list[str], folder: Path) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    # Python had not yet begun to listen.
-    return RESUMABLE if received and status == -signal.SIGTERM else status
+    return RESUMABLE if received and was_stopped(status) else status
 
 
 def _may_start_again(record: Record) -> bool:

@@ -20,7 +20,7 @@ from runs.folder import LOG, RESULT, finished_result
 from runs.many import ManyRuns
 from runs.overwriting import OF_COMMAND
 from runs.signals import RESUMABLE, StopSignals
-from runs.tasks import JOBS, Record, Task, how_ended, start, write_record
+from runs.tasks import JOBS, Record, Task, how_ended, start, was_stopped, write_record
 from runs.train_all import print_result, reported
 
 REFUSED = 2  # the exit status of a command that is refused
@@ -51,7 +51,7 @@ def train_side_by_side(arguments: argparse.Namespace, signals: StopSignals) -> i
 
     def ended(task: Task, status: int) -> None:
         write_record(task.folder, record._replace(status=status))
-        if signals.received is None or status != RESUMABLE:
+        if signals.received is None or not was_stopped(status):
             runs.results[task.folder] = _result(task, runs.configs[task.folder], status)
 
     run_tasks(runs.tasks, places, environment, lambda: signals.received is not None, ended)

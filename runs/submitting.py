@@ -16,7 +16,8 @@ from runs.tasks import LOCAL, SCRIPT, SLURM, Record, read_record, write_record
 
 FOLDER = "submitted"  # below the output folder: what submitit writes
 DEFAULT_MINUTES = 240
-# Before the time limit, a task is told to save and end. The steps that are sent to the device are finished first.
+# Before the time limit, a task is told to save and end. The steps that are sent to the device are finished first. SLURM
+# may tell it a minute earlier, so that a limit must be longer than 3 minutes.
 SECONDS_TO_SAVE = 120
 MOST_TIME_LIMITS = 1000  # how often a task may reach its time limit
 
@@ -96,7 +97,7 @@ def _executor(cluster: str, folder: Path, arguments: argparse.Namespace):
     path = os.pathsep.join(filter(None, (str(SCRIPT.parent), os.environ.get("PYTHONPATH"))))
     python = shlex.join(["env", f"PYTHONPATH={path}", sys.executable])
     options = {"max_num_timeout": MOST_TIME_LIMITS, "python": python}
-    common = {"signal_delay_s": min(SECONDS_TO_SAVE, 30 * minutes), "stderr_to_stdout": True}
+    common = {"signal_delay_s": SECONDS_TO_SAVE, "stderr_to_stdout": True}
     if cluster == LOCAL:
         executor = submitit.LocalExecutor(folder, **options)
         executor.update_parameters(timeout_min=minutes, **common)

@@ -23,7 +23,7 @@ from common.files import write_json
 from runs import settings
 from runs.command import CLUSTER_FLAGS, parser
 from runs.folder import LOG, TASK
-from runs.signals import RESUMABLE
+from runs.signals import RESUMABLE, StopSignals
 
 SCRIPT = Path(__file__).resolve().parents[1] / "run_experiment.py"
 JOBS, LOCAL, SLURM = "jobs", "local", "slurm"  # who may have a run: --jobs, or the cluster of --submit
@@ -76,6 +76,11 @@ def start(command: list[str], folder: Path, environment: dict[str, str] | None =
         print(f"$ {shlex.join(command)}", file=log, flush=True)
         streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
         return subprocess.Popen(command, env=environment, **streams)
+
+
+def was_stopped(status: int) -> bool:
+    """Whether a command ended as a signal asked for: with 75, or by the signal, while Python starts or ends."""
+    return status == RESUMABLE or -status in StopSignals.HEARD
 
 
 def how_ended(status: int) -> str:

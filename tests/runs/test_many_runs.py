@@ -124,7 +124,7 @@ def test_the_published_configs_are_points_of_the_published_search_space():
         ("--status --no_timing", "--no_timing: it goes with --plan"),
         ("--jobs 0", "--jobs: '0' is not a whole number of at least 1"),
         ("--submit --time true", "'true' is not a time limit: minutes, HH:MM:SS or D-HH:MM:SS (the field time"),
-        ("--submit --time 0:00", "'0:00': the limit must be longer than 0"),
+        ("--submit --time 4:00", "'4:00': the limit must be at least 5 minutes: a task is saved up to 3"),
     ],
 )
 def test_a_flag_for_many_runs_that_has_no_effect_is_refused(capsys, flags, message):
@@ -133,7 +133,7 @@ def test_a_flag_for_many_runs_that_has_no_effect_is_refused(capsys, flags, messa
 
 @pytest.mark.parametrize(
     ("text", "minutes"),
-    [("90", 90), ("10:00", 10), ("0:30", 1), ("4:00:00", 240), ("1-0", 1440), ("1-02:30", 1590), ("1-0:0:1", 1441)],
+    [("90", 90), ("10:00", 10), ("4:30", 5), ("4:00:00", 240), ("1-0", 1440), ("1-02:30", 1590), ("1-0:0:1", 1441)],
 )
 def test_a_time_limit_is_read_as_sbatch_reads_it(text, minutes):
     assert parse(["--submit", "--time", text]).time == minutes
@@ -234,11 +234,11 @@ def test_a_submission_is_one_array_and_no_run_is_submitted_twice(slurm, capsys):
     finished = {"status": "completed", "best_step": 2, "steps": 4, "val_metric": 0.5, "test_metric": 0.5}
     (SEED_2 / "result.json").write_text(json.dumps(finished))
     (slurm / "queue").write_text("")
-    assert run(*TINY, "--submit", "--time", "1") == 0
+    assert run(*TINY, "--submit") == 0
     output = capsys.readouterr().out
     assert "seed 2: kept, test accuracy 0.5" in output
     assert "1 run submitted to slurm: job 7. " in output
-    assert "#SBATCH --signal=USR2@30\n" in (slurm / "batch").read_text()
+    assert "#SBATCH --time=240\n" in (slurm / "batch").read_text()
 
 
 def test_what_is_submitted_names_our_function_and_holds_texts(slurm):
@@ -389,6 +389,14 @@ def test_the_key_of_the_overwriting_command_stays_in_the_folders_of_its_processe
 
 def begun():
     return sorted(path.name for path in Path().glob("begun_*"))
+
+
+@pytest.mark.parametrize(
+    ("status", "stopped"),
+    [(75, True), (-signal.SIGTERM, True), (-signal.SIGUSR2, True), (0, False), (-9, False), (1, False)],
+)
+def test_a_command_that_a_signal_ends_before_or_after_it_listens_was_stopped(status, stopped):
+    assert tasks.was_stopped(status) == stopped
 
 
 def test_a_worker_that_is_killed_is_a_failed_run_and_stops_no_other(stub, capsys):
