@@ -73,7 +73,9 @@ class Selection:
 
     def require_models(self) -> None:
         """Raise `ConfigError` if the model of a config cannot be made."""
-        for config, dims in zip(self.configs, self._dims, strict=True):
+        # Settings that differ only in the training have the same model.
+        models = {(repr(c.model_options()), dims): (c, dims) for c, dims in zip(self.configs, self._dims, strict=True)}
+        for config, dims in models.values():
             key = train.seed_keys(config.seeds[0]).model
             make = partial(make_model, config, *dims)
             try:
