@@ -14,6 +14,10 @@ import time
 from pathlib import Path
 
 import pytest
+
+with contextlib.suppress(ImportError):
+    # Here, not in a test: it closes the handlers of logging, and absl's handler then closes the stderr of pytest.
+    import submitit  # noqa: F401
 from small_experiments import HERE, SEED_1, read, refusal, run, snapshot, write_config
 
 from experiment_configs.schema import ConfigError

@@ -1,5 +1,6 @@
 """--submit to a real SLURM of one node, which the test starts: tests/one_node_slurm.py."""
 
+import contextlib
 import json
 import re
 import subprocess
@@ -9,8 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+
+with contextlib.suppress(ImportError):
+    # Here, not in a test: it closes the handlers of logging, and absl's handler then closes the stderr of pytest.
+    import submitit  # noqa: F401
 from one_node_slurm import missing, one_node_slurm
-from small_experiments import HERE, run, write_config, write_dataset
+from small_experiments import HERE, run, write_config
 
 pytestmark = pytest.mark.long
 
@@ -51,12 +56,10 @@ def steps_of(seed):
 
 
 @pytest.mark.skipif(bool(missing()), reason=missing() or "SLURM is here")
-def test_jobs_that_end_early_in_any_way_and_are_queued_again_end_with_the_models_of_plain_runs(monkeypatch, capsys):
+def test_jobs_that_end_early_in_any_way_and_are_queued_again_end_with_the_models_of_plain_runs(workplace, capsys):
     pytest.importorskip("submitit")
-    with tempfile.TemporaryDirectory(prefix="slurm_") as place:
-        monkeypatch.chdir(place)
-        write_dataset(Path(place), "Tiny")
-        options = {"num_steps": 20_000, "print_steps": 500, "checkpoint_steps": 250, "patience": 1000, "seeds": [1]}
+    with tempfile.TemporaryDirectory(prefix="slurm_") as place:  # its name must be short: it holds a socket
+        options = {"num_steps": 8_000, "print_steps": 500, "checkpoint_steps": 250, "patience": 1000, "seeds": [1]}
         write_config({**HERE, **options, "dataset_name": "Tiny"})
 
         shown = []
@@ -66,7 +69,7 @@ def test_jobs_that_end_early_in_any_way_and_are_queued_again_end_with_the_models
             shown.append(f"after {time.monotonic() - start:.0f} s\n{text}")
             return states
 
-        with one_node_slurm(Path(place, "slurm"), cpus=2):
+        with one_node_slurm(Path(place), cpus=2):
             start = time.monotonic()
             assert run(*FLAGS, "--submit", "--time", "0:30:00", "--cpus_per_run", "1", "--partition", "all") == 0
             assert "4 runs submitted to slurm: job" in capsys.readouterr().out
