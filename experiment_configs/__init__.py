@@ -7,3 +7,7 @@ heavy is imported.
 
 MODEL_NAMES = ("LinHRU", "NonlinHRU")
 LEARNING_ALGORITHMS = ("RHEL", "BPTT", "ReversibleBPTT")
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used. The message names its source, each bad field, its value and what is allowed."""

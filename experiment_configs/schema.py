@@ -30,14 +30,10 @@ from models.create import MODELS, options_of_models
 from models.layer import AbstractHRULayer, Option, unit_options
 from models.load import UnitError, unit_and_sha256
 
-from . import LEARNING_ALGORITHMS, machines, scheduler, tasks
+from . import LEARNING_ALGORITHMS, ConfigError, machines, scheduler, tasks
 from .wording import described, shown
 
 DEFAULT_OUTPUT_DIR = "outputs"
-
-
-class ConfigError(ValueError):
-    """A config that cannot be used. The message names its source, each bad field, its value and what is allowed."""
 
 
 def _unquote(value: Any) -> Any:

@@ -18,13 +18,15 @@ from runs.devices import make_devices, recorded
 from runs.folder import RESULT, UNCHECKED, finished_result, run_folder, setting_of
 from runs.overwriting import Overwriting
 from runs.selection import Selection
+from runs.side_by_side import train_side_by_side
 from runs.signals import StopSignals
+from runs.submitting import submit
 from runs.train_all import KNOWN_ERRORS, message_of, title, train_all
 from training import hosts
 
 
 def act(arguments: argparse.Namespace, signals: StopSignals | None) -> int:
-    """Do what the command line asks for, and return the exit status (`runs.command.STATUS`).
+    """Do what the command line asks for but --status, and return the exit status (`runs.command.STATUS`).
 
     `signals` are needed to train, and None for the other uses.
     """
@@ -32,13 +34,17 @@ def act(arguments: argparse.Namespace, signals: StopSignals | None) -> int:
     precision = jax.enable_x64(True) if arguments.double_precision else contextlib.nullcontext()
     try:
         with precision, compilation_cache.enabled(arguments.compilation_cache):
-            if signals is not None:
+            if use == "submit" or "jobs" in arguments:  # the processes that train take the accelerators
+                jax.config.update("jax_platforms", "cpu")
+            if signals is not None and "jobs" not in arguments:
                 return _train(arguments, signals)
             make_devices(arguments)
-            status = {"plan": _plan, "evaluate": _evaluate, "predict": _predict}[use](arguments)
+            if signals is not None:
+                return train_side_by_side(arguments, signals)
+            status = {"plan": _plan, "evaluate": _evaluate, "predict": _predict, "submit": submit}[use](arguments)
     except (*_TOLD, KeyboardInterrupt) as error:
         return _tell(error, use)[0]
-    if use != "predict" and streams.output_is_lost():  # the printed text is all that these commands give
+    if use in ("plan", "evaluate") and streams.output_is_lost():  # the printed text is all that these commands give
         print(f"run_experiment.py: error: --{use}: the output was lost: stdout is closed or full", file=sys.stderr)
         return 2
     return status

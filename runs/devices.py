@@ -82,6 +82,26 @@ def devices_for(config: ExperimentConfig, asked: Asked, most: int) -> int:
     return number
 
 
+def devices_elsewhere(config: ExperimentConfig, asked: Asked, most: int | None) -> int:
+    """The number of devices of a run in another process that sees `most` accelerators; None if that is not known.
+
+    Without --devices it is 1, and the process decides. Raises `ConfigError` as `devices_for`.
+    """
+    if not isinstance(asked, int) or asked == 1:
+        return 1
+    if config.machine is not None:
+        raise ConfigError(f"--devices {asked}: a machine in the loop gets whole batches: leave the flag out")
+    if most and asked > most:
+        raise ConfigError(f"--devices {asked}: a run has {most} GPU{'s' * (most > 1)} (--gpus_per_run)")
+    if config.batch_size % asked:
+        fitting = ", ".join(map(str, dividing(config.batch_size, most or asked)))
+        raise ConfigError(
+            f"--devices {asked}: they cannot divide a batch of {config.batch_size} samples (batch_size) equally. These "
+            f"numbers can: {fitting}"
+        )
+    return asked
+
+
 def described(config: ExperimentConfig, asked: Asked, devices: int) -> list[str]:
     """What to say about the devices of a config: a line, or none if a single device is all that was to be had."""
     present = jax.devices()

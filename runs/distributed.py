@@ -48,6 +48,8 @@ def place_of(arguments: argparse.Namespace, environment: Mapping[str, str] = os.
         ("plan", "plan the part of one process: its --devices, and its share of --batch_size"),
         ("evaluate", "--devices with the number of the run gives the same bits, if one host has so many"),
         ("predict", "it runs on the devices of one host"),
+        ("submit", "a task is one process"),
+        ("jobs", "it gives each run a process of its own"),
     ):
         if use in arguments:
             raise ValueError(f"--distributed: --{use} works in one process. Leave the flag out: {way_out}")

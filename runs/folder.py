@@ -15,7 +15,9 @@
     result.json      how the run ended, and the hashes of model.eqx and of its outputs for the test part. It is written
                      last and atomically: a folder without it is unfinished
     events/          event files for TensorBoard, with --tensorboard
+    log.txt          what the run printed, if --jobs or --submit started it
     .lock            held by the process at work
+    .task            which job, or which process, has this run as a task, see `runs.tasks`
     .overwrite       the key of an --overwrite command that has not ended, see `runs.overwriting`
 """
 
@@ -23,16 +25,17 @@ import fcntl
 import json
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common import tables
-from experiment_configs.schema import ConfigError, ExperimentConfig
-from training import hosts
+from experiment_configs import ConfigError
 
-SEEN_S = 60  # in which a file of process 0 must appear in the other processes: NFS keeps a folder in mind so long
+if TYPE_CHECKING:
+    from experiment_configs.schema import ExperimentConfig  # it imports jax, which a task that waits does not need
+
 CONFIG, MODEL, RESULT, UNIT = "config.json", "model.eqx", "result.json", "unit.py"  # as in `models.load`
 SPLIT, METRICS = "split.json", "metrics.jsonl"
 CURVES, CONFUSION, PREDICTIONS = "curves.png", "confusion.png", "predictions.png"
@@ -40,19 +43,20 @@ CHECKPOINTS, EVENTS, NONFINITE = "checkpoints", "events", "nonfinite.eqx"
 AT_THE_END = (RESULT, MODEL, CURVES, CONFUSION, PREDICTIONS, NONFINITE)  # files that a run gets when it ends
 UNCHECKED = "has no hash of model.eqx, so it is not known whether model.eqx was changed"
 LOCK, OVERWRITE = ".lock", ".overwrite"
+TASK, LOG = ".task", "log.txt"
 
 
 class RunRefused(ConfigError):
     """The folder of a run cannot be used: another process works in it, or its run has another config or other data."""
 
 
-def run_folder(config: ExperimentConfig, seed: int) -> Path:
+def run_folder(config: "ExperimentConfig", seed: int) -> Path:
     """The folder of the run of one seed."""
     unit = f"{config.model_name}_{config.learning_algorithm}"
     return Path(config.output_parent_dir) / config.dataset_name / unit / f"seed_{seed}"
 
 
-def setting_of(config: ExperimentConfig) -> str:
+def setting_of(config: "ExperimentConfig") -> str:
     """The name of the folder that --set or a machine gave to the config, as lr=0.003; "" without such a folder."""
     name = Path(config.output_parent_dir).name
     return name if "=" in name else ""
@@ -77,7 +81,7 @@ def finished_result(folder: Path, num_steps: int = 0) -> dict | None:
 
 def clear(folder: Path) -> None:
     """Remove the files of a run. result.json goes first: if the process dies halfway, the folder is unfinished."""
-    for name in (*AT_THE_END, OVERWRITE, CONFIG, UNIT, SPLIT, METRICS):
+    for name in (*AT_THE_END, OVERWRITE, CONFIG, UNIT, SPLIT, METRICS, TASK, LOG):
         (folder / name).unlink(missing_ok=True)
     for name in (CHECKPOINTS, EVENTS):
         if (folder / name).exists():
@@ -86,49 +90,29 @@ def clear(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of the folder. The system lifts the lock when the process ends, however it ends."""
-    with open(folder / LOCK, "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunRefused(f"{folder}: another process is at work there; wait for it, or end it") from None
-        yield
+    """Keep other processes out of the folder. The system lifts the lock when the process ends, however it ends.
 
-
-@contextmanager
-def locked_by_first(folder: Path) -> Iterator[None]:
-    """Make and lock the folder, in process 0 of those that train together. The others must see it.
-
-    **Raises:** `RunRefused`, as `locked`, and for a folder that is not that of process 0.
+    **Raises:** `RunRefused` if another process has the lock.
     """
-    with ExitStack() as locks:
-
-        def lock():
-            folder.mkdir(parents=True, exist_ok=True)
-            locks.enter_context(locked(folder))
-            token = uuid.uuid4().hex
-            if hosts.processes() > 1:
-                (folder / LOCK).write_text(token, encoding="utf-8")
-            return token
-
-        token = hosts.from_first(lock)
-        if not hosts.first():
-            require_seen(folder, token)
-        hosts.gathered(None)  # no process begins before all have seen it
+    with open(folder / LOCK, "a", encoding="utf-8") as file:  # `runs.shared_folder` writes into it
+        if not any(_locks(file, fcntl.LOCK_EX, wait) for wait in (0, 0.1, 0.2)):  # `at_work` may be looking
+            raise RunRefused(f"{folder}: another process is at work there; wait for it, or end it")
         yield
 
 
-def require_seen(folder: Path, token: str, seconds: float = SEEN_S) -> None:
-    """Wait until the lock in the folder has the token of process 0. Raises `RunRefused` if it has not in time."""
-    end = time.monotonic() + seconds
-    while True:
-        with suppress(OSError, ValueError):
-            if (folder / LOCK).read_text(encoding="utf-8") == token:
-                return
-        if time.monotonic() > end:
-            raise RunRefused(
-                f"{folder.absolute()}: is not the folder in which process 0 works: its lock is not seen here in "
-                f"{seconds:.0f} s. All processes need the same folder, on a file system that they share: see "
-                "--output_parent_dir"
-            )
-        time.sleep(0.2)
+def at_work(folder: Path) -> bool:
+    """Whether a process has the lock of the folder. It looks for a moment only, and waits for no process."""
+    try:
+        with open(folder / LOCK, encoding="utf-8") as file:
+            return not _locks(file, fcntl.LOCK_SH)
+    except OSError:  # no file, or a folder that this user cannot read
+        return False
+
+
+def _locks(file, kind: int, wait: float = 0) -> bool:
+    time.sleep(wait)
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -3,8 +3,12 @@
 A job on a cluster is started again with the same command line. When the command clears a run, it therefore writes its
 key into the folder, as .overwrite. It does not clear a folder that has its key. The keys are removed when the command
 ends, or when a command without --overwrite takes the runs over.
+
+The processes of --jobs make one run each, without --overwrite. They learn the key of their command from the environment
+(`OF_COMMAND`), and leave it in the folders.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -13,6 +17,8 @@ from common.files import replacing
 from runs.folder import OVERWRITE, RunRefused, clear, locked
 from runs.identity import key, sha256_of_json
 from runs.record import commit
+
+OF_COMMAND = "RHEL_OVERWRITE_KEY"
 
 
 class Overwriting:
@@ -48,8 +54,12 @@ class Overwriting:
 
 
 def take_over(folders: Iterable[Path]) -> None:
-    """Remove the keys from the folders. If another process is at work in any of them, no key is removed."""
-    keyed = [folder for folder in folders if (folder / OVERWRITE).exists()]
+    """Remove the keys from the folders. If another process is at work in any of them, no key is removed.
+
+    The key of the command that started this process stays.
+    """
+    own = os.environ.get(OF_COMMAND)
+    keyed = [folder for folder in folders if (folder / OVERWRITE).exists() and _key_in(folder) != own]
     with suppress(RunRefused), _all_locked(keyed):
         for folder in keyed:
             (folder / OVERWRITE).unlink(missing_ok=True)

@@ -25,10 +25,11 @@ from models.physics.operating import deferred_failures, failure_of
 from models.stack import HRU
 from runs import folder as files
 from runs.figures import draw_confusion, draw_curves, draw_predictions
-from runs.folder import finished_result, locked_by_first, run_folder, setting_of
+from runs.folder import finished_result, run_folder, setting_of
 from runs.identity import checkpoint_key, data_identity, identity, require_same_run
 from runs.machines import run_on_machine
 from runs.record import peak_memory, run_record
+from runs.shared_folder import locked_by_first
 from training import hosts
 from training.checkpoints import CheckpointError, Checkpoints
 from training.loop import Wanting

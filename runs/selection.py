@@ -45,6 +45,7 @@ class Selection:
         lines, checked = {}, {}
         asked = getattr(arguments, "devices", 1 if arguments.seeds_together else None)
         usual = devices.usual()
+        elsewhere = "jobs" in arguments or "submit" in arguments
         for config in select_configs(arguments):
             # Configs that differ only in model and algorithm have the same data.
             key = (config.batch_size, config.seeds, *config.data_options().values())
@@ -54,8 +55,12 @@ class Selection:
             dims, output_step, data, _ = checked[key]
             config = config.completed(output_step)
             self.configs.append(config)
-            self.devices.append(devices.devices_for(config, asked, usual))
-            lines |= dict.fromkeys(devices.described(config, asked, self.devices[-1]))
+            if elsewhere:
+                most = getattr(arguments, "gpus_per_run", None)
+                self.devices.append(devices.devices_elsewhere(config, asked, most))
+            else:
+                self.devices.append(devices.devices_for(config, asked, usual))
+                lines |= dict.fromkeys(devices.described(config, asked, self.devices[-1]))
             self._dims.append(dims)
             for seed in config.seeds:
                 folder = run_folder(config, seed)
@@ -99,7 +104,9 @@ class Selection:
 
     def require_models(self) -> None:
         """Raise `ConfigError` if the model of a config cannot be made."""
-        for config, dims in zip(self.configs, self._dims, strict=True):
+        # Settings that differ only in the training have the same model.
+        models = {(repr(c.model_options()), dims): (c, dims) for c, dims in zip(self.configs, self._dims, strict=True)}
+        for config, dims in models.values():
             key = train.seed_keys(config.seeds[0]).model
             make = partial(make_model, config, *dims)
             try:

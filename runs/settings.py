@@ -3,8 +3,10 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 # The fields that --set refuses, and what sets them.
@@ -17,21 +19,48 @@ MAX_NAME = 200  # bytes; a file system allows 255
 def parse(texts: Iterable[str]) -> dict[str, list[Any]]:
     """The values of each field. A value is JSON (a number, true, false, null or a "text"), or plain text.
 
-    Commas separate the values of a list, but not within brackets or double quotes.
+    Commas separate the values of a list, but not within brackets or double quotes. @FILE stands for the lines of a
+    file; empty lines and lines that begin with # count for nothing.
 
-    **Raises:** `ValueError`.
+    **Raises:** `ValueError`, which names the line of a file.
     """
     given: dict[str, list[Any]] = {}
-    for text in texts:
-        field, equals, values = text.partition("=")
-        if not equals or not field:
-            raise ValueError(f"{text!r} is not FIELD=VALUE, as in lr=0.003 or lr=0.001,0.003 (without spaces)")
-        if field in ELSEWHERE:
-            raise ValueError(f"{field} is set by {ELSEWHERE[field]}")
-        if field in given:
-            raise ValueError(f"{field} is given twice; a list of values is {field}=VALUE,VALUE")
-        given[field] = [_value(part, text) for part in _split(values, text)]
+    for place, text in _texts_and_lines(texts):
+        try:
+            field, values = _field(text)
+            if field in given:
+                raise ValueError(f"{field} is given twice; a list of values is {field}=VALUE,VALUE")
+            given[field] = values
+        except ValueError as error:
+            raise ValueError(f"{place}{error}") from None
     return given
+
+
+def _texts_and_lines(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Each text, and each line of a file in the place of @FILE, after the words that say where it stands."""
+    for text in texts:
+        if not text.startswith("@"):
+            yield "", text
+            continue
+        path = Path(text[1:])
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: cannot be read ({error})") from None
+        if lines is None:
+            raise ValueError(f"{text}: {path} is no file")
+        for number, line in enumerate(map(str.strip, lines), start=1):
+            if line and not line.startswith("#"):
+                yield f"{path} line {number}: ", line
+
+
+def _field(text: str) -> tuple[str, list[Any]]:
+    field, equals, values = text.partition("=")
+    if not equals or not field:
+        raise ValueError(f"{text!r} is not FIELD=VALUE, as in lr=0.003 or lr=0.001,0.003 (without spaces)")
+    if field in ELSEWHERE:
+        raise ValueError(f"{field} is set by {ELSEWHERE[field]}")
+    return field, [_value(part, text) for part in _split(values, text)]
 
 
 def _split(values: str, text: str) -> list[str]:
@@ -64,6 +93,15 @@ def _value(part: str, text: str) -> Any:
 def shown(given: dict[str, Any]) -> str:
     """The values of a setting as on the command line."""
     return " ".join(f"{field}={_text(value)}" for field, value in given.items())
+
+
+def written(field: str, value: Any) -> str:
+    """FIELD=VALUE of a single value, as --set takes it: `parse` gives the value back."""
+    text = f"{field}={_text(value)}"
+    with suppress(ValueError):
+        if parse([text]) == {field: [value]}:
+            return text
+    return f"{field}={json.dumps(value)}"
 
 
 def grid(given: dict[str, list[Any]]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The signals that ask a training to save and end: SIGTERM, SIGINT and SIGUSR1."""
+"""The signals that ask a training to save and end: SIGTERM, SIGINT, SIGUSR1 and SIGUSR2."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ class StopSignals:
     Use it in the main thread.
     """
 
-    HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self):
         self.received: str | None = None

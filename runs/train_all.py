@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import sys
 import traceback
+from pathlib import Path
 
 import jax
 
@@ -42,10 +43,10 @@ def message_of(error: BaseException) -> str:
     return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
 
 
-def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
-    """Train all runs that the command line names, and return the exit status.
+def prepared(arguments: argparse.Namespace) -> tuple[Selection, Overwriting | None]:
+    """The runs that the command line names, checked, and its --overwrite, which has not begun.
 
-    Several processes (`training.hosts`) make the runs together. An error of one of them leaves this function.
+    **Raises:** an error of `KNOWN_ERRORS` if any run cannot be made.
     """
     if arguments.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ConfigError("--tensorboard needs a package that is not installed: pip install tensorboardX")
@@ -56,9 +57,16 @@ def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
     overwriting = Overwriting(selection.identities) if arguments.overwrite else None
     if overwriting is None:
         selection.require_same_runs()
-        hosts.from_first(lambda: take_over(selection.identities))
     else:
         selection.require_models()  # no earlier run is removed for a model that cannot be made
+    return selection, overwriting
+
+
+def begin(selection: Selection, overwriting: Overwriting | None) -> None:
+    """Remove the earlier runs of --overwrite, make the folders above the runs, and print about the data sets."""
+    if overwriting is None:
+        hosts.from_first(lambda: take_over(selection.identities))
+    else:
         hosts.from_first(overwriting.begin)
         if kept := len(overwriting.folders) - len(overwriting.to_clear):
             print(
@@ -68,6 +76,12 @@ def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
             )
     hosts.from_first(selection.make_folders)
     print(*selection.lines, sep="\n", file=sys.stderr)
+
+
+def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
+    """Train all runs that the command line names, and return the exit status."""
+    selection, overwriting = prepared(arguments)
+    begin(selection, overwriting)
     results = []
     try:
         for config, devices in zip(selection.configs, selection.devices, strict=True):
@@ -76,18 +90,22 @@ def train_all(arguments: argparse.Namespace, signals: StopSignals) -> int:
         received = signals.received or "A signal to another process"
         print(f"{received} received: {stopped}; the same command resumes from there.", file=sys.stderr)
         return RESUMABLE
+    return reported(results, overwriting)
+
+
+def reported(results: list[tuple[ExperimentConfig, list[dict]]], overwriting: Overwriting | None) -> int:
+    """Print the table of all runs, end --overwrite, and return the exit status."""
     print(f"\n{results_table(results)}")
-    results = [result for _, of_seeds in results for result in of_seeds]
-    refused = sum(result["status"] == "refused" for result in results)
-    if (
-        overwriting is not None and not refused and hosts.first()
-    ):  # a refused run may be at work in another process of this command
+    of_runs = [result for _, of_seeds in results for result in of_seeds]
+    refused = sum(result["status"] == "refused" for result in of_runs)
+    # A refused run may be at work in another process of this command.
+    if overwriting is not None and not refused and hosts.first():
         overwriting.end()
-    failed = sum(result["status"] != "completed" for result in results)
+    failed = sum(result["status"] != "completed" for result in of_runs)
     if failed:
-        print(f"{failed} of {len(results)} runs failed.", file=sys.stderr)
-    kept = sum("kept" in result for result in results)
-    return 2 if refused and refused + kept == len(results) else int(failed > 0)
+        print(f"{failed} of {len(of_runs)} runs failed.", file=sys.stderr)
+    kept = sum("kept" in result for result in of_runs)
+    return 2 if refused and refused + kept == len(of_runs) else int(failed > 0)
 
 
 def _attempts(
@@ -107,10 +125,8 @@ def _attempt(
     An error becomes a result too, so that the other runs are made.
     """
     folder, name = run_folder(config, seed), f"{title(config)} seed {seed}"
-    if (finished := hosts.from_first(lambda: finished_result(folder, config.num_steps))) is not None:
-        unsure = "" if "model_sha256" in finished else f"; {RESULT} {UNCHECKED}"
-        print(f"{name}: kept, {_outcome(config, finished)} ({folder}){unsure}")
-        return {**finished, "kept": True}
+    if (kept := kept_result(config, folder, name)) is not None:
+        return kept
     if (earlier := finished_result(folder)) is not None:
         kept = "its result and model are kept until the first new checkpoint or a failure"
         print(f"{name}: continues the finished run of {earlier['steps']} steps; {kept}", file=sys.stderr)
@@ -145,11 +161,26 @@ def _attempt(
         if in_unit is None and not known:
             traceback.print_exc()
         result = {"status": "failed", "error": in_unit or message_of(error) or type(error).__name__}
+    print_result(config, folder, name, result)
+    return result
+
+
+def kept_result(config: ExperimentConfig, folder: Path, name: str) -> dict | None:
+    """The result of a finished run, which is reported; None if the run is to be made."""
+    finished = hosts.from_first(lambda: finished_result(folder, config.num_steps))
+    if finished is None:
+        return None
+    unsure = "" if "model_sha256" in finished else f"; {RESULT} {UNCHECKED}"
+    print(f"{name}: kept, {_outcome(config, finished)} ({folder}){unsure}")
+    return {**finished, "kept": True}
+
+
+def print_result(config: ExperimentConfig, folder: Path, name: str, result: dict) -> None:
+    """Print the line of a run that has ended."""
     if result["status"] == "completed":
         print(f"{name}: {_outcome(config, result)}, {result['seconds']:.1f} s ({folder})")
     else:
         print(f"{name}: FAILED, {result['error']} ({folder})")
-    return result
 
 
 def _outcome(config: ExperimentConfig, result: dict) -> str:

@@ -14,8 +14,9 @@ from small_experiments import HERE, SEED_1, lines, read, refusal, run, timeless,
 
 from runs import devices, distributed
 from runs.command import parse
-from runs.folder import LOCK, RunRefused, require_seen
+from runs.folder import LOCK, RunRefused
 from runs.selection import Selection
+from runs.shared_folder import require_seen
 from training import hosts
 
 ROOT = Path(__file__).resolve().parents[2]
