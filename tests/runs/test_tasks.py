@@ -73,6 +73,11 @@ def test_a_part_of_the_training_set_is_evaluated_on_request(here, monkeypatch):
     first = data.train.first(7)
     np.testing.assert_array_equal(first.batch(np.arange(7))[0], data.train.batch(np.arange(7))[0])
     np.testing.assert_array_equal(first.labels, data.train.labels[:7])
+    on_device = create_dataset("", "Recall", seed=1, time=False, task=task_of_fields(COPY), inmemory=True).train.first(
+        7
+    )
+    np.testing.assert_array_equal(on_device.data, first.data)
+    np.testing.assert_array_equal(on_device.labels, first.labels)
     assert (first.size, data.train.size, data.train.first(20), data.train.first(None)) == (7, 20, *[data.train] * 2)
 
 
