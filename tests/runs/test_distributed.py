@@ -36,11 +36,11 @@ BY_HAND = "--distributed --coordinator host:1234 --num_processes 2"
 class Pair:
     """Two processes of a command in a folder."""
 
-    def __init__(self, folder, lost_s=60):
+    def __init__(self, folder, *flags, lost_s=60):
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{taken.getsockname()[1]}"
-        command = [sys.executable, "-c", COMMAND, str(lost_s), *FLAGS, "--seeds", "1", "2", "--distributed"]
+        command = [sys.executable, "-c", COMMAND, str(lost_s), *FLAGS, "--seeds", "1", "2", "--distributed", *flags]
         command += ["--coordinator", address, "--num_processes", "2", "--process_id"]
         options = {"cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         options["env"] = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
@@ -68,17 +68,22 @@ def outcome(folder):
     return (folder / "model.eqx").read_bytes(), metrics, timeless(read(folder / "result.json"))
 
 
+def small_set(folder):
+    """A data set and its config, in the folder."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        write_dataset(folder, "Tiny")
+        write_config({**HERE, "dataset_name": "Tiny", "dropout_rate": 0.25})
+    return folder
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
     """The folder, and how two pairs of processes ended that train seeds 1 and 2.
 
     Of the first pair, one process is killed in seed 1. The second pair ends seed 1 and gets a signal in seed 2.
     """
-    folder = tmp_path_factory.mktemp("hosts")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(folder)
-        write_dataset(folder, "Tiny")
-        write_config({**HERE, "dataset_name": "Tiny", "dropout_rate": 0.25})
+    folder = small_set(tmp_path_factory.mktemp("hosts"))
     killed = Pair(folder, lost_s=5)
     killed.wait_for_checkpoint(folder / SEED_1)
     killed.processes[1].kill()
@@ -114,6 +119,26 @@ def test_a_resumed_run_has_the_bits_of_one_process_with_two_devices(story, monke
     record = read(SEED_1 / "config.json")
     assert (record["devices"], record["processes"]) == (2, 2)
     assert "processes" not in read(Path("one", *SEED_1.parts[1:], "config.json"))
+
+
+@pytest.mark.long
+def test_four_devices_of_two_processes_resume_after_the_loss_of_process_0(tmp_path):
+    """The sums of four devices have another order than in one process, but always the same."""
+    outcomes = []
+    for name in ("whole", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        flags = (small_set(folder), "--devices", "4")
+        if name == "killed":
+            pair = Pair(*flags)
+            pair.wait_for_checkpoint(folder / SEED_1)
+            pair.processes[0].kill()
+            (_, _, _), (status, _, err) = pair.end()
+            assert status == hosts.LOST
+            assert "error: process 0 of 2, to which all others are connected, was lost: " in err
+        assert [status for status, *_ in Pair(*flags).end()] == [0, 0]
+        outcomes.append([outcome(folder / seed) for seed in (SEED_1, SEED_2)])
+    assert outcomes[0] == outcomes[1]
 
 
 @pytest.mark.parametrize(
