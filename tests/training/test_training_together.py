@@ -68,7 +68,7 @@ def of_seed(seed, made, algorithm, optimiser, length):
     return steps.initial_state(eqx.combine(arrays, static), state, optimiser), batches
 
 
-# The parallel and the unrolled scan are those of a GPU. The single programs but the last are those that
+# The parallel and the unrolled scan are those of a GPU. The single programs of the first three are those that
 # test_training_devices.py compiles.
 @pytest.mark.parametrize(
     ("make", "algorithm", "length"),
@@ -77,6 +77,11 @@ def of_seed(seed, made, algorithm, optimiser, length):
         pytest.param(lambda **how: hru("LinHRU", batchnorm="ema", **how), BPTT(), 3, id="BPTT"),
         pytest.param(lambda **how: hru("NonlinHRU", **how), ReversibleBPTT(), 3, id="ReversibleBPTT"),
         pytest.param(own_unit, RHEL(1e-2, scan="unrolled"), 3, id="own unit"),
+        pytest.param(lambda **how: hru("LinHRU", **how), RHEL(), 40, id="linear on a CPU", marks=pytest.mark.long),
+        pytest.param(lambda **how: hru("NonlinHRU", **how), RHEL(), 40, id="on a CPU", marks=pytest.mark.long),
+        pytest.param(
+            *(lambda **how: hru("NonlinHRU", **how), RHEL(scan="unrolled"), 40), id="unrolled", marks=pytest.mark.long
+        ),
     ],
 )
 def test_seeds_take_their_own_steps_in_one_program(x64, make, algorithm, length):
