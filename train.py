@@ -140,7 +140,7 @@ def train_in_steps(
     `together` computes those of several trainings in one program, with the same results up to rounding.
 
     - `resume(progress)` gets the progress at the start, and returns the progress to start from.
-    - `stop()` is asked before every dispatch. If it is true in any process, `on_checkpoint` is called; all raise `Stopped`.
+    - `stop()` is asked before every dispatch. If any process says true, all call `on_checkpoint` and raise `Stopped`.
     - `on_step(step, loss)` is called for every step, in order, when the next dispatch has been sent.
     - `on_evaluation(evaluation)` is called after every evaluation.
     - `on_checkpoint(progress)` is called after every evaluation and every `checkpoint_steps` steps. It must copy what
