@@ -51,6 +51,7 @@ class _World:
         self.on_abort: Any = None  # a function of C lives as long as its object
         self.watch: _Watch | None = None
         self.calls, self.decisions, self.asked = itertools.count(), itertools.count(), False
+        self.gathered: str | None = None  # the folder of the last `gathered`
         self.ending = threading.Lock()
 
 
@@ -161,6 +162,9 @@ def gathered(value: Any) -> list[Any]:
     key, client = f"rhel/all/{next(_world.calls)}/", _world.client
     client.key_value_set(f"{key}{_world.process}", json.dumps(value))
     client.wait_at_barrier(key, _EVER_MS)
+    if first() and _world.gathered is not None:  # all have read the values before these
+        client.key_value_delete(_world.gathered)
+    _world.gathered = key
     values = {_process_of(name): json.loads(text) for name, text in client.key_value_dir_get(key)}
     return [values[process] for process in range(_world.processes)]
 
@@ -287,7 +291,9 @@ class _Watch(threading.Thread):
                 for status, message in ended.values():
                     if message is not None:
                         self._end(status, message)
-                if lost is not None and lost not in ended:
+                if lost == 0:
+                    self._on_end(LOST, _lost(0))  # it holds the store, so `leave` could wait for ever
+                elif lost is not None and lost not in ended:
                     self._end(LOST, _lost(lost), lost=1)
                 if self.over.wait(PULSE_S):
                     return
