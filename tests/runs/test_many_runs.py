@@ -316,9 +316,9 @@ def test_a_machine_has_one_run_at_a_time(workplace, capsys):
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 def test_a_local_job_that_is_preempted_resumes_and_ends_with_the_bits_of_a_plain_run(workplace):
     pytest.importorskip("submitit")
-    flags = (*TINY, "--seeds", "1", "--num_steps", "300", "--print_steps", "300", "--checkpoint_steps", "20")
+    flags = (*TINY, "--seeds", "1", "--num_steps", "1000", "--print_steps", "1000", "--checkpoint_steps", "50")
     assert run(*flags, "--submit", "--cluster", "local", "--time", "10") == 0
-    until = time.monotonic() + 300
+    until = time.monotonic() + 600
     with contextlib.suppress(IndexError):
         while not list(SEED_1.glob("checkpoints/*/sha256.json")):
             time.sleep(0.01)
