@@ -12,7 +12,6 @@ import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.integrate import solve_ivp
 
 from .machine import Limits, MachineError, Trace
 from .numpy_leapfrog import Arrays, Law, law_of
@@ -171,6 +170,8 @@ class SimulatedDevice:
 
     def _solved(self, parameters, q, p, drive):
         shape, half = q.shape, q.size
+
+        from scipy.integrate import solve_ivp  # a fifth of what a command imports
 
         def slope(_, y):
             q, p = y[:half].reshape(shape), y[half:].reshape(shape)
