@@ -94,14 +94,19 @@ def described(gpu: GPU, folder: Path) -> Any:
 
     Where jax itself has the plugin, as on a machine with a GPU, the folder is not needed.
     """
-    options = {"topology": "1x1x1", "target_config": gpu.description()}
+    return several_described(gpu, folder, 1)[0]
+
+
+def several_described(gpu: GPU, folder: Path, number: int) -> list[Any]:
+    """So many devices of one host, each as `described`."""
+    options = {"topology": f"1x1x{number}", "target_config": gpu.description()}
     jax.devices()  # loads the plugins of jax itself
     if not xla_client.pjrt_plugin_loaded("cuda"):
         _loaded.append(xla_client.load_pjrt_plugin_dynamically("cuda", str(library(folder))))
         xla_client.initialize_pjrt_plugin("cuda")
     if _loaded:
-        return xla_client.make_c_api_device_topology(_loaded[0], "", **options)._make_compile_only_devices()[0]
-    return topologies.get_topology_desc("", "cuda", **options).devices[0]
+        return xla_client.make_c_api_device_topology(_loaded[0], "", **options)._make_compile_only_devices()
+    return topologies.get_topology_desc("", "cuda", **options).devices
 
 
 _loaded: list[Any] = []

@@ -165,5 +165,6 @@ def total(tree: PyTree, devices: int) -> PyTree:
 def _mesh(devices: int) -> Mesh:
     """The devices in the order of the processes, as many of each."""
     processes = jax.process_count()
-    taken = [jax.local_devices(process_index=process)[: devices // processes] for process in range(processes)]
+    present = [[device for device in jax.devices() if device.process_index == each] for each in range(processes)]
+    taken = [own[: devices // processes] for own in present]
     return Mesh(np.concatenate(taken), (AXIS,), axis_types=(AxisType.Auto,))
