@@ -6,9 +6,11 @@ stopped command resumes. It prints the test accuracy with its Wilson interval, t
 count of the temporaries of a step by each learning algorithm. Without --length, a sequence has 1,048,576 steps.
 
 The first periods of the oscillators decide whether the network learns. Here they lie in equal ratios between 1/128 and
-four times the length of the sequence. --published_periods draws them as the paper does: the network then fails.
+four times the length of the sequence. From 16 steps on (--shortest_period 16) it learns, too, but later.
+--published_periods draws them as the paper does: the network then fails.
 
---growth also counts the temporaries against length and ssm_dim, without running a step, and draws million_steps.png.
+--growth also counts the temporaries against length and ssm_dim, without running a step, and draws million_steps.png:
+the counts, and the curves of all runs in the output folder.
 """
 
 import argparse
@@ -25,11 +27,11 @@ from matplotlib.ticker import NullLocator
 
 import run_experiment
 from common.files import write_json
-from common.style import ALGORITHMS, BLUE, BROAD, GREY, log_scale, save, set_title, styled
+from common.style import ALGORITHMS, BROAD, COLOURS, MARKERS, log_scale, save, set_title, styled
 from common.tables import aligned
 from experiment_configs import LEARNING_ALGORITHMS, MODEL_NAMES
 from experiment_configs.schema import ExperimentConfig, validate
-from runs.folder import METRICS, RESULT, run_folder
+from runs.folder import CONFIG, METRICS, RESULT, run_folder
 from runs.planning import Planning
 
 MIB = 2**20
@@ -42,10 +44,11 @@ RADIANS = 3.0
 
 def fields_of(options: argparse.Namespace) -> dict:
     """The fields of the config."""
-    length = options.length
-    unit = {"shortest_period": max(8.0, SHORTEST * length), "longest_period": float(LONGEST * length)}
+    length, shortest = options.length, options.shortest_period or max(8.0, SHORTEST * options.length)
+    kind = "runs" if options.shortest_period is None else f"shortest_period={shortest:g}"
+    unit = {"shortest_period": shortest, "longest_period": float(LONGEST * length)}
     if options.published_periods:
-        unit = {}
+        kind, unit = "published_periods", {}
     elif options.model_name == "NonlinHRU":
         unit = {"step_init": min(0.5, RADIANS / length)}
     return {
@@ -58,7 +61,7 @@ def fields_of(options: argparse.Namespace) -> dict:
         "learning_algorithm": options.learning_algorithm,
         "seeds": [options.seed],
         "data_dir": "data_dir",
-        "output_parent_dir": str(options.output_dir / ("published_periods" if options.published_periods else "runs")),
+        "output_parent_dir": str(options.output_dir / kind),
         "lr": 0.003,
         "lr_scheduler": f"cosine_decay_schedule(lr, {options.num_steps})",
         "num_steps": options.num_steps,
@@ -113,14 +116,21 @@ def growth(config: ExperimentConfig, lengths: list[int], oscillators: list[int])
     return rows
 
 
-def history_of(folder: Path) -> list[dict]:
-    """The evaluations of a run; none if the run does not exist."""
-    path = folder / METRICS
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+def histories(config: ExperimentConfig, folder: Path) -> dict[str, list[dict]]:
+    """The evaluations of all runs below a folder with the model and learning algorithm of the config."""
+    found = {}
+    for path in sorted(folder.glob(f"*/*/{config.model_name}_{config.learning_algorithm}/*/{METRICS}")):
+        fields = json.loads((path.parent / CONFIG).read_text(encoding="utf-8"))["config"]
+        shortest = fields["shortest_period"]
+        label = f"L = {fields['task']['length']:,}"
+        if config.model_name == "LinHRU":
+            label += f", periods from {shortest:,.0f} steps" if shortest else ", published periods"
+        found[label] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return found
 
 
 @styled
-def draw(rows: list[dict], histories: dict[str, list[dict]], title: str) -> Figure:
+def draw(rows: list[dict], curves: dict[str, list[dict]], title: str) -> Figure:
     """Temporaries against length and ssm_dim, and the accuracy on the validation part against the step."""
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     set_title(figure, title)
@@ -131,9 +141,9 @@ def draw(rows: list[dict], histories: dict[str, list[dict]], title: str) -> Figu
         log_scale(axes, "x", "y")
         axes.xaxis.set_minor_locator(NullLocator())
     panels[0].legend()
-    for (name, history), style in zip(histories.items(), ({"color": BLUE}, {"color": GREY, "ls": "--"}), strict=False):
+    for (name, history), color, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
         steps = [evaluation["step"] for evaluation in history]
-        panels[2].plot(steps, [100 * x["val_metric"] for x in history], "o-", **style, label=name)
+        panels[2].plot(steps, [100 * x["val_metric"] for x in history], color=color, marker=marker, label=name)
     panels[2].axhline(50, color="black", lw=0.5)
     panels[2].set(xlabel="step", ylabel="accuracy on the validation part, %", ylim=(0, 104))
     panels[2].legend(loc="lower right")
@@ -170,11 +180,12 @@ def parser() -> argparse.ArgumentParser:
     add("--model_name", choices=MODEL_NAMES, default="LinHRU")
     add("--learning_algorithm", choices=LEARNING_ALGORITHMS, default="RHEL")
     add("--seed", type=int, default=2345)
-    add("--num_steps", type=int, default=100, help="steps of the training")
-    add("--print_steps", type=int, default=25, help="steps between evaluations, each of which is a checkpoint")
+    add("--num_steps", type=int, default=60, help="steps of the training")
+    add("--print_steps", type=int, default=20, help="steps between evaluations, each of which is a checkpoint")
     add("--batch_size", type=int, default=1)
     add("--validation", type=int, default=32, help="sequences of an evaluation")
     add("--test", type=int, default=200, help="sequences of the test")
+    add("--shortest_period", type=float, help="of LinHRU at first, in steps (without it: 1/128 of the length)")
     add("--published_periods", action="store_true", help="the first periods, or first time step, of the paper")
     add("--growth", action="store_true", help="count the temporaries against length and ssm_dim, and draw the figure")
     add("--output_dir", type=Path, default=Path("outputs/examples/million_steps"))
@@ -194,11 +205,9 @@ def main(arguments=None) -> dict:
     if options.growth:
         rows = growth(config, [x for x in LENGTHS if x <= options.length], OSCILLATORS)
         write_json(options.output_dir / "growth.json", rows)
-        other = Path(str(folder).replace("/runs/", "/published_periods/"))
-        histories = {"periods from L / 128 to 4 L": history_of(folder), "published periods": history_of(other)}
-        histories = {name: history for name, history in histories.items() if history}
-        title = f"{options.length:,} steps, {config.model_name} by {config.learning_algorithm}, {folder.name}"
-        save(draw(rows, histories, title), options.output_dir / "million_steps.png")
+        batch = "one sequence" if options.batch_size == 1 else f"{options.batch_size} sequences"
+        title = f"{config.model_name}, two blocks of 16 features, {batch} a step"
+        save(draw(rows, histories(config, options.output_dir), title), options.output_dir / "million_steps.png")
         print(f"figure: {options.output_dir / 'million_steps.png'}")
     return result
 
