@@ -35,6 +35,7 @@ from runs.folder import CONFIG, METRICS, RESULT, run_folder
 from runs.planning import Planning
 
 MIB = 2**20
+BLOCKS, HIDDEN_DIM, SSM_DIM = 2, 16, 16
 LENGTHS = [2**power for power in range(10, 21, 2)]
 OSCILLATORS = [16, 64, 256, 1024]
 SHORTEST, LONGEST = 1 / 128, 4  # first periods, in lengths of the sequence
@@ -72,7 +73,9 @@ def fields_of(options: argparse.Namespace) -> dict:
         "grad_clip": 1.0,
         "metric": "accuracy",
         **{"classification": True, "time": False, "pooling": "last"},
-        **{"num_blocks": 2, "hidden_dim": 16, "ssm_dim": 16, "dropout_rate": 0.0},
+        **{"num_blocks": BLOCKS, "hidden_dim": HIDDEN_DIM, "ssm_dim": SSM_DIM, "dropout_rate": 0.0},
+        # The moments of a batch of one sequence would carry its mean, and so its label, to the last step.
+        "batchnorm": "ema",
         **unit,
     }
 
@@ -206,7 +209,7 @@ def main(arguments=None) -> dict:
         rows = growth(config, [x for x in LENGTHS if x <= options.length], OSCILLATORS)
         write_json(options.output_dir / "growth.json", rows)
         batch = "one sequence" if options.batch_size == 1 else f"{options.batch_size} sequences"
-        title = f"{config.model_name}, two blocks of 16 features, {batch} a step"
+        title = f"{config.model_name}, {BLOCKS} blocks of {HIDDEN_DIM} features, {batch} a step"
         save(draw(rows, histories(config, options.output_dir), title), options.output_dir / "million_steps.png")
         print(f"figure: {options.output_dir / 'million_steps.png'}")
     return result
