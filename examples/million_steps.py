@@ -7,7 +7,7 @@ count of the temporaries of a step by each learning algorithm. Without --length,
 
 The first periods of the oscillators decide whether the network learns. Here they lie in equal ratios between 1/128 and
 four times the length of the sequence. From 16 steps on (--shortest_period 16) it learns, too, but later.
---published_periods draws them as the paper does: the network then fails.
+--published_periods draws them as the paper does. docs/long-range.md says which first periods fail, and why.
 
 --growth also counts the temporaries against length and ssm_dim, without running a step, and draws million_steps.png:
 the counts, and the curves of all runs in the output folder.
@@ -39,8 +39,9 @@ BLOCKS, HIDDEN_DIM, SSM_DIM = 2, 16, 16
 LENGTHS = [2**power for power in range(10, 21, 2)]
 OSCILLATORS = [16, 64, 256, 1024]
 SHORTEST, LONGEST = 1 / 128, 4  # first periods, in lengths of the sequence
-# NonlinHRU: the first time step times the length. The oscillators then pass some radians in a sequence.
-RADIANS = 3.0
+# NonlinHRU: the first time step times the length. The oscillators then pass about so many radians in a sequence, and a
+# third of a radian in the steps that decide.
+RADIANS = 30.0
 
 
 def fields_of(options: argparse.Namespace) -> dict:
@@ -186,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
     add("--num_steps", type=int, default=60, help="steps of the training")
     add("--print_steps", type=int, default=20, help="steps between evaluations, each of which is a checkpoint")
     add("--batch_size", type=int, default=1)
-    add("--validation", type=int, default=32, help="sequences of an evaluation")
+    add("--validation", type=int, default=64, help="sequences of an evaluation")
     add("--test", type=int, default=200, help="sequences of the test")
     add("--shortest_period", type=float, help="of LinHRU at first, in steps (without it: 1/128 of the length)")
     add("--published_periods", action="store_true", help="the first periods, or first time step, of the paper")

@@ -69,7 +69,7 @@ def test_the_first_periods_follow_the_length_unless_told():
     fields = options_of("--published_periods")
     assert not fields.keys() & {"shortest_period", "longest_period"}
     assert fields["output_parent_dir"] == "out/published_periods"
-    assert options_of("--model_name", "NonlinHRU", "--length", "300")["step_init"] == pytest.approx(0.01)
+    assert options_of("--model_name", "NonlinHRU", "--length", "3000")["step_init"] == pytest.approx(0.01)
 
 
 def test_a_sequence_that_is_too_short_is_refused(capsys):
