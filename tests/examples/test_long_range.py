@@ -45,6 +45,7 @@ def test_a_long_sequence_is_trained_as_a_run_and_counted(tmp_path, capsys, monke
 @pytest.mark.slow
 def test_temporaries_are_counted_without_a_step(monkeypatch):
     import million_steps
+
     from experiment_configs.schema import validate
 
     monkeypatch.setattr(million_steps, "BLOCKS", 1)
