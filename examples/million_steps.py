@@ -6,7 +6,7 @@ stopped command resumes. It prints the test accuracy with its Wilson interval, t
 count of the temporaries of a step by each learning algorithm. Without --length, a sequence has 1,048,576 steps.
 
 The first periods of the oscillators decide whether the network learns. Here they lie in equal ratios between 1/128 and
-four times the length of the sequence. From 16 steps on (--shortest_period 16) it learns, too, but later.
+four times the length of the sequence. From 16 steps on (--shortest_period 16) it learns later.
 --published_periods draws them as the paper does. docs/long-range.md says which first periods fail, and why.
 
 --growth also counts the temporaries against length and ssm_dim, without running a step, and draws million_steps.png:
@@ -126,9 +126,9 @@ def histories(config: ExperimentConfig, folder: Path) -> dict[str, list[dict]]:
     for path in sorted(folder.glob(f"*/*/{config.model_name}_{config.learning_algorithm}/*/{METRICS}")):
         fields = json.loads((path.parent / CONFIG).read_text(encoding="utf-8"))["config"]
         shortest = fields["shortest_period"]
-        label = f"L = {fields['task']['length']:,}"
+        label = f"{fields['task']['length']:,} steps"
         if config.model_name == "LinHRU":
-            label += f", periods from {shortest:,.0f} steps" if shortest else ", published periods"
+            label += f", periods from {shortest:,.0f}" if shortest else ", published periods"
         found[label] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return found
 
@@ -136,13 +136,16 @@ def histories(config: ExperimentConfig, folder: Path) -> dict[str, list[dict]]:
 @styled
 def draw(rows: list[dict], curves: dict[str, list[dict]], title: str) -> Figure:
     """Temporaries against length and ssm_dim, and the accuracy on the validation part against the step."""
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
     set_title(figure, title)
-    panels = figure.subplots(1, 3)
+    panels = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
     for axes, axis, label in zip(panels, ("length", "ssm_dim"), ("steps of a sequence", "ssm_dim"), strict=False):
-        _draw_temporaries(axes, [row for row in rows if row["axis"] == axis])
+        of_axis = [row for row in rows if row["axis"] == axis]
+        _draw_temporaries(axes, of_axis)
         axes.set(xlabel=label, ylabel="temporaries of a step, MiB")
         log_scale(axes, "x", "y")
+        values = [row["value"] for row in of_axis]
+        axes.set_xticks(values, [f"{value:,}" for value in values], rotation=45)
         axes.xaxis.set_minor_locator(NullLocator())
     panels[0].legend()
     for (name, history), color, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
