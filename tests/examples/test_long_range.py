@@ -1,7 +1,11 @@
 """The examples of long sequences: a run of many steps, and the gradient by the input."""
 
 import json
+from types import SimpleNamespace
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_examples import ROOT
@@ -28,8 +32,8 @@ def test_a_long_sequence_is_trained_as_a_run_and_counted(tmp_path, capsys, monke
     monkeypatch.setattr(million_steps, "BLOCKS", 1)
     monkeypatch.setattr(million_steps, "LENGTHS", [128, 256])
     monkeypatch.setattr(million_steps, "temporaries", temporaries)
-    result = main([*SMALL, "--growth", "--output_dir", str(tmp_path)])
-    run = tmp_path / "runs" / "First128" / "LinHRU_RHEL" / "seed_2345"
+    result = main([*SMALL, "--learning_algorithm", "BPTT", "--growth", "--output_dir", str(tmp_path)])
+    run = tmp_path / "runs" / "First128" / "LinHRU_BPTT" / "seed_2345"
     assert json.loads((run / "result.json").read_text()) == result
     config = json.loads((run / "config.json").read_text())["config"]
     assert (config["shortest_period"], config["longest_period"], config["task"]["range"]) == (8, 512, 1)
@@ -42,17 +46,20 @@ def test_a_long_sequence_is_trained_as_a_run_and_counted(tmp_path, capsys, monke
     assert f"peak memory of the process: {result['peak_memory_bytes']['host'] / 2**20:,.0f} MiB" in printed
 
 
-@pytest.mark.slow
-def test_temporaries_are_counted_without_a_step(monkeypatch):
+def test_temporaries_are_counted_for_each_learning_algorithm(monkeypatch):
     import million_steps
+    from million_steps import temporaries, validate
 
-    from experiment_configs.schema import validate
+    class Counted:
+        def __init__(self, config, runs):
+            self.config = config
 
-    monkeypatch.setattr(million_steps, "BLOCKS", 1)
-    monkeypatch.setattr(million_steps, "LEARNING_ALGORITHMS", ("RHEL", "BPTT"))
-    found = million_steps.temporaries(validate(options_of("--length", "4096"), source="test"), {"hidden_dim": 4})
-    assert found.keys() == {"RHEL", "BPTT"}
-    assert found["BPTT"] > 2 * found["RHEL"] > 2 * 4096 * 4 * 4  # more than the features of a block
+        def needs(self):
+            return SimpleNamespace(temporaries=(self.config.learning_algorithm, self.config.ssm_dim))
+
+    monkeypatch.setattr(million_steps, "Planning", Counted)
+    found = temporaries(validate(options_of(), source="test"), {"ssm_dim": 4})
+    assert found == {name: (name, 4) for name in ("RHEL", "BPTT", "ReversibleBPTT")}
 
 
 def options_of(*arguments):
@@ -63,7 +70,7 @@ def options_of(*arguments):
 
 def test_the_first_periods_follow_the_length_unless_told():
     fields = options_of()
-    assert fields["task"]["length"] == 2**20
+    assert (fields["task"]["length"], fields["batchnorm"]) == (2**20, "ema")
     assert (fields["shortest_period"], fields["longest_period"]) == (8192, 2**22)
     fields = options_of("--shortest_period", "16")
     assert (fields["shortest_period"], fields["output_parent_dir"]) == (16, "out/shortest_period=16")
@@ -111,23 +118,45 @@ def test_the_figure_shows_memory_and_learning():
 
 
 @pytest.mark.slow
-def test_gradients_by_the_input_are_measured_for_a_unit_and_a_gru(tmp_path, capsys, monkeypatch):
-    import input_gradients
+def test_gradients_by_the_input_are_measured_before_and_after_a_training(tmp_path, capsys):
     from input_gradients import main
 
-    monkeypatch.setattr(input_gradients, "BLOCKS", 1)
-    names = ["LinHRU, published, friction", "GRU"]
     small = ["--length", "40", "--num_steps", "2", "--seeds", "1", "--series", "2"]
-    rows = main(["--network", *names, *small, "--output_dir", str(tmp_path)])
-    assert [(row["network"], row["stage"]) for row in rows] == [
-        (name, stage) for name in names for stage in ("untrained", "trained")
-    ]
+    rows = main(["--network", "GRU", *small, "--output_dir", str(tmp_path)])
+    assert [(row["network"], row["stage"]) for row in rows] == [("GRU", "untrained"), ("GRU", "trained")]
     assert json.loads((tmp_path / "results.json").read_text()) == rows
     assert (tmp_path / "input_gradients.png").read_bytes().startswith(b"\x89PNG")
-    assert all(row["differences"][0] < 1e-13 for row in rows[:2])
-    assert all(row["differences"] == [None] for row in rows[2:])
     assert all(np.all(np.diff(row["quartiles"], axis=0) >= 0) for row in rows)
+    assert rows[0]["quartiles"] != rows[1]["quartiles"]
+    assert (rows[0]["accuracies"], len(rows[1]["accuracies"])) == ([None], 1)
     assert capsys.readouterr().out.count("GRU") == 4
+
+
+@pytest.mark.slow
+def test_gradients_by_the_input_are_those_of_rhel_and_agree_with_bptt(monkeypatch):
+    import input_gradients
+    from input_gradients import First, GeneratedSeries, labels_of, made, measured
+
+    monkeypatch.setattr(input_gradients, "BLOCKS", 1)
+    task = First(40, range=2, train=2)
+    x, y = GeneratedSeries(task, "train")[:], labels_of(task, "train")
+    model, state = made("LinHRU, published periods", 40, jax.random.PRNGKey(0))
+    found, difference = measured(model, state, x, y)
+    assert found.shape == x.shape
+    assert 0 < difference < 1e-13
+    # The margin of the other class over the right one, by a finite difference at the first step.
+    with jax.enable_x64(True):
+        model, state = input_gradients.in_float64((eqx.nn.inference_mode(model), state))
+
+        def margin(first):
+            moved = np.array(x[0], np.float64)
+            moved[0] = first
+            logits = model(jnp.asarray(moved), state, None)[0]
+            return float(((1 - 2 * y[0]) * logits).sum()) / np.sqrt(2)
+
+        at = float(x[0, 0, 0])
+        slope = (margin(at + 1e-5) - margin(at - 1e-5)) / 2e-5
+    np.testing.assert_allclose(found[0, 0, 0], slope, rtol=1e-6)
 
 
 def test_distance_counts_from_the_last_step():
