@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from typing_extensions import override
 
@@ -52,6 +53,10 @@ class LinHRULayer(AbstractHRULayer):
     With `damping`, each oscillator has a gamma >= 0, by which its position and momentum shrink: by
     exp(-gamma step / 2) in a step. See `physics.damping`. A stored gamma below 0 counts as 0. It has no gradient, as an
     A at or below 0 has none; a gamma of exactly 0 still has one, for units that start undamped.
+
+    The published draws of A and step give first periods of 8 to some hundred steps. With `shortest_period` and
+    `longest_period`, in steps, the oscillators have first periods in equal ratios between the two, the longest first:
+    A = 1 and step = 2 sin(pi / period). Raises `ValueError` for one without the other, and for a wrong order.
     """
 
     A: Float[Array, " ssm_dim"]
@@ -65,13 +70,21 @@ class LinHRULayer(AbstractHRULayer):
         *,
         complex_ssm: Annotated[bool, Option("complex oscillators: two real ones with one A and one step")] = True,
         damping: Annotated[bool, Option("a damping for each oscillator", algorithms=("RHEL", "BPTT"))] = False,
+        # Below 6 steps, step = 2 sin(pi / period) is above 1.
+        shortest_period: Annotated[float, Option("shortest first period, in steps", above=6)] = 0.0,
+        longest_period: Annotated[float, Option("longest first period, in steps", above=6)] = 0.0,
         key: PRNGKeyArray,
         **common: Any,
     ):
         A_key, step_key, ports_key = jax.random.split(key, 3)
         super().__init__(hidden_dim, ssm_dim, copies=2 if complex_ssm else 1, key=ports_key, **common)
-        self.A = jax.random.uniform(A_key, (ssm_dim,))
-        self.step = jax.random.uniform(step_key, (ssm_dim,))
+        if shortest_period or longest_period:
+            periods = _spread_periods(ssm_dim, shortest_period, longest_period)
+            step = 2 * np.sin(np.pi / periods)
+            self.A, self.step = jnp.ones(ssm_dim), jnp.asarray(np.log(step) - np.log1p(-step), float)
+        else:
+            self.A = jax.random.uniform(A_key, (ssm_dim,))
+            self.step = jax.random.uniform(step_key, (ssm_dim,))
         # gamma has its own key, so that damping leaves the initial values of the other parameters as they are.
         self.gamma = jax.random.uniform(jax.random.fold_in(key, 1), (ssm_dim,), maxval=0.1) if damping else None
 
@@ -97,6 +110,16 @@ class LinHRULayer(AbstractHRULayer):
     def _for_both_parts(self, x: Float[Array, " ssm_dim"]) -> Float[Array, " P"]:
         """Repeated for the imaginary part, if the unit is complex."""
         return jnp.tile(x, self.B.shape[0] // x.shape[0])
+
+
+def _spread_periods(number: int, shortest: float, longest: float) -> Float[np.ndarray, " number"]:
+    """Periods in equal ratios, the longest first; a single one is the longest."""
+    given = f"shortest_period is {shortest:g} and longest_period {longest:g}"
+    if not (shortest and longest):
+        raise ValueError(f"{given}: give both, or none for the published draws")
+    if not 6 < shortest <= longest:
+        raise ValueError(f"{given}: they must be above 6 and in this order")
+    return np.geomspace(longest, shortest, number)
 
 
 LinHRU, LinHRUBlock = partial(HRU, LinHRULayer), HRUBlock

@@ -57,8 +57,8 @@ def create_model(
     - `train_steps=False` freezes the time steps, whatever the algorithm.
     - `remat`: compute the feed-forward part of a block again in the backward pass instead of keeping it.
     - `batchnorm`: "ema" reproduces the published code, "batch" normalises by the current batch in training.
-    - `options`: those that the `__init__` of the unit declares. LinHRU has complex_ssm (true by default) and damping;
-      NonlinHRU has step_init (0.1) and gate. None stands for the default.
+    - `options`: those that the `__init__` of the unit declares. LinHRU has complex_ssm (true by default), damping,
+      shortest_period and longest_period; NonlinHRU has step_init (0.1) and gate. None stands for the default.
 
     Raises `ValueError` for unknown names, impossible sizes, options that the unit does not have, and a unit that drops
     the learning algorithm or `train_steps` or has an integer array, which would not be trained.

@@ -21,6 +21,7 @@ from runs.folder import CONFIG, RunRefused
 _INCIDENTAL = ("seeds", "data_dir", "output_parent_dir", "inmemory", "checkpoint_steps", "skip_nonfinite")
 # Fields that were added later, with the value that all earlier runs have: at this value they do not count.
 _ADDED = {"machine": None, "pooling": "mean", "task": None, "evaluate_train": None}
+_ADDED |= {"shortest_period": None, "longest_period": None}
 # The hashes of the data in config.json, and their names in messages.
 _HASHES = {"sha256": "the arrays of the data set", "split_sha256": "the rows of its parts"}
 # What else config.json holds of the data.

@@ -8,6 +8,7 @@ from systems import assert_close, assert_directional_derivatives, relative_error
 from models import create_model
 from models.LinHRU import LinHRULayer
 from models.NonlinHRU import NonlinHRULayer
+from models.physics.oscillations import small_oscillations
 from models.rhel import BPTT, RHEL
 
 MODELS = ["LinHRU", "NonlinHRU"]
@@ -242,6 +243,16 @@ def test_initial_values_are_the_published_ones():
     assert -1 <= layer.c.min() < -0.9 < 0.9 < layer.c.max() <= 1
 
 
+def test_first_periods_lie_in_equal_ratios_on_request():
+    plain = LinHRULayer(3, 5, key=KEY)
+    layer = LinHRULayer(3, 5, shortest_period=10, longest_period=1e5, key=KEY)
+    found = small_oscillations(layer.hamiltonian(), np.zeros(10)).period
+    np.testing.assert_allclose(found, np.tile([1e5, 1e4, 1e3, 1e2, 1e1], 2), rtol=1e-5)
+    np.testing.assert_array_equal(layer.B, plain.B)
+    (longest,) = LinHRULayer(3, 1, complex_ssm=False, shortest_period=10, longest_period=50, key=KEY).step
+    np.testing.assert_allclose(jax.nn.sigmoid(longest), 2 * np.sin(np.pi / 50), rtol=1e-6)
+
+
 SUMS_LINEAR = {
     **{"A": 2.650441, "step": 1.943163, "gamma": 0.194316},
     **{"B": 0.258563, "C": 2.219637, "D": 2.016958},
@@ -288,7 +299,10 @@ def test_algorithm_reaches_every_unit():
         ("LinHRU", {"step_init": 0.1}, "step_init is an option of NonlinHRU, not of LinHRU"),
         ("LinHRU", {"gate": True}, "gate is an option of NonlinHRU, not of LinHRU"),
         ("NonlinHRU", {"complex_ssm": True}, "complex_ssm is an option of LinHRU, not of NonlinHRU"),
-        ("LinHRU", {"gat": True}, "unknown option gat: LinHRU has complex_ssm, damping"),
+        ("LinHRU", {"gat": True}, "unknown option gat: LinHRU has complex_ssm, damping, shortest_period"),
+        ("LinHRU", {"longest_period": 4.0}, "longest_period must be a number above 6, got 4.0"),
+        ("LinHRU", {"longest_period": 9.0}, "shortest_period is 0 and longest_period 9: give both, or none"),
+        ("LinHRU", {"shortest_period": 9.0, "longest_period": 8.0}, "must be above 6 and in this order"),
         ("LinHRU", {"epsilon": -1.0}, "epsilon must be a positive number .* got -1.0"),
     ],
 )

@@ -89,6 +89,8 @@ def test_published_sets_follow_the_published_protocol(model_name, dataset_name):
         "step_init": 1e-4 if nonlinear else None,
         "gate": nonlinear,
         "damping": False,
+        "shortest_period": None,
+        "longest_period": None,
         "pooling": "mean",
         "batchnorm": "ema",
         "dropout_rate": 0.05,

@@ -121,7 +121,7 @@ def test_a_run_of_before_these_fields_keeps_its_identity(tmp_path):
     config, data = validate(FITS, "here"), dict.fromkeys(("sha256", "split_sha256", "class_names", "output_names"))
     data |= dict.fromkeys(("label_map", "standardisation"))
     now = identity(config, 1, data)
-    assert not {"task", "pooling", "evaluate_train", "machine"} & now.keys()
+    assert not {"task", "pooling", "evaluate_train", "machine", "shortest_period", "longest_period"} & now.keys()
     fields = config.model_dump(mode="json")
     before = {name: value for name, value in fields.items() if name in {*now, "seeds", "data_dir"}}
     last = identity(validate({**FITS, "pooling": "last"}, "here"), 1, data)
