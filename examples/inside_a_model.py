@@ -51,7 +51,7 @@ def untrained(run: TrainedModel, config: ExperimentConfig) -> HRU:
 def raw_series(run: TrainedModel, config: ExperimentConfig, number: int) -> np.ndarray:
     """The first series of the test part, (number, L, C), in the units of the data files."""
     options = config.data_options() | {"time": False, "standardise": False}
-    return create_dataset(seed=run.record["seed"], **options).test.data[:number]
+    return create_dataset(seed=run.record["seed"], **options).test.first(number).data
 
 
 def table(before: list[Oscillators], after: list[Oscillators]) -> str:

@@ -50,8 +50,9 @@ def train_side_by_side(arguments: argparse.Namespace, signals: StopSignals) -> i
         write_record(task.folder, record)
 
     def ended(task: Task, status: int) -> None:
-        write_record(task.folder, record._replace(status=status))
-        if signals.received is None or not was_stopped(status):
+        stopped = signals.received is not None and was_stopped(status)
+        write_record(task.folder, record._replace(status=RESUMABLE if stopped else status))
+        if not stopped:
             runs.results[task.folder] = _result(task, runs.configs[task.folder], status)
 
     run_tasks(runs.tasks, places, environment, lambda: signals.received is not None, ended)

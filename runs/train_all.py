@@ -4,6 +4,9 @@ import argparse
 import importlib.util
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
+from itertools import tee
 from pathlib import Path
 
 import jax
@@ -112,13 +115,21 @@ def _attempts(
     config: ExperimentConfig, devices: int, arguments: argparse.Namespace, signals: StopSignals
 ) -> list[dict]:
     """The results of the runs of a config."""
+
+    def stop() -> bool:
+        return signals.received is not None
+
     if arguments.seeds_together:
-        return together([_attempt(config, seed, devices, arguments, signals) for seed in config.seeds])
-    return [alone(_attempt)(config, seed, devices, arguments, signals) for seed in config.seeds]
+        # Each seed asks once before each dispatch, and all get the same answer: a signal between two seeds would
+        # otherwise leave some of them to a smaller program, which is first compiled.
+        answers = tee(iter(stop, None), len(config.seeds))
+        pairs = zip(config.seeds, answers, strict=True)
+        return together([_attempt(config, seed, devices, arguments, partial(next, each)) for seed, each in pairs])
+    return [alone(_attempt)(config, seed, devices, arguments, stop) for seed in config.seeds]
 
 
 def _attempt(
-    config: ExperimentConfig, seed: int, devices: int, arguments: argparse.Namespace, signals: StopSignals
+    config: ExperimentConfig, seed: int, devices: int, arguments: argparse.Namespace, stop: Callable[[], bool]
 ) -> Wanting[dict]:
     """Make one run, with its progress on stderr and a line on stdout. A finished run is only reported.
 
@@ -138,7 +149,7 @@ def _attempt(
         with RunProgress(name, config, events) as progress:
             options = {
                 "devices": devices,
-                "stop": lambda: signals.received is not None,
+                "stop": stop,
                 "on_step": progress.step,
                 "on_evaluation": progress.evaluation,
                 "on_start": progress.start,

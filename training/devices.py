@@ -157,9 +157,12 @@ def average(tree: PyTree, devices: int) -> PyTree:
     return tree if devices == 1 else jax.lax.pmean(tree, AXIS)
 
 
-def total(tree: PyTree, devices: int) -> PyTree:
-    """In `over_devices`: the sum over the devices of every array."""
-    return tree if devices == 1 else jax.lax.psum(tree, AXIS)
+def of_each(tree: PyTree, devices: int) -> PyTree:
+    """In `over_devices`: every array of all devices, stacked in their order along a new first axis.
+
+    The bits do not depend on how the devices are divided among processes. Those of `average` do.
+    """
+    return jax.tree.map(lambda x: x[None], tree) if devices == 1 else jax.lax.all_gather(tree, AXIS)
 
 
 def _mesh(devices: int) -> Mesh:

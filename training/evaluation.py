@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from training.devices import divided, over_devices, own_part, replicated, total, whole
+from training.devices import divided, of_each, over_devices, own_part, replicated, whole
 from training.steps import sample_loss
 
 
 @eqx.filter_jit
 def _evaluate_batch(model, state, x, y, weights, classification, devices):
-    """Sums of loss and metric over the samples of weight 1, and the outputs of all samples.
+    """Sums of loss and metric over the samples of weight 1 on each device, and the outputs of all samples.
 
     The metric of a regression with labels (batch, T, K) is one squared error for each of the K outputs.
     """
@@ -28,10 +28,10 @@ def _evaluate_batch(model, state, x, y, weights, classification, devices):
         metrics, weights_of = losses, weights
         if classification:
             right = jnp.argmax(output, axis=-1) == jnp.argmax(y, axis=-1)
-            metrics = right if y.ndim == 2 else jnp.mean(right, axis=1)
+            metrics = right if y.ndim == 2 else jnp.sum(right, axis=1)  # a count is exact, so equal shares are equal
         elif y.ndim == 3:
             metrics, weights_of = jnp.mean((output - y) ** 2, axis=1), weights[:, None]
-        return total((jnp.sum(weights * losses), jnp.sum(weights_of * metrics, axis=0)), devices), output
+        return of_each((jnp.sum(weights * losses), jnp.sum(weights_of * metrics, axis=0)), devices), output
 
     (loss, metric), output = over_devices(of_part, devices)((model, state), x, y, weights)
     return loss, metric, output
@@ -66,14 +66,15 @@ def evaluate(
 
     **Raises:** `DataError` for a split without samples.
     """
-    losses, metrics = [], []
-    for _, loss, metric, _ in _evaluate_batches(model, state, data, batch_size, classification, devices):
-        losses.append(float(loss))
-        metrics.append(np.ravel(metric).tolist())
+    losses, metrics, count = [], [], data.size
+    for _, loss, metric, output in _evaluate_batches(model, state, data, batch_size, classification, devices):
+        losses += np.asarray(loss).tolist()
+        metrics += np.reshape(metric, (devices, -1)).tolist()
+        count = data.size * (output.shape[1] if classification and output.ndim == 3 else 1)
     outputs = len(metrics[0])
     units = [1.0] if classification else np.broadcast_to(data.label_unit, outputs).tolist()
     columns = zip(*metrics, strict=True)
-    of_outputs = [math.fsum(sums) / data.size * unit**2 for sums, unit in zip(columns, units, strict=True)]
+    of_outputs = [math.fsum(sums) / count * unit**2 for sums, unit in zip(columns, units, strict=True)]
     return math.fsum(losses) / data.size, math.fsum(of_outputs) / outputs
 
 

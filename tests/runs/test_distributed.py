@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from small_experiments import HERE, SEED_1, lines, read, refusal, run, timeless, write_config, write_dataset
 
+import run_experiment
 from runs import devices, distributed
 from runs.command import parse
 from runs.folder import LOCK, RunRefused
@@ -122,8 +123,8 @@ def test_a_resumed_run_has_the_bits_of_one_process_with_two_devices(story, monke
 
 
 @pytest.mark.long
-def test_four_devices_of_two_processes_resume_after_the_loss_of_process_0(tmp_path):
-    """The sums of four devices have another order than in one process, but always the same."""
+def test_four_devices_of_two_processes_resume_after_the_loss_of_process_0(tmp_path, monkeypatch):
+    """The sums of a step have another order than in one process, but always the same. Those of --evaluate do not."""
     outcomes = []
     for name in ("whole", "killed"):
         folder = tmp_path / name
@@ -138,6 +139,8 @@ def test_four_devices_of_two_processes_resume_after_the_loss_of_process_0(tmp_pa
             assert "error: process 0 of 2, to which all others are connected, was lost: " in err
         assert [status for status, *_ in Pair(*flags).end()] == [0, 0]
         outcomes.append([outcome(folder / seed) for seed in (SEED_1, SEED_2)])
+    monkeypatch.chdir(folder)
+    assert run_experiment.main(["--evaluate", str(SEED_1)]) == 0
     assert outcomes[0] == outcomes[1]
 
 

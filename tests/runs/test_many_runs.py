@@ -361,8 +361,8 @@ def stub(workplace, monkeypatch):
     path = workplace / "run_experiment.py"
     path.write_text(
         "import json, os, signal, sys, time\nfrom pathlib import Path\n"
-        "signal.signal(signal.SIGTERM, lambda *_: os._exit(75))\n"
         "seed = sys.argv[sys.argv.index('--seeds') + 1]\n"
+        "if not Path(f'early_{seed}').exists(): signal.signal(signal.SIGTERM, lambda *_: os._exit(75))\n"
         "folder = Path('outputs/Tiny/LinHRU_RHEL') / f'seed_{seed}'\n"
         "Path(f'begun_{seed}').write_text(json.dumps([*os.sched_getaffinity(0)]))\n"
         "while not Path('go').exists() and not Path(f'go_{seed}').exists(): time.sleep(0.01)\n"
@@ -426,6 +426,7 @@ def test_a_signal_stops_all_and_the_same_command_makes_the_rest(stub, capsys, ov
         SEED_1.mkdir(parents=True)
         (SEED_1 / "metrics.jsonl").write_text("of before")
     Path("go_1").touch()
+    Path("early_2").touch()  # the signal ends it, as while Python starts
 
     def interrupt():
         while begun() != ["begun_1", "begun_2", "begun_3"]:
@@ -435,6 +436,7 @@ def test_a_signal_stops_all_and_the_same_command_makes_the_rest(stub, capsys, ov
     threading.Thread(target=interrupt).start()
     assert run(*flags) == 75
     assert "SIGTERM received: 2 runs are left; the same command resumes." in capsys.readouterr().err
+    assert [read_record(SEED_1.with_name(f"seed_{n}")).status for n in (1, 2, 3)] == [0, 75, 75]
     assert not (SEED_1 / "metrics.jsonl").exists() or not overwrite
     for path in Path().glob("begun_*"):
         path.unlink()

@@ -10,7 +10,8 @@ from small_experiments import FIELDS, lines, read, run, snapshot, write_config
 
 import run_experiment
 from data_dir.datasets import create_dataset
-from data_dir.tasks import labels_of, task_of_fields
+from data_dir.tasks import GeneratedSeries, labels_of, task_of_fields
+from examples.inside_a_model import opened, raw_series
 from experiment_configs.schema import ConfigError, validate
 from models import load_run
 from runs.folder import RunRefused
@@ -79,6 +80,21 @@ def test_a_part_of_the_training_set_is_evaluated_on_request(here, monkeypatch):
     np.testing.assert_array_equal(on_device.data, first.data)
     np.testing.assert_array_equal(on_device.labels, first.labels)
     assert (first.size, data.train.size, data.train.first(20), data.train.first(None)) == (7, 20, *[data.train] * 2)
+
+
+def test_a_look_inside_the_model_makes_the_series_that_it_shows(here, monkeypatch):
+    """Not the whole test part: of 100,000 steps it takes gigabytes."""
+    made, make = [], GeneratedSeries.__getitem__
+
+    def counted(self, rows):
+        made.append(len(series := make(self, rows)))
+        return series
+
+    run, config = opened(here)
+    create_dataset(seed=1, **config.data_options())  # hashes a series of each part, once
+    monkeypatch.setattr(GeneratedSeries, "__getitem__", counted)
+    assert raw_series(run, config, 3).shape == (3, 12, 4)
+    assert made == [3]
 
 
 def test_new_series_get_a_class_for_each_of_the_last_steps(here, tmp_path):

@@ -1,14 +1,17 @@
 """Several devices that divide each batch: the results are those of one device, and little passes between them."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_training import CHANNELS, CLASSES, OPTIONS, arrays, dataset, hru, spoilt
+from small_training import CHANNELS, CLASSES, OPTIONS, arrays, dataset, hru, loader, spoilt, toy
 
 import train
 from benchmarks import hlo
+from data_dir.dataloaders import Dataloader
 from models.physics.in_the_loop import MachineInTheLoop, on_machine
 from models.physics.numpy_leapfrog import NumpyLeapfrog
 from models.rhel import BPTT, RHEL, ReversibleBPTT, with_learning_algorithm
@@ -83,6 +86,21 @@ def test_a_training_on_several_devices():
         train.predict(two.model, two.state, dataset().test, **options, devices=count) for count in (1, 2)
     )
     np.testing.assert_allclose(together, outputs, rtol=1e-4)
+
+
+def test_an_evaluation_adds_the_devices_in_their_order():
+    """So that devices of one process and of several give the same bits. The sum in float32 would have others."""
+    model, state = toy()
+    options = {"classification": True}
+    alone = [train.evaluate(model, state, part, batch_size=1, **options)[0] for part in map(only, range(32))]
+    loss, _ = train.evaluate(model, state, loader(32), batch_size=4, devices=4, **options)
+    assert loss == math.fsum(alone) / 32
+
+
+def only(sample):
+    """The loader of a single sample of 32."""
+    data = loader(32)
+    return Dataloader(data.data[sample : sample + 1], data.labels[sample : sample + 1])
 
 
 def test_a_batch_that_is_not_finite_is_named_on_several_devices():

@@ -70,25 +70,25 @@ def test_dropout_is_off_in_evaluation():
 
 
 class Recall(eqx.Module):
-    """Logits (steps, classes) from the last two steps."""
+    """Logits (steps, classes) from the last three steps."""
 
     def __call__(self, x, state, key):
-        return x[-2:, :2] * 3, state
+        return x[-3:, :2] * 3, state
 
 
 def test_the_accuracy_of_several_steps_is_the_share_of_right_ones():
-    """6 samples in batches of 4: of 12 answers, 3 are wrong."""
-    labels = np.eye(2)[np.random.default_rng(0).integers(2, size=(6, 2))]
+    """6 samples in batches of 4: of 18 answers, 3 are wrong. Wherever they are, the number is the same."""
+    labels = np.eye(2)[np.random.default_rng(0).integers(2, size=(6, 3))]
     shown = labels.copy()
     for wrong in ((0, 0), (0, 1), (5, 1)):
         shown[wrong] = 1 - shown[wrong]
     data = Dataloader(np.concatenate([np.zeros((6, 3, 2)), shown], axis=1), labels)
     state = eqx.nn.State(eqx.nn.Identity())
     loss, accuracy = train.evaluate(Recall(), state, data, batch_size=4, classification=True)
-    assert accuracy == pytest.approx(9 / 12)
+    assert accuracy == 15 / 18
     right, wrong = np.log(1 + np.exp(-3)), np.log(1 + np.exp(3))
-    assert loss == pytest.approx((9 * right + 3 * wrong) / 12, rel=1e-5)
-    assert train.predict(Recall(), state, data, batch_size=4, classification=True).shape == (6, 2, 2)
+    assert loss == pytest.approx((15 * right + 3 * wrong) / 18, rel=1e-5)
+    assert train.predict(Recall(), state, data, batch_size=4, classification=True).shape == (6, 3, 2)
 
 
 def test_an_empty_split_cannot_be_evaluated():
