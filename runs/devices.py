@@ -66,12 +66,13 @@ def devices_for(config: ExperimentConfig, asked: Asked, most: int) -> int:
         present = 1 if config.machine is not None else min(most, jax.device_count())
         if fitting := dividing(config.batch_size, present):
             return fitting[-1]
+        number, size = hosts.processes(), config.batch_size
         reason = (
-            f"cannot divide a batch of {config.batch_size} samples equally: batch_size must be a multiple"
+            f"cannot divide a batch of {size} samples equally: batch_size must be a multiple of {number}"
             if config.machine is None
             else f"cannot share the machine {config.machine['name']}: train in one process"
         )
-        raise ConfigError(f"--distributed: {hosts.processes()} processes {reason}")
+        raise ConfigError(f"--distributed: {number} processes {reason}")
     number = jax.device_count() if asked == ALL else int(asked)
     if number > 1 and config.machine is not None:
         raise ConfigError(f"--devices {asked}: a machine in the loop gets whole batches: leave the flag out")

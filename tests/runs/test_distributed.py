@@ -213,7 +213,7 @@ def test_batches_that_the_processes_cannot_divide_are_refused(workplace, monkeyp
     monkeypatch.setattr(hosts, "processes", lambda: 3)
     assert devices.usual() == 3
     assert run("--dataset_name", "Tiny", "--seeds", "1") == 2
-    words = "--distributed: 3 processes cannot divide a batch of 4 samples equally: batch_size must be a multiple"
+    words = "--distributed: 3 processes cannot divide a batch of 4 samples equally: batch_size must be a multiple of 3"
     assert words in capsys.readouterr().err
     assert run("--dataset_name", "Tiny", "--seeds", "1", "--devices", "2") == 2
     assert (
