@@ -10,7 +10,18 @@ from pathlib import Path
 from common import tables
 from data_dir.storage import DataError
 from experiment_configs.schema import ConfigError, ExperimentConfig
-from runs.folder import CHECKPOINTS, CONFIG, LOG, METRICS, RESULT, at_work, finished_result, run_folder, setting_of
+from runs.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    LOG,
+    METRICS,
+    RESULT,
+    TASK,
+    at_work,
+    finished_result,
+    run_folder,
+    setting_of,
+)
 from runs.selection import select_configs
 from runs.signals import RESUMABLE
 from runs.tasks import Record, read_record, states
@@ -58,18 +69,25 @@ def state_of(folder: Path, num_steps: int, record: Record | None, job: str | Non
         return "running"
     if job in ("waiting", "unknown"):
         return job
-    if record is not None and record.status not in (None, 0, RESUMABLE):
+    if record is not None and record.status not in (None, 0, RESUMABLE) and not _begun_after_record(folder):
         return "failed"
     if _status_of_result(folder) == "failed":
         return "failed"
     return "stopped" if (folder / CONFIG).exists() else "not begun"
 
 
+def _begun_after_record(folder: Path) -> bool:
+    """Whether a plain command has taken up the run since a job or process ended. A run writes its config first."""
+    with suppress(OSError):
+        return (folder / CONFIG).stat().st_mtime > (folder / TASK).stat().st_mtime
+    return False
+
+
 def _progress(config: ExperimentConfig, folder: Path, state: str) -> tuple[str, str, str]:
     """Steps, hours left, and the log of a run, as texts."""
     step, pace = steps_so_far(folder), seconds_per_step(folder)
     left = "-"
-    if pace is not None and state != "done":
+    if pace is not None and state not in ("done", "failed"):
         left = f"{max(config.num_steps - step, 0) * pace / 3600:.2f}"
     log = folder / LOG
     return f"{step}/{config.num_steps}", left, str(log) if log.exists() else "-"

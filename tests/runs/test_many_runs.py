@@ -23,6 +23,7 @@ from small_experiments import HERE, SEED_1, refusal, run, write_config
 from runs import settings
 from runs.command import parse
 from runs.selection import select_configs
+from runs.status import state_of
 from runs.tasks import JOBS, LOCAL, SLURM, Record, command_of, read_record, states, write_record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -362,6 +363,15 @@ def test_the_table_shows_steps_and_hours_left_of_plain_runs_too(slurm, capsys):
     assert re.search(r" 1 +done +4/4 .*\n.* 2 +failed ", capsys.readouterr().out)
     assert run("--dataset_name", "Absent", "--status") == 2
     assert "no config for the data set 'Absent'" in capsys.readouterr().err
+
+
+def test_a_job_that_failed_counts_until_the_run_is_begun_again(tmp_path):
+    record = Record(JOBS, "1", "host", 1)
+    (tmp_path / "config.json").touch()
+    write_record(tmp_path, record)
+    assert state_of(tmp_path, 4, record, "ended") == "failed"
+    os.utime(tmp_path / "config.json", (time.time() + 10,) * 2)
+    assert state_of(tmp_path, 4, record, "ended") == "stopped"
 
 
 def test_a_task_that_waits_imports_no_jax():
