@@ -271,13 +271,14 @@ class _Run:
             "test_outputs_sha256": sha256_of_array(outputs),
             "test_baseline": float(np.mean(without_model := baseline(dataset))),
         }
+        labels = np.asarray(dataset.test.labels)
         if config.classification:
-            result["test_confusion"] = confusion(outputs, np.asarray(dataset.test.labels))
+            result["test_confusion"] = confusion(outputs, labels)
+            result["test_right"] = packed(np.argmax(outputs, axis=-1) == np.argmax(labels, axis=-1))
             names = range(dataset.label_dim) if dataset.class_names is None else dataset.class_names
             draw = partial(draw_confusion, result["test_confusion"], names, title=self.title)
             drawn = files.CONFUSION
         else:
-            labels = np.asarray(dataset.test.labels)
             shown = (outputs.reshape(labels.shape), labels)
             if dataset.label_map is not None:
                 shown = tuple(map(dataset.label_map.to_labels, shown))
@@ -343,6 +344,14 @@ def confusion(outputs: np.ndarray, labels: np.ndarray) -> list[list[int]]:
     classes = labels.shape[-1]
     pairs = np.argmax(labels, axis=-1) * classes + np.argmax(outputs, axis=-1)
     return np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes).tolist()
+
+
+def packed(right: np.ndarray) -> str:
+    """Whether each answer is right, four answers in a hexadecimal digit, in stored order; filled up with zeros.
+
+    So runs with the same test part can be compared answer by answer.
+    """
+    return np.packbits(right).tobytes().hex()
 
 
 def _metrics_line(evaluation: train.Evaluation) -> str:

@@ -19,7 +19,7 @@ from data_dir.datasets import create_dataset
 from experiment_configs.schema import load_config
 from models import load_run
 from runs.progress import RunProgress
-from runs.run import confusion
+from runs.run import confusion, packed
 from runs.train_all import results_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,6 +87,8 @@ def test_the_command_end_to_end_on_real_data(tmp_path, monkeypatch, capsys):
     confusion = np.array(result["test_confusion"])
     assert (confusion.shape, confusion.sum()) == ((4, 4), 12)
     assert np.trace(confusion) / 12 == pytest.approx(result["test_metric"])
+    assert int(result["test_right"], 16).bit_count() == np.trace(confusion)
+    assert packed(np.array([1, 0, 0, 1, 1, 1, 0, 0, 1], bool)) == "9c80"
     assert result["peak_memory_bytes"]["host"] > 2**20
     assert result["seconds_per_1000_steps"] > 0
 
