@@ -146,6 +146,12 @@ def measure(programs: dict[str, Program], rounds: int) -> pd.DataFrame:
     return table
 
 
+def free(programs: dict[str, Program]) -> None:
+    """Forget compiled programs: each takes memory maps, of which a process has a limited number."""
+    programs.clear()
+    jax.clear_caches()
+
+
 def growth(model_names: list[str], rounds: int, lengths: list[int], oscillators: list[int]) -> Iterator[dict]:
     """Rows of time and temporaries against the length of a sequence and against ssm_dim."""
     base = {"batch_size": 4, "num_blocks": 2, "hidden_dim": 64}
@@ -155,7 +161,9 @@ def growth(model_names: list[str], rounds: int, lengths: list[int], oscillators:
             for value in values:
                 options = problem(model_name, "SelfRegulationSCP1", **base, **fixed, **{axis: value})
                 programs = {name: Program(options, ALGORITHMS[name]) for name in ("RHEL", "ReversibleBPTT", "BPTT")}
-                for name, row in measure(programs, rounds).iterrows():
+                table = measure(programs, rounds)
+                free(programs)
+                for name, row in table.iterrows():
                     yield {"model": model_name, "axis": axis, "value": value, "algorithm": name, **row.to_dict()}
 
 
@@ -244,9 +252,7 @@ def main(argv: list[str] | None = None) -> int:
             measured[dataset_name, model_name] = table = measure(programs, options.rounds)
             print(f"\n{dataset_name}, {model_name}\n{table.to_string(float_format='{:.3g}'.format)}", flush=True)
             _write(options.output_dir, measured, device)
-            # A process has a limited number of memory maps, and every compiled program takes some.
-            del programs
-            jax.clear_caches()
+            free(programs)
     if options.growth:
         rows = list(growth(options.model_name, options.rounds, [256, 1024, 4096, 16384, 65536], [16, 64, 256, 1024]))
         write_json(options.output_dir / "growth.json", rows)

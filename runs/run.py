@@ -347,9 +347,10 @@ def confusion(outputs: np.ndarray, labels: np.ndarray) -> list[list[int]]:
 
 
 def packed(right: np.ndarray) -> str:
-    """Whether each answer is right, four answers in a hexadecimal digit, in stored order; filled up with zeros.
+    """Whether each answer is right, in hexadecimal: four answers in a digit, the last byte filled up with zeros.
 
-    So runs with the same test part can be compared answer by answer.
+    `right` (samples,) or (samples, steps) is in the order of the test part. Runs on the same data and rows, which
+    config.json identifies, can so be compared answer by answer.
     """
     return np.packbits(right).tobytes().hex()
 
