@@ -20,7 +20,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -32,6 +31,7 @@ from common.tables import aligned
 from experiment_configs import LEARNING_ALGORITHMS, MODEL_NAMES
 from experiment_configs.schema import ExperimentConfig, validate
 from runs.folder import CONFIG, METRICS, RESULT, run_folder
+from runs.paired import wilson
 from runs.planning import Planning
 
 MIB = 2**20
@@ -91,14 +91,6 @@ def trained(config: ExperimentConfig, folder: Path, fields: dict) -> Path:
     if status := run_experiment.main(command):
         sys.exit(status)
     return run_folder(config, config.seeds[0])
-
-
-def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of Wilson (1927) for the probability of which `right` of `total` trials came true."""
-    share, shrink = right / total, 1 + z**2 / total
-    centre = (share + z**2 / (2 * total)) / shrink
-    half = z / shrink * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return float(centre - half), float(centre + half)
 
 
 def temporaries(config: ExperimentConfig, changes: dict) -> dict[str, int]:

@@ -19,18 +19,19 @@ from statistics import fmean
 from typing import NamedTuple
 
 import pandas as pd
-from scipy.stats import t as student_t
 
 from common import tables
 from experiment_configs.published_results import DATASETS, PUBLISHED
+from runs.paired import Answers, Pair, answers_of, difference
 
 ALGORITHMS = ("BPTT", "RHEL")
-CONFIDENCE = 0.95
+MARGIN = 2.0  # of the test of equivalence, in % of accuracy
 LARGEST = {"accuracy": 1, "mse": 1e30}  # a larger test metric means that the file is damaged
 RESULT_FIELDS = (
     *("metric", "test_metric", "val_metric", "val_loss", "best_step", "steps", "stop_reason", "parameters", "seconds"),
     *("seconds_per_1000_steps", "peak_memory_host_bytes", "peak_memory_device_bytes", "error"),
     "test_mse_of_outputs",  # {name of the output: mse}
+    "answers",  # `runs.paired.Answers` of the test part, or None
 )
 CURVE_FIELDS = ["step", "train_loss", "val_metric"]
 # The published protocol: 5 seeds, and 100,000 steps unless early stopping ends the run. It cannot do so before the 11th
@@ -146,7 +147,8 @@ def _read_result(path: Path) -> dict:
         memory = result.get("peak_memory_bytes")
         if isinstance(memory, dict):
             result |= {f"peak_memory_{kind}_bytes": size for kind, size in memory.items()}
-        return result | {"status": "completed" if completed else "failed"}
+        answers = answers_of(result) if completed else None
+        return result | {"status": "completed" if completed else "failed", "answers": answers}
     except FileNotFoundError:
         return {"status": "unfinished"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -166,8 +168,8 @@ def compare(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per data set, model and setting, then the averages of each model over the sets measured by accuracy.
 
     Columns of each algorithm: mean, std, n, steps, short, paper_mean and paper_std, and setting for `selected` runs; of
-    RHEL - BPTT: mean, low, high and pairs. A value that does not exist is nan, or an empty text. "short" is true for a
-    mean of fewer seeds or steps than the mean of the paper.
+    RHEL - BPTT as in `runs.paired.Difference`: mean, low, high, pairs, samples, within. A value that does not exist is
+    nan, None, or an empty text. "short" is true for a mean of fewer seeds or steps than the mean of the paper.
     """
     rows, averages = [], []
     for setting, of_setting in runs[runs["status"] == "completed"].groupby("setting", sort=False):
@@ -184,8 +186,9 @@ def _compare(completed: pd.DataFrame) -> tuple[list[dict], list[dict]]:
     # Rows: metric, data set, model and seed; a column for each algorithm.
     scores = completed.pivot(index=["metric", "dataset", "model", "seed"], columns="algorithm", values="test_metric")
     scores = scores.reindex(columns=ALGORITHMS)
-    short, texts = set(), {}
+    short, texts, answers = set(), {}, {}
     for key, of_key in completed.groupby(["dataset", "model", "algorithm"]):
+        answers[key] = recorded(of_key, "seed")
         texts[key] = {
             "steps": steps_text(of_key["steps"]),
             "setting": "{taken} (of {of})".format(**of_key.iloc[0]) if "taken" in of_key else "",
@@ -197,7 +200,10 @@ def _compare(completed: pd.DataFrame) -> tuple[list[dict], list[dict]]:
     for (metric, dataset, model), values in scores.groupby(level=["metric", "dataset", "model"], sort=False):
         keys = {algorithm: (dataset, model, algorithm) for algorithm in ALGORITHMS}
         published = {algorithm: PUBLISHED.get(key) for algorithm, key in keys.items()}
-        row = _compared(dataset, model, metric, values, published, {name for name, key in keys.items() if key in short})
+        values = values.droplevel([0, 1, 2])
+        of_both = {algorithm: answers.get(key, {}) for algorithm, key in keys.items()}
+        of_short = {name for name, key in keys.items() if key in short}
+        row = _compared(dataset, model, metric, values, published, of_short, of_both)
         for algorithm, key in keys.items():
             row |= {f"{algorithm}_{name}": text for name, text in texts.get(key, {}).items()}
         rows.append(row)
@@ -205,6 +211,12 @@ def _compare(completed: pd.DataFrame) -> tuple[list[dict], list[dict]]:
         for model, values in scores.loc["accuracy"].groupby(level="model"):
             averages += _averages(model, values.droplevel("model"), short)
     return rows, averages
+
+
+def recorded(runs: pd.DataFrame, by: str) -> dict[int | str, Answers]:
+    """The answers of the runs that record them, by seed or by algorithm."""
+    every = zip(runs[by], runs["answers"], strict=True)
+    return {name: answers for name, answers in every if isinstance(answers, Answers)}
 
 
 def steps_text(values: pd.Series) -> str:
@@ -218,7 +230,10 @@ def _is_whole(run: dict) -> bool:
     return isinstance(run["steps"], int | float) and run["steps"] >= LEAST_STEPS.get(run["stop_reason"], math.inf)
 
 
-def _compared(dataset: str, model: str, metric: str, values: pd.DataFrame, published: dict, short: set[str]) -> dict:
+def _compared(
+    dataset: str, model: str, metric: str, values: pd.DataFrame, published: dict, short: set[str], answers: dict
+) -> dict:
+    """A row of a comparison; `values` has a row for each seed. An average over data sets has no `answers`."""
     row = {"dataset": dataset, "model": model, "metric": metric}
     for algorithm in ALGORITHMS:
         column = values[algorithm].dropna()
@@ -226,18 +241,12 @@ def _compared(dataset: str, model: str, metric: str, values: pd.DataFrame, publi
         own = {"mean": column.mean(), "std": column.std(ddof=1), "n": len(column), "short": algorithm in short}
         own |= {"steps": "", "setting": ""}  # an average has none
         row |= {f"{algorithm}_{name}": value for name, value in {**own, "paper_mean": mean, "paper_std": std}.items()}
-    differences = (values["RHEL"] - values["BPTT"]).dropna()
-    pairs, mean = len(differences), differences.mean()
-    # A single pair has no deviation. If all differences are equal up to rounding, their deviation is no estimate.
-    spread = differences.std(ddof=1)
-    spread = spread if spread > 1e-9 * values.abs().max(axis=None) else math.nan
-    half = student_t.ppf((1 + CONFIDENCE) / 2, pairs - 1) * spread / math.sqrt(max(pairs, 1))
-    return row | {
-        "difference_mean": mean,
-        "difference_low": mean - half,
-        "difference_high": mean + half,
-        "pairs": pairs,
-    }
+    pairs = [
+        Pair(of_seed["RHEL"], of_seed["BPTT"], *(answers.get(name, {}).get(seed) for name in ("RHEL", "BPTT")))
+        for seed, of_seed in values.dropna().iterrows()
+    ]
+    compared = difference(pairs, unit_of(dataset, metric).scale, MARGIN)._asdict()
+    return row | {name if name == "pairs" else f"difference_{name}": value for name, value in compared.items()}
 
 
 def _averages(model: str, values: pd.DataFrame, short: set[tuple[str, str, str]]) -> list[dict]:
@@ -264,7 +273,7 @@ def _averages(model: str, values: pd.DataFrame, short: set[tuple[str, str, str]]
             short_of_row = {
                 algorithm for name, algorithm in product(names, ALGORITHMS) if (name, model, algorithm) in short
             }
-        rows.append(_compared(f"average of {len(names)} {kind}", model, "accuracy", means, paper, short_of_row))
+        rows.append(_compared(f"average of {len(names)} {kind}", model, "accuracy", means, paper, short_of_row, {}))
     return rows
 
 
@@ -273,7 +282,7 @@ def problems(runs: pd.DataFrame) -> list[str]:
 
     Every model must have every seed that any run of the data set and setting has, by each algorithm that the model or
     the data set has runs of. Of settings chosen by validation (column "taken") none is missing: the choice says which
-    seeds it compared. A line has the seeds with the same status and error.
+    seeds it compared. A line has the seeds with the same status and error. At the end stand the seeds that are no pair.
     """
     lines, chosen = [], "taken" in runs
     groups = list(runs.groupby(["dataset", "setting"], sort=False))
@@ -291,4 +300,17 @@ def problems(runs: pd.DataFrame) -> list[str]:
                 seeds["missing"] = missing
             name = " ".join([dataset, model, algorithm, setting]).strip()
             lines += [f"{name}: {numbered('seed', numbers)} {text}" for text, numbers in seeds.items()]
+    return lines + _without_pair(runs[runs["status"] == "completed"])
+
+
+def _without_pair(completed: pd.DataFrame) -> list[str]:
+    """The seeds whose runs by RHEL and BPTT have other test samples. They have no difference."""
+    lines = []
+    for (dataset, model, setting), of_both in completed.groupby(["dataset", "model", "setting"], sort=False):
+        of_seeds = {seed: recorded(rows, "algorithm") for seed, rows in of_both.groupby("seed")}
+        parts = {seed: {each.part for each in answers.values()} for seed, answers in of_seeds.items()}
+        if seeds := [seed for seed, of_seed in parts.items() if len(of_seed) > 1]:
+            name = " ".join([dataset, model, setting]).strip()
+            why = "RHEL and BPTT have other test samples, so they are no pair"
+            lines.append(f"{name}: {numbered('seed', seeds)}: {why}")
     return lines

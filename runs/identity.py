@@ -50,6 +50,17 @@ def data_identity(dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def test_part(dataset: Dataset) -> dict[str, Any]:
+    """The number of test samples, the answers of each, and a hash that is equal for equal samples in equal order."""
+    rows = None if dataset.split is None else dataset.split["test"].tolist()
+    known = {"sha256": dataset.sha256, "rows": rows}
+    return {
+        "samples": dataset.test.size,
+        "answers_per_sample": dataset.test.labels.shape[1] if dataset.test.labels.ndim == 3 else 1,
+        "sha256": None if dataset.sha256 is None else sha256_of_json(known),
+    }
+
+
 def identity(config: ExperimentConfig, seed: int, data: dict[str, Any]) -> dict[str, Any]:
     """Everything that decides what a run computes, as JSON values; `data` is the `data_identity`."""
     fields = _counting(config.model_dump(mode="json", exclude=set(_INCIDENTAL)))

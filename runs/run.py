@@ -26,7 +26,7 @@ from models.stack import HRU
 from runs import folder as files
 from runs.figures import draw_confusion, draw_curves, draw_predictions
 from runs.folder import finished_result, run_folder, setting_of
-from runs.identity import checkpoint_key, data_identity, identity, require_same_run
+from runs.identity import checkpoint_key, data_identity, identity, require_same_run, test_part
 from runs.machines import run_on_machine
 from runs.record import peak_memory, run_record
 from runs.shared_folder import locked_by_first
@@ -275,6 +275,7 @@ class _Run:
         if config.classification:
             result["test_confusion"] = confusion(outputs, labels)
             result["test_right"] = packed(np.argmax(outputs, axis=-1) == np.argmax(labels, axis=-1))
+            result["test_part"] = test_part(dataset)
             names = range(dataset.label_dim) if dataset.class_names is None else dataset.class_names
             draw = partial(draw_confusion, result["test_confusion"], names, title=self.title)
             drawn = files.CONFUSION
@@ -349,8 +350,8 @@ def confusion(outputs: np.ndarray, labels: np.ndarray) -> list[list[int]]:
 def packed(right: np.ndarray) -> str:
     """Whether each answer is right, in hexadecimal: four answers in a digit, the last byte filled up with zeros.
 
-    `right` (samples,) or (samples, steps) is in the order of the test part. Runs on the same data and rows, which
-    config.json identifies, can so be compared answer by answer.
+    `right` (samples,) or (samples, steps) is in the order of the test part. Runs on the same test part, which
+    test_part in result.json identifies, can so be compared answer by answer.
     """
     return np.packbits(right).tobytes().hex()
 

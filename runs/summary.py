@@ -32,6 +32,7 @@ from common.style import (
 from runs.choosing import RULE, by_validation
 from runs.comparison import (
     ALGORITHMS,
+    MARGIN,
     SHORT,
     Unit,
     compare,
@@ -40,6 +41,7 @@ from runs.comparison import (
     setting_order,
     unit_of,
 )
+from runs.differences import OF_SEEDS, bracketed, by_seed, draw_differences, over
 
 MOST_ROWS = 12  # of learning curves
 WIDTH = 100  # of the terminal
@@ -67,10 +69,16 @@ def write(runs: pd.DataFrame, folder: Path, *, select: bool = False) -> tuple[st
             else ["No run of these settings has failed." if select else "No run is missing, and none has failed."]
         ),
     ]
-    report = "\n".join(["# RHEL and BPTT", "", tables.markdown(rows), "", *([text, ""] if text else []), *notes])
+    sections = ["# RHEL and BPTT", tables.markdown(rows), *([text] if text else []), "\n".join(notes).rstrip()]
+    if len(seeds := by_seed(compared[compared["status"] == "completed"])) > 1:
+        sections += ["## Seed by seed", tables.markdown(seeds), OF_SEEDS]
+    figures = {"results.png": draw_results, "differences.png": draw_differences}
+    drawn = {name: each for name, draw in figures.items() if not comparison.empty and (each := draw(comparison))}
+    titles = {"results.png": "Test metric by data set", "differences.png": "RHEL - BPTT with its interval"}
+    sections += [f"![{titles[name]}]({name})" for name in drawn]
     all_runs = runs.assign(selected=runs["folder"].isin(compared["folder"])) if select else runs
     texts = {
-        "results.md": f"{report.rstrip()}\n\n![Test metric by data set](results.png)\n",
+        "results.md": "\n\n".join(sections) + "\n",
         "results.tex": f"% {text}\n{tables.latex(rows)}\n",
         "results.csv": _csv(_comparison_in_units(comparison)),
         "runs.csv": _csv(_runs_in_units(all_runs)),
@@ -78,8 +86,8 @@ def write(runs: pd.DataFrame, folder: Path, *, select: bool = False) -> tuple[st
     for name, content in texts.items():
         with replacing(folder / name) as temporary:
             temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
-    if not comparison.empty:
-        save(draw_results(comparison), folder / "results.png")
+    for name, figure in drawn.items():
+        save(figure, folder / name)
     for dataset, of_set in _titled(compared[compared["status"] == "completed"]).groupby("dataset"):
         save(draw_learning_curves(dataset, of_set), folder / "curves" / f"{dataset}.png")
     shown = [] if comparison.empty else [tables.aligned(narrow(comparison)), "", textwrap.fill(text, WIDTH), ""]
@@ -98,8 +106,14 @@ def note(comparison: pd.DataFrame) -> str:
     if pairs.any():
         text += " RHEL - BPTT: mean of the differences of the seeds that both have"
         text += ", with its 95 % interval by Student's t." if comparison["difference_low"].notna().any() else "."
+    if (comparison["difference_samples"] > 0).any():
+        text += " Where the samples are named, the interval is over them, too: it holds for new test samples."
+    if ((comparison["difference_samples"] > 0) & (comparison["pairs"] == 1)).any():
+        text += " Of a single seed, it holds for this seed alone."
     if (pairs & comparison["difference_low"].isna()).any():
-        text += " A single pair, or equal differences of all pairs, have no interval."
+        text += " A single pair without answers, or equal differences of all pairs, have no interval."
+    if comparison["difference_within"].notna().any():
+        text += f" Within ± {MARGIN:g}: two one-sided tests of 5 %, that is, the 90 % interval lies in ± {MARGIN:g}."
     if averages.any():
         text += " Averages are over the sets that have both, seed by seed."
     if [row for row in zip(comparison["dataset"], comparison["metric"], strict=True) if unit_of(*row).name == "mse"]:
@@ -159,7 +173,7 @@ def _runs_in_units(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs; of several outputs, each has a column with its mse."""
     outputs = [value if isinstance(value, dict) else {} for value in runs["test_mse_of_outputs"]]
     outputs = pd.DataFrame(outputs, index=runs.index).add_prefix("test_mse_of_")
-    runs = runs.drop(columns="test_mse_of_outputs")
+    runs = runs.drop(columns=["test_mse_of_outputs", "answers"])
     for name in ("test_metric", "val_metric"):
         runs[name] = [value if tables.is_number(value) else math.nan for value in runs[name]]
     return pd.concat(
@@ -174,7 +188,7 @@ def cells(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
     own = ("seeds", "steps", *["setting"] * chosen)
     head = [text for algorithm in ALGORITHMS for text in (algorithm, *own, f"{algorithm}, paper")]
     names = ("data set", "model", *["setting"] * settings, "metric")
-    cells = [(*names, *head, "RHEL - BPTT", "95 % interval", "pairs")]
+    cells = [(*names, *head, "RHEL - BPTT", "95 % interval", "over", f"within ± {MARGIN:g}")]
     for _, row in comparison.iterrows():
         unit = unit_of(row["dataset"], row["metric"])
         columns = [
@@ -188,8 +202,9 @@ def cells(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
             )
         ]
         names = (row["dataset"], row["model"], *[row["setting"]] * settings)
-        difference = unit.text(row["difference_mean"]), _interval(row, unit)
-        cells.append((*names, unit.name, *columns, *difference, str(row["pairs"])))
+        difference = unit.text(row["difference_mean"]), bracketed(row["difference_low"], row["difference_high"], unit)
+        difference = (*difference, over(row), {True: "yes", False: "no"}.get(row["difference_within"], "-"))
+        cells.append((*names, unit.name, *columns, *difference))
     return cells
 
 
@@ -202,7 +217,7 @@ def narrow(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
             unit = unit_of(row["dataset"], row["metric"])
             difference = unit.text(row["difference_mean"])
             if interval and not math.isnan(row["difference_low"]):
-                difference += f" {_interval(row, unit)}"
+                difference += f" {bracketed(row['difference_low'], row['difference_high'], unit)}"
             of_both = [
                 " / ".join(dict.fromkeys(str(row[f"{name}_{column}"]) for name in ALGORITHMS if row[f"{name}_n"]))
                 or "-"
@@ -222,11 +237,6 @@ def _spread(mean: float, std: float, unit: Unit) -> str:
 def _marked(row: pd.Series, algorithm: str, unit: Unit) -> str:
     text = _spread(row[f"{algorithm}_mean"], row[f"{algorithm}_std"], unit)
     return f"{text} {SHORT}" if row[f"{algorithm}_short"] else text
-
-
-def _interval(row: pd.Series, unit: Unit) -> str:
-    low, high = unit.text(row["difference_low"]), unit.text(row["difference_high"])
-    return "-" if low == "-" else f"[{low}, {high}]"
 
 
 @styled

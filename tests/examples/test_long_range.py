@@ -88,14 +88,6 @@ def test_a_sequence_that_is_too_short_is_refused(capsys):
     assert "--length is 99: the first 1 % of a sequence decides, so it needs 100 at least" in capsys.readouterr().err
 
 
-def test_wilson_intervals_are_those_of_the_tables():
-    from million_steps import wilson
-
-    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert wilson(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
-    assert wilson(200, 200)[0] == pytest.approx(0.9812, abs=1e-4)
-
-
 def test_the_figure_shows_memory_and_learning():
     from million_steps import draw
 

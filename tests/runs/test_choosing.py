@@ -70,7 +70,7 @@ def test_the_setting_is_chosen_by_validation_alone(tmp_path, capsys):
     assert row.startswith(
         "| Own | LinHRU | accuracy, % | 40.0 ± 0.0 | 2 | 10 | lr=a (of 4) | - | 40.0 ± 0.0 | 3 | 10 | lr=b (of 4) | - |"
     )
-    assert row.endswith("| 0.0 | - | 2 |")
+    assert row.endswith("| 0.0 | - | 2 seeds | - |")
     # Seed 3 is better than the others, but only this setting has it.
     assert "- Own LinHRU RHEL: lr=b (of 4), validation accuracy, % 91.5 over seeds 1, 2; the settings differ in " in out
     assert "the settings differ in steps: 10 and 15; lr=c takes no part: seed 2 failed\n" in out

@@ -57,8 +57,8 @@ def test_one_pair_and_equal_pairs_have_no_interval(tmp_path):
     assert row["difference_mean"] == pytest.approx(20)
     assert math.isnan(row["difference_low"])
     table = compare(read_runs(tmp_path))
-    assert cells(table)[2][-3:] == ("20.0", "-", "3")
-    assert "A single pair, or equal differences of all pairs, have no interval." in note(table)
+    assert cells(table)[2][-4:] == ("20.0", "-", "3 seeds", "-")
+    assert "A single pair without answers, or equal differences of all pairs, have no interval." in note(table)
 
 
 def test_sets_without_a_common_seed_have_no_average(tmp_path):
@@ -327,7 +327,7 @@ def test_everything_is_written_and_nothing_but_results_and_metrics_is_read(tmp_p
     assert postprocess_results.main([]) == 0
     summary = outputs / "summary"
     names = sorted(str(path.relative_to(summary)) for path in summary.rglob("*") if path.is_file())
-    pictures = ["curves/Heartbeat.png", "curves/ppg.png", "results.png"]
+    pictures = ["curves/Heartbeat.png", "curves/ppg.png", "differences.png", "results.png"]
     assert names == sorted(["results.md", "results.csv", "results.tex", "runs.csv", *pictures])
     assert all((summary / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     assert {path: path.read_bytes() for path in before} == before
@@ -338,7 +338,7 @@ def test_everything_is_written_and_nothing_but_results_and_metrics_is_read(tmp_p
     assert printed[printed.index("Runs that are missing") :].rstrip() in report
     row = "| Heartbeat | LinHRU | accuracy, % | 65.0 ± 7.1 * | 2 | 100 to 200 | 73.9 ± 0.6 |"
     row += " 65.0 ± 7.1 * | 2 | 100 to 200 | 73.5 ± 1.6 |"
-    assert f"{row} 0.0 | - | 2 |" in report
+    assert f"{row} 0.0 | - | 2 seeds | - |" in report
     assert "sample standard deviation" in report
     assert "- EigenWorms LinHRU RHEL: seed 1 failed: a|b" in report
     tex = (summary / "results.tex").read_text()

@@ -18,6 +18,7 @@ import train
 from data_dir.datasets import create_dataset
 from experiment_configs.schema import load_config
 from models import load_run
+from runs.paired import answers_of
 from runs.progress import RunProgress
 from runs.run import confusion, packed
 from runs.train_all import results_table
@@ -88,6 +89,11 @@ def test_the_command_end_to_end_on_real_data(tmp_path, monkeypatch, capsys):
     assert (confusion.shape, confusion.sum()) == ((4, 4), 12)
     assert np.trace(confusion) / 12 == pytest.approx(result["test_metric"])
     assert int(result["test_right"], 16).bit_count() == np.trace(confusion)
+    assert answers_of(result).right.mean() == pytest.approx(result["test_metric"])
+    assert {name: result["test_part"][name] for name in ("samples", "answers_per_sample")} == {
+        "samples": 12,
+        "answers_per_sample": 1,
+    }
     assert packed(np.array([1, 0, 0, 1, 1, 1, 0, 0, 1], bool)) == "9c80"
     assert result["peak_memory_bytes"]["host"] > 2**20
     assert result["seconds_per_1000_steps"] > 0
