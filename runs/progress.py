@@ -40,7 +40,7 @@ class RunProgress:
         self.until: tuple[float, int] | None = None
         self.evaluated = False
         self.line, self.line_at = "", -float("inf")  # the line that is not printed yet; when the last one was
-        self.warned = False
+        self.warned: set[str] = set()  # the kinds of warnings that were given
         self.events, self.writer = events, None
 
     def __enter__(self):
@@ -100,6 +100,7 @@ class RunProgress:
             if time.monotonic() - self.line_at >= SECONDS_BETWEEN_LINES:
                 self._print_line()
         self._warn_of_retrace(evaluation)
+        self._warn_of_no_gradient(evaluation)
         if self.events is None:
             return
         if self.writer is None:
@@ -115,15 +116,32 @@ class RunProgress:
     def _warn_of_retrace(self, evaluation) -> None:
         """Once, if an echo without nudges does not return. `metrics.jsonl` has the error of every evaluation."""
         error = evaluation.retrace_error
-        if self.warned or error is None or error <= RETRACE_TOLERANCE:
+        if error is None or error <= RETRACE_TOLERANCE:
             return
-        self.warned = True
-        self._say(
-            f"{self.name}: WARNING at step {evaluation.step}: an echo without nudges misses the start of the free pass "
-            f"by {error:.2g} of the state (more than {RETRACE_TOLERANCE:g}). The gradients may be wrong: the kinetic "
-            "energy is not even, an energy has a jump, or the dynamics are chaotic. models.check_gradient tells which. "
-            "A smaller step or BPTT helps."
+        self._warn(
+            "retrace",
+            evaluation.step,
+            f"an echo without nudges misses the start of the free pass by {error:.2g} of the state (more than "
+            f"{RETRACE_TOLERANCE:g}). The gradients may be wrong: the kinetic energy is not even, an energy has a "
+            "jump, or the dynamics are chaotic. models.check_gradient tells which. A smaller step or BPTT helps.",
         )
+
+    def _warn_of_no_gradient(self, evaluation) -> None:
+        """Once, if all gradients since the last evaluation are 0: every later step would leave the model as it is."""
+        if evaluation.gradient_norm == 0:
+            self._warn(
+                "gradient",
+                evaluation.step,
+                "the gradients of all steps since the last evaluation are exactly 0, so the model does not learn any "
+                "more. Its outputs or activations are saturated. Start again with a smaller lr, a longer warmup, or "
+                "other first periods (shortest_period, longest_period, step_init).",
+            )
+
+    def _warn(self, kind: str, step: int, text: str) -> None:
+        """Say it, if it is the first of its kind."""
+        if kind not in self.warned:
+            self.warned.add(kind)
+            self._say(f"{self.name}: WARNING at step {step}: {text}")
 
     def _print_line(self) -> None:
         if self.line:

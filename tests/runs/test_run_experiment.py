@@ -154,6 +154,17 @@ def test_an_echo_that_does_not_return_is_warned_of_once(workplace, capsys, error
     assert f"misses the start of the free pass by {error:.2g} of the state" in warnings[0]
 
 
+def test_gradients_of_0_are_warned_of_once(workplace, capsys):
+    evaluation = train.Evaluation(*range(2), *[0.5] * (len(train.Evaluation._fields) - 2))
+    evaluation = evaluation._replace(retrace_error=None)
+    with RunProgress("Tiny", small_config(workplace, "Tiny"), None) as progress:
+        for gradient_norm in (0.1, 1e-30, 0.0, 0.0):
+            progress.evaluation(evaluation._replace(gradient_norm=gradient_norm))
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
+    assert len(warnings) == 1
+    assert "are exactly 0, so the model does not learn any more" in warnings[0]
+
+
 def test_event_files_have_every_evaluation(workplace):
     assert run("--dataset_name", "Tiny", "--seeds", "1", "--tensorboard") == 0
     (file,) = (SEED_1 / "events").iterdir()
