@@ -197,17 +197,20 @@ def _compare(completed: pd.DataFrame) -> tuple[list[dict], list[dict]]:
         if key in PUBLISHED and not whole:
             short.add(key)
     rows, averages = [], []
+    others = unpaired(completed)
     for (metric, dataset, model), values in scores.groupby(level=["metric", "dataset", "model"], sort=False):
         keys = {algorithm: (dataset, model, algorithm) for algorithm in ALGORITHMS}
         published = {algorithm: PUBLISHED.get(key) for algorithm, key in keys.items()}
         values = values.droplevel([0, 1, 2])
         of_both = {algorithm: answers.get(key, {}) for algorithm, key in keys.items()}
+        pairs = _pairs(values.drop(index=others.get((dataset, model), [])), of_both)
         of_short = {name for name, key in keys.items() if key in short}
-        row = _compared(dataset, model, metric, values, published, of_short, of_both)
+        row = _compared(dataset, model, metric, values, published, of_short, pairs)
         for algorithm, key in keys.items():
             row |= {f"{algorithm}_{name}": text for name, text in texts.get(key, {}).items()}
         rows.append(row)
-    if "accuracy" in scores.index.levels[0]:
+    scores = scores.drop(index=[key for key in scores.index if key[3] in others.get(key[1:3], [])])
+    if "accuracy" in scores.index.get_level_values("metric"):
         for model, values in scores.loc["accuracy"].groupby(level="model"):
             averages += _averages(model, values.droplevel("model"), short)
     return rows, averages
@@ -230,10 +233,18 @@ def _is_whole(run: dict) -> bool:
     return isinstance(run["steps"], int | float) and run["steps"] >= LEAST_STEPS.get(run["stop_reason"], math.inf)
 
 
+def _pairs(values: pd.DataFrame, answers: dict) -> list[Pair]:
+    """The seeds that have both, one row of `values` for each; an average over data sets has no answers."""
+    return [
+        Pair(of_seed["RHEL"], of_seed["BPTT"], *(answers.get(name, {}).get(seed) for name in ("RHEL", "BPTT")))
+        for seed, of_seed in values.dropna().iterrows()
+    ]
+
+
 def _compared(
-    dataset: str, model: str, metric: str, values: pd.DataFrame, published: dict, short: set[str], answers: dict
+    dataset: str, model: str, metric: str, values: pd.DataFrame, published: dict, short: set[str], pairs: list[Pair]
 ) -> dict:
-    """A row of a comparison; `values` has a row for each seed. An average over data sets has no `answers`."""
+    """A row of a comparison; `values` has a row for each seed."""
     row = {"dataset": dataset, "model": model, "metric": metric}
     for algorithm in ALGORITHMS:
         column = values[algorithm].dropna()
@@ -241,10 +252,6 @@ def _compared(
         own = {"mean": column.mean(), "std": column.std(ddof=1), "n": len(column), "short": algorithm in short}
         own |= {"steps": "", "setting": ""}  # an average has none
         row |= {f"{algorithm}_{name}": value for name, value in {**own, "paper_mean": mean, "paper_std": std}.items()}
-    pairs = [
-        Pair(of_seed["RHEL"], of_seed["BPTT"], *(answers.get(name, {}).get(seed) for name in ("RHEL", "BPTT")))
-        for seed, of_seed in values.dropna().iterrows()
-    ]
     compared = difference(pairs, unit_of(dataset, metric).scale, MARGIN)._asdict()
     return row | {name if name == "pairs" else f"difference_{name}": value for name, value in compared.items()}
 
@@ -273,7 +280,8 @@ def _averages(model: str, values: pd.DataFrame, short: set[tuple[str, str, str]]
             short_of_row = {
                 algorithm for name, algorithm in product(names, ALGORITHMS) if (name, model, algorithm) in short
             }
-        rows.append(_compared(f"average of {len(names)} {kind}", model, "accuracy", means, paper, short_of_row, {}))
+        name = f"average of {len(names)} {kind}"
+        rows.append(_compared(name, model, "accuracy", means, paper, short_of_row, _pairs(means, {})))
     return rows
 
 
@@ -304,13 +312,20 @@ def problems(runs: pd.DataFrame) -> list[str]:
 
 
 def _without_pair(completed: pd.DataFrame) -> list[str]:
-    """The seeds whose runs by RHEL and BPTT have other test samples. They have no difference."""
+    """The seeds whose runs by RHEL and BPTT have different test samples. They have no difference."""
     lines = []
-    for (dataset, model, setting), of_both in completed.groupby(["dataset", "model", "setting"], sort=False):
-        of_seeds = {seed: recorded(rows, "algorithm") for seed, rows in of_both.groupby("seed")}
-        parts = {seed: {each.part for each in answers.values()} for seed, answers in of_seeds.items()}
-        if seeds := [seed for seed, of_seed in parts.items() if len(of_seed) > 1]:
-            name = " ".join([dataset, model, setting]).strip()
-            why = "RHEL and BPTT have other test samples, so they are no pair"
+    for setting, of_setting in completed.groupby("setting", sort=False):
+        for names, seeds in unpaired(of_setting).items():
+            name = " ".join([*names, setting]).strip()
+            why = "RHEL and BPTT have different test samples, so they are no pair"
             lines.append(f"{name}: {numbered('seed', seeds)}: {why}")
     return lines
+
+
+def unpaired(completed: pd.DataFrame) -> dict[tuple[str, str], list[int]]:
+    """By data set and model, the seeds whose runs by RHEL and BPTT have different test samples; of one setting."""
+    seeds = {}
+    for (dataset, model, seed), rows in completed.groupby(["dataset", "model", "seed"], sort=False):
+        if len({each.part for each in recorded(rows, "algorithm").values()}) > 1:
+            seeds.setdefault((dataset, model), []).append(seed)
+    return seeds

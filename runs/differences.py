@@ -12,17 +12,19 @@ from matplotlib.figure import Figure
 
 from common.style import BLUE, GREY, drawable, styled
 from runs.comparison import MARGIN, Unit, recorded, unit_of
-from runs.paired import Answers, mcnemar, over_draws, wilson
+from runs.paired import Answers, mcnemar, over_samples, wilson
 
 OF_SEEDS = (
     "In brackets, the 95 % intervals: of an accuracy by Wilson, of RHEL - BPTT over the test samples. They hold for "
     "this seed alone. Only RHEL, only BPTT: samples that one of the two has right, and the other wrong; p: McNemar's "
-    "exact test of these."
+    "exact test of these, of one row, not corrected for the number of rows."
 )
 
 
 def over(row: pd.Series) -> str:
     """What the interval of a comparison counts: "3 seeds", or "3 seeds, 10,000 samples"."""
+    if not row["pairs"]:
+        return "-"
     seeds = f"{row['pairs']} seed{'' if row['pairs'] == 1 else 's'}"
     return seeds + (f", {row['difference_samples']:,} samples" if row["difference_samples"] else "")
 
@@ -61,7 +63,7 @@ def _pair_cells(rhel: Answers, bptt: Answers, unit: Unit) -> tuple[str, ...]:
             low, high = wilson(int(each.right.sum()), samples)
             text += " " + bracketed(unit.scale * low, unit.scale * high, unit)
         accuracies.append(text)
-    estimate = over_draws(unit.scale * (rhel.right - bptt.right))
+    estimate = over_samples(rhel.right - bptt.right).scaled(unit.scale)
     difference = f"{unit.text(estimate.mean)} {bracketed(*estimate.interval(), unit)}"
     if rhel.per_sample > 1:
         return (*accuracies, difference, "-", "-", "-")
@@ -88,21 +90,23 @@ def draw_differences(comparison: pd.DataFrame) -> Figure | None:
 
 
 def _draw_intervals(axes: Axes, rows: pd.DataFrame, kind: str) -> None:
-    scale = 100 / rows["BPTT_mean"].abs() if kind == "mse" else pd.Series(1.0, rows.index)
+    scale = 100 / rows["BPTT_mean"].where(rows["BPTT_mean"] > 0) if kind == "mse" else pd.Series(1.0, rows.index)
     mean, low, high = (scale * rows[f"difference_{name}"] for name in ("mean", "low", "high"))
     places = range(len(rows), 0, -1)
     if kind == "accuracy":
         axes.axvspan(-MARGIN, MARGIN, color="0.93", linewidth=0)
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.errorbar(mean, places, xerr=[mean - low, high - mean], fmt="o", color=BLUE, capsize=2, elinewidth=1.2)
-    texts = [
-        drawable(" ".join([row["dataset"], row["model"], row["setting"]]).strip(), 48) for _, row in rows.iterrows()
-    ]
+    # What all settings have in common is left out, so that the rest is not cut.
+    fields = [row.replace("/", ",").split(",") for row in rows["setting"]]
+    own = [" ".join(field for field in each if not all(field in other for other in fields)) for each in fields]
+    names = (f"{row['dataset']} {row['model']}" for _, row in rows.iterrows())
+    texts = [f"{drawable(name, 32)} {drawable(setting, 32)}".strip() for name, setting in zip(names, own, strict=True)]
     axes.set_yticks(places, texts)
     axes.set_ylim(0.3, len(rows) + 0.7)
     right = axes.secondary_yaxis("right")
     right.set_yticks(places, [over(row) for _, row in rows.iterrows()])
     right.tick_params(length=0)
     right.spines["right"].set_visible(False)
-    unit = "% of the mse of BPTT" if kind == "mse" else f"% of accuracy (grey: ± {MARGIN:g})"
+    unit = "% of the mse of BPTT" if kind == "mse" else f"percentage points of accuracy (grey: ± {MARGIN:g})"
     axes.set_xlabel(f"RHEL - BPTT with its 95 % interval, {unit}")

@@ -51,7 +51,7 @@ def data_identity(dataset: Dataset) -> dict[str, Any]:
 
 
 def test_part(dataset: Dataset) -> dict[str, Any]:
-    """The number of test samples, the answers of each, and a hash that is equal for equal samples in equal order."""
+    """The number of test samples, the answers of each, and a hash of the data set and the test rows in their order."""
     rows = None if dataset.split is None else dataset.split["test"].tolist()
     known = {"sha256": dataset.sha256, "rows": rows}
     return {

@@ -62,7 +62,7 @@ def write(runs: pd.DataFrame, folder: Path, *, select: bool = False) -> tuple[st
     gaps = problems(compared)
     notes = [
         *([textwrap.fill(RULE, WIDTH), "", *(f"- {line}" for line in choices), ""] if choices else []),
-        *(["Runs that are missing or failed:", "", *(f"- {line}" for line in gaps)] if gaps else []),
+        *(["Runs that are missing, failed or no pair:", "", *(f"- {line}" for line in gaps)] if gaps else []),
         *(
             []
             if gaps or failures
@@ -113,9 +113,10 @@ def note(comparison: pd.DataFrame) -> str:
     if (pairs & comparison["difference_low"].isna()).any():
         text += " A single pair without answers, or equal differences of all pairs, have no interval."
     if comparison["difference_within"].notna().any():
-        text += f" Within ± {MARGIN:g}: two one-sided tests of 5 %, that is, the 90 % interval lies in ± {MARGIN:g}."
+        text += f" Within ± {MARGIN:g}: by two one-sided tests of 5 %, which is whether the 90 % interval lies in"
+        text += f" ± {MARGIN:g}; no: not shown."
     if averages.any():
-        text += " Averages are over the sets that have both, seed by seed."
+        text += " Averages are over the sets that have both, seed by seed, with an interval over the seeds alone."
     if [row for row in zip(comparison["dataset"], comparison["metric"], strict=True) if unit_of(*row).name == "mse"]:
         text += " mse: in the squared unit of the labels."
     if short:

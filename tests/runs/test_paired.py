@@ -11,7 +11,7 @@ from scipy import stats
 import postprocess_results
 from runs.comparison import compare, problems, read_runs
 from runs.differences import by_seed, draw_differences
-from runs.paired import Estimate, answers_of, mcnemar, over_draws, over_seeds_and_samples, wilson
+from runs.paired import Estimate, answers_of, mcnemar, over_draws, over_samples, over_seeds_and_samples, wilson
 from runs.run import packed
 
 
@@ -69,7 +69,7 @@ def test_the_mean_squares_are_those_of_least_squares():
     assert of_samples > rest
     estimate = over_seeds_and_samples(shares)
     assert estimate.mean == pytest.approx(shares.mean())
-    assert estimate.parts == (pytest.approx((of_seeds / 36, 3)), pytest.approx(((of_samples - rest) / 36, 8)))
+    assert estimate.parts == (pytest.approx((of_seeds / 36, 3)), pytest.approx(((of_samples - rest) / 36 + 2 / 81, 8)))
     half = math.hypot(*(stats.t.ppf(0.95, degrees) * math.sqrt(part) for part, degrees in estimate.parts))
     assert estimate.half_width(0.9) == pytest.approx(half)
 
@@ -79,8 +79,23 @@ def test_seeds_that_agree_by_chance_do_not_make_the_interval_narrow():
     assert set(shares.mean(axis=1)) == {0}
     estimate = over_seeds_and_samples(shares)
     residual_square = 8 / (2 * 3)  # of 3 x 4 differences with the means 0, 8 of which are 1 or -1
-    assert estimate == (0, ((residual_square / 12, 2), (0, 3)))
-    assert np.isnan(over_seeds_and_samples(np.zeros((3, 4))).interval()).all()
+    assert estimate == (0, ((residual_square / 12, 2), (2 / 16, 3)))
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_few_samples_with_different_answers_do_not_make_the_interval_narrow(seeds):
+    """Answers of 84 samples, of which RHEL alone has 1 of 200 right: most test parts have no such sample, or one."""
+    random = np.random.default_rng(0)
+    estimates = []
+    for _ in range(400):
+        shares = np.tile((random.random(84) < 0.005).astype(float), (seeds, 1))
+        estimates.append(over_seeds_and_samples(shares) if seeds > 1 else over_samples(shares[0]))
+    low, high = np.array([estimate.interval() for estimate in estimates]).T
+    assert np.mean((low < 0.005) & (high > 0.005)) > 0.95
+    assert not any(estimate.is_within(0.02) for estimate in estimates)
+    same = over_seeds_and_samples(np.zeros((3, 10_000)))
+    assert same.interval()[1] == pytest.approx(1.96 * math.sqrt(2) / 10_000, rel=1e-3)
+    assert same.is_within(0.02)
 
 
 def test_intervals_and_tests_are_those_of_scipy():
@@ -111,7 +126,7 @@ def test_seeds_on_one_test_part_are_compared_sample_by_sample(tmp_path):
         for seed, right in enumerate(rights):
             put_answers(tmp_path, algorithm, seed, right)
     (row,) = compare(read_runs(tmp_path)).to_dict("records")
-    expected = over_seeds_and_samples(100.0 * (every["RHEL"].astype(int) - every["BPTT"]))
+    expected = over_seeds_and_samples(every["RHEL"].astype(int) - every["BPTT"]).scaled(100)
     assert (row["pairs"], row["difference_samples"]) == (3, 400)
     assert row["difference_mean"] == pytest.approx(row["RHEL_mean"] - row["BPTT_mean"])
     assert (row["difference_low"], row["difference_high"]) == pytest.approx(expected.interval())
@@ -136,7 +151,8 @@ def test_one_seed_has_an_interval_over_the_samples_and_no_test_of_equivalence(tm
     put_answers(tmp_path, "RHEL", 1, right)
     put_answers(tmp_path, "BPTT", 1, np.roll(right, 5))
     (row,) = compare(read_runs(tmp_path)).to_dict("records")
-    half = stats.t.ppf(0.975, 99) * 100 * math.sqrt(10 / 99 / 100)  # 5 samples of each algorithm alone
+    # 5 samples of each algorithm alone, and one more of each.
+    half = stats.t.ppf(0.975, 99) * 100 * math.sqrt(10 / 99 / 100 + 2 / 100**2)
     assert (row["difference_low"], row["difference_high"]) == pytest.approx((-half, half))
     assert (row["pairs"], row["difference_samples"]) == (1, 100)
     assert row["difference_within"] is None
@@ -150,8 +166,29 @@ def test_runs_on_other_test_samples_are_no_pair(tmp_path):
     runs = read_runs(tmp_path)
     (row,) = compare(runs).to_dict("records")
     assert (row["RHEL_n"], row["BPTT_n"], row["pairs"]) == (3, 3, 2)
-    assert problems(runs) == ["Own LinHRU: seed 3: RHEL and BPTT have other test samples, so they are no pair"]
+    assert problems(runs) == ["Own LinHRU: seed 3: RHEL and BPTT have different test samples, so they are no pair"]
     assert len(by_seed(runs)) == 3
+
+
+def test_an_average_leaves_out_the_seeds_that_are_no_pair(tmp_path):
+    for dataset, moved in (("A", 1), ("B", 3)):
+        for seed in (1, 2, 3):
+            part = "b" if dataset == "B" and seed == 3 else "a"
+            put_answers(tmp_path, "BPTT", seed, np.arange(40) < 20, dataset=dataset)
+            put_answers(tmp_path, "RHEL", seed, np.arange(40) < 20 + moved * seed, part, dataset=dataset)
+    *_, average = compare(read_runs(tmp_path)).to_dict("records")
+    assert average["dataset"] == "average of 2 sets"
+    assert (average["pairs"], average["difference_mean"]) == (2, pytest.approx(7.5))  # of 5 and 10
+    assert average["difference_samples"] == 0
+
+
+def test_a_machine_gives_other_answers_in_each_pass(tmp_path):
+    right = np.arange(40) < 20
+    for algorithm in ("RHEL", "BPTT"):
+        fields = result(right) | {"test_metric": 0.6, "machine": {"name": "simulated_device"}}
+        put(tmp_path, "Own", f"LinHRU_{algorithm}", 1, **fields)
+    (row,) = compare(read_runs(tmp_path)).to_dict("records")
+    assert (row["RHEL_mean"], row["pairs"], row["difference_samples"]) == (pytest.approx(60), 1, 0)
 
 
 def test_seeds_with_test_parts_of_their_own_are_draws_of_both(tmp_path):
@@ -182,7 +219,7 @@ def test_several_answers_of_a_sample_count_as_one_share(tmp_path):
     put_answers(tmp_path, "BPTT", 1, bptt)
     runs = read_runs(tmp_path)
     (row,) = compare(runs).to_dict("records")
-    expected = over_draws(100 * np.array([1, 1, 1 / 3, 0, 0, 0])).interval()
+    expected = over_samples(np.array([1, 1, 1 / 3, 0, 0, 0])).scaled(100).interval()
     assert (row["difference_low"], row["difference_high"]) == pytest.approx(expected)
     assert by_seed(runs)[1][3:6] == ("6", "61.1", "100.0")
     assert by_seed(runs)[1][7:] == ("-", "-", "-")
@@ -198,6 +235,7 @@ def test_several_answers_of_a_sample_count_as_one_share(tmp_path):
         ({"test_part": {"samples": 0, "answers_per_sample": 1, "sha256": "a"}}, "bits, not 0 x 1 answers"),
         ({"test_part": {"samples": 20, "sha256": "a"}}, "KeyError"),
         ({"test_part": [20]}, "TypeError"),
+        ({"test_part": {"samples": 20, "answers_per_sample": 1, "sha256": {}}}, "sha256"),
     ],
 )
 def test_damaged_answers_are_named_and_take_no_part(tmp_path, fields, words):
@@ -223,3 +261,12 @@ def test_the_figure_has_a_row_for_every_pair(tmp_path):
     (point,) = mse.lines[1].get_xdata()
     assert point == pytest.approx(15)  # errors of 0.11 and 0.12 against 0.1
     assert draw_differences(comparison[comparison["pairs"] == 0]) is None
+
+
+def test_long_settings_are_told_apart(tmp_path):
+    shared = "batch_size=32,dropout_rate=0.05,weight_decay=0.001,lr_scheduler=cosine_decay_schedule(lr,100)"
+    for rate in ("0.001", "0.01"):
+        for algorithm in ("RHEL", "BPTT"):
+            put(tmp_path / f"{shared},lr={rate}", "Own", f"LinHRU_{algorithm}", 1)
+    (axes,) = draw_differences(compare(read_runs(tmp_path))).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["Own LinHRU lr=0.001", "Own LinHRU lr=0.01"]
