@@ -98,7 +98,7 @@ def note(comparison: pd.DataFrame) -> str:
     """What the numbers of the tables are, and the marks that occur."""
     if comparison.empty:
         return ""
-    paper = comparison[[f"{name}_paper_mean" for name in ALGORITHMS]].notna().any(axis=None)
+    paper = _has_paper(comparison)
     short = comparison[[f"{name}_short" for name in ALGORITHMS]].any(axis=None)
     pairs, averages = comparison["pairs"] > 0, comparison["dataset"].str.startswith("average of ")
     text = "Test metric of the model that was best on the validation set: mean ± sample standard deviation over "
@@ -183,11 +183,12 @@ def _runs_in_units(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def cells(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
-    """The comparison as text, its header first."""
+    """The comparison as text, its header first. The columns of the paper are left out if it has none of the sets."""
     settings = not comparison.empty and bool(comparison["setting"].any())
     chosen = not comparison.empty and bool(comparison[[f"{name}_setting" for name in ALGORITHMS]].any(axis=None))
+    paper = _has_paper(comparison)
     own = ("seeds", "steps", *["setting"] * chosen)
-    head = [text for algorithm in ALGORITHMS for text in (algorithm, *own, f"{algorithm}, paper")]
+    head = [text for algorithm in ALGORITHMS for text in (algorithm, *own, *[f"{algorithm}, paper"] * paper)]
     names = ("data set", "model", *["setting"] * settings, "metric")
     cells = [(*names, *head, "RHEL - BPTT", "95 % interval", "over", f"within ± {MARGIN:g}")]
     for _, row in comparison.iterrows():
@@ -199,7 +200,7 @@ def cells(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
                 _marked(row, algorithm, unit),
                 str(row[f"{algorithm}_n"]),
                 *(row[f"{algorithm}_{name}"] or "-" for name in own[1:]),
-                _spread(row[f"{algorithm}_paper_mean"], row[f"{algorithm}_paper_std"], unit),
+                *[_spread(row[f"{algorithm}_paper_mean"], row[f"{algorithm}_paper_std"], unit)] * paper,
             )
         ]
         names = (row["dataset"], row["model"], *[row["setting"]] * settings)
@@ -207,6 +208,12 @@ def cells(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
         difference = (*difference, over(row), {True: "yes", False: "no"}.get(row["difference_within"], "-"))
         cells.append((*names, unit.name, *columns, *difference))
     return cells
+
+
+def _has_paper(comparison: pd.DataFrame) -> bool:
+    """Whether any row has a value of the paper."""
+    columns = [f"{name}_paper_mean" for name in ALGORITHMS]
+    return not comparison.empty and bool(comparison[columns].notna().any(axis=None))
 
 
 def narrow(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
