@@ -97,6 +97,10 @@ def _draw_intervals(axes: Axes, rows: pd.DataFrame, kind: str) -> None:
         axes.axvspan(-MARGIN, MARGIN, color="0.93", linewidth=0)
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.errorbar(mean, places, xerr=[mean - low, high - mean], fmt="o", color=BLUE, capsize=2, elinewidth=1.2)
+    alone = low.isna()  # a point without an interval is hollow
+    axes.plot(
+        mean[alone], [place for place, hollow in zip(places, alone, strict=True) if hollow], "o", color=BLUE, mfc="w"
+    )
     # What all settings have in common is left out, so that the rest is not cut.
     fields = [row.replace("/", ",").split(",") for row in rows["setting"]]
     own = [" ".join(field for field in each if not all(field in other for other in fields)) for each in fields]
