@@ -73,11 +73,12 @@ def _pair_cells(rhel: Answers, bptt: Answers, unit: Unit) -> tuple[str, ...]:
 
 @styled
 def draw_differences(comparison: pd.DataFrame) -> Figure | None:
-    """RHEL - BPTT of every row with a pair, with its interval; accuracies and errors have axes of their own.
+    """RHEL - BPTT of every data set with a pair, and of averages with an interval; each metric has axes of its own.
 
     Errors are shown in % of the mean of BPTT, because their units differ. None without a pair.
     """
-    shown = comparison[comparison["pairs"] > 0]
+    averages = comparison["dataset"].str.startswith("average of ")
+    shown = comparison[(comparison["pairs"] > 0) & ~(averages & comparison["difference_low"].isna())]
     kinds = [kind for kind in ("accuracy", "mse") if (shown["metric"] == kind).any()]
     if not kinds:
         return None
@@ -92,15 +93,18 @@ def draw_differences(comparison: pd.DataFrame) -> Figure | None:
 def _draw_intervals(axes: Axes, rows: pd.DataFrame, kind: str) -> None:
     scale = 100 / rows["BPTT_mean"].where(rows["BPTT_mean"] > 0) if kind == "mse" else pd.Series(1.0, rows.index)
     mean, low, high = (scale * rows[f"difference_{name}"] for name in ("mean", "low", "high"))
-    places = range(len(rows), 0, -1)
+    places = pd.Series(range(len(rows), 0, -1), rows.index)
     if kind == "accuracy":
         axes.axvspan(-MARGIN, MARGIN, color="0.93", linewidth=0)
     axes.axvline(0, color=GREY, linewidth=0.8)
-    axes.errorbar(mean, places, xerr=[mean - low, high - mean], fmt="o", color=BLUE, capsize=2, elinewidth=1.2)
-    alone = low.isna()  # a point without an interval is hollow
-    axes.plot(
-        mean[alone], [place for place, hollow in zip(places, alone, strict=True) if hollow], "o", color=BLUE, mfc="w"
+    alone = low.isna()
+    axes.errorbar(
+        mean[~alone],
+        places[~alone],
+        xerr=[(mean - low)[~alone], (high - mean)[~alone]],
+        **{"fmt": "o", "color": BLUE, "capsize": 2, "elinewidth": 1.2},
     )
+    axes.plot(mean[alone], places[alone], "o", color=BLUE, markerfacecolor="white")
     # What all settings have in common is left out, so that the rest is not cut.
     fields = [row.replace("/", ",").split(",") for row in rows["setting"]]
     own = [" ".join(field for field in each if not all(field in other for other in fields)) for each in fields]
@@ -113,4 +117,4 @@ def _draw_intervals(axes: Axes, rows: pd.DataFrame, kind: str) -> None:
     right.tick_params(length=0)
     right.spines["right"].set_visible(False)
     unit = "% of the mse of BPTT" if kind == "mse" else f"percentage points of accuracy (grey: ± {MARGIN:g})"
-    axes.set_xlabel(f"RHEL - BPTT with its 95 % interval, {unit}")
+    axes.set_xlabel(f"RHEL - BPTT, {unit}; bars: 95 % interval{'; hollow: none' if alone.any() else ''}")
