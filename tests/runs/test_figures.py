@@ -221,7 +221,7 @@ def runs_of(datasets, models, algorithms, seeds, folder=""):
         for algorithm in algorithms
         for seed in seeds
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(answers=None)
 
 
 def test_the_results_of_one_run_are_one_point_without_a_bar():
