@@ -312,18 +312,18 @@ def problems(runs: pd.DataFrame) -> list[str]:
 
 
 def _without_pair(completed: pd.DataFrame) -> list[str]:
-    """The seeds whose runs by RHEL and BPTT have different test samples. They have no difference."""
+    """The seeds whose runs by RHEL and BPTT were tested on different data or rows. They have no difference."""
     lines = []
     for setting, of_setting in completed.groupby("setting", sort=False):
         for names, seeds in unpaired(of_setting).items():
             name = " ".join([*names, setting]).strip()
-            why = "RHEL and BPTT have different test samples, so they are no pair"
+            why = "RHEL and BPTT were tested on different data or rows, so they are no pair"
             lines.append(f"{name}: {numbered('seed', seeds)}: {why}")
     return lines
 
 
 def unpaired(completed: pd.DataFrame) -> dict[tuple[str, str], list[int]]:
-    """By data set and model, the seeds whose runs by RHEL and BPTT have different test samples; of one setting."""
+    """By data set and model, the seeds whose RHEL and BPTT were tested on different data or rows; of one setting."""
     seeds = {}
     for (dataset, model, seed), rows in completed.groupby(["dataset", "model", "seed"], sort=False):
         if len({each.part for each in recorded(rows, "algorithm").values()}) > 1:

@@ -40,8 +40,8 @@ def test_the_docs_have_the_table_of_these_runs(comparison):
 
 def test_the_readme_has_the_difference_on_10_000_test_images(comparison):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = comparison[(comparison["dataset"] == "FashionMNISTPermuted") & (comparison["pairs"] >= 5)]
-    assert len(rows) > 0
+    rows = comparison[(comparison["dataset"] == "FashionMNISTPermuted") & (comparison["pairs"] > 0)]
+    assert rows["pairs"].max() >= 5
     for _, row in rows.iterrows():
         low, high = row["difference_low"], row["difference_high"]
         assert row["difference_samples"] == 10_000

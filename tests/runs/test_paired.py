@@ -166,7 +166,9 @@ def test_runs_on_other_test_samples_are_no_pair(tmp_path):
     runs = read_runs(tmp_path)
     (row,) = compare(runs).to_dict("records")
     assert (row["RHEL_n"], row["BPTT_n"], row["pairs"]) == (3, 3, 2)
-    assert problems(runs) == ["Own LinHRU: seed 3: RHEL and BPTT have different test samples, so they are no pair"]
+    assert problems(runs) == [
+        "Own LinHRU: seed 3: RHEL and BPTT were tested on different data or rows, so they are no pair"
+    ]
     assert len(by_seed(runs)) == 3
 
 
